@@ -1,0 +1,38 @@
+"""Fine-tune CLIP so that its encoders stop responding to unsafe inputs.
+
+Names are resolved on first use: importing the package imports neither torch nor transformers.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "errors",
+    "load_quadruplets": "data.quadruplets",
+    "QuadrupletRows": "data.quadruplets",
+    "QuadrupletCollator": "data.collator",
+    "load_clip": "model",
+    "load_processor": "model",
+    "paper_lora_config": "model",
+    "FrozenReference": "reference",
+    "SafeCLIPLoss": "objectives.safe_clip",
+    "SafeCLIPTrainingArguments": "training_args",
+    "SafeCLIPTrainer": "trainer",
+    "quadruplet_metrics": "metrics.retrieval",
+    "evaluate_quadruplets": "evaluation.quadruplets",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The embedded world: sprites, scenes, dataset and base model, and how each was made."""
