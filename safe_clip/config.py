@@ -1,0 +1,55 @@
+"""Settings from a YAML file and from flags."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from .errors import UserError
+
+
+def parse_arguments(
+    dataclasses: list[type], flags: list[str], yaml_file: Path | None = None, **parser_options
+) -> tuple[Any, ...]:
+    """Fills dataclasses from a YAML file and from flags, which win.
+
+    Args:
+        dataclasses: the classes to fill.
+        flags: command-line arguments.
+        yaml_file: a mapping of setting names to values, any subset of the classes' fields.
+        **parser_options: passed to `argparse.ArgumentParser`.
+
+    Raises:
+        UserError: the file cannot be read, or a setting has no such name.
+    """
+    parser = HfArgumentParser(dataclasses, **parser_options)
+    known = [action.dest for action in parser._actions]
+    if yaml_file is not None:
+        settings = _read(yaml_file)
+        for name in settings:
+            if name not in known:
+                raise UserError(f"{yaml_file} sets '{name}', which is no setting.{_suggest(name, known)}")
+        parser.set_defaults(**settings)
+    *filled, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    if unknown:
+        raise UserError(f"{unknown[0]} is no setting.{_suggest(unknown[0].lstrip('-'), known)} --help lists them all.")
+    return tuple(filled)
+
+
+def _read(yaml_file: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(yaml_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{yaml_file} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{yaml_file} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{yaml_file} must hold `name: value` lines.")
+    return settings
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

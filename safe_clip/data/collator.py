@@ -1,0 +1,42 @@
+"""Rows to tensors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import CLIPProcessor
+
+
+@dataclass
+class QuadrupletCollator:
+    """Turns quadruplets into the tensors of one batch of B rows.
+
+    Captions are padded to the longest of the batch, not to the text encoder's maximum: CLIP's
+    attention is causal and its pooled token precedes the padding, so the embedding is the same.
+
+    Args:
+        processor: the model's `CLIPProcessor`.
+        max_length: tokens at which captions are cut, the end token kept.
+
+    Returns:
+        `safe_input_ids`, `unsafe_input_ids`, `safe_attention_mask`, `unsafe_attention_mask`
+        (B x length, one length for both sides) and `safe_pixel_values`, `unsafe_pixel_values`
+        (B x 3 x height x width).
+    """
+
+    processor: CLIPProcessor
+    max_length: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        captions = [row[f"{side}_caption"] for side in ("safe", "unsafe") for row in rows]
+        pictures = [row[f"{side}_image"] for side in ("safe", "unsafe") for row in rows]
+        text = self.processor.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        pixels = self.processor.image_processor(pictures, return_tensors="pt")
+        batch = {**text, **pixels}
+        return {
+            f"{side}_{name}": half
+            for name, tensor in batch.items()
+            for side, half in zip(("safe", "unsafe"), tensor.chunk(2), strict=True)
+        }

@@ -1,0 +1,160 @@
+"""The schema of a quadruplet data set: loading, naming and checking it."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from torch.utils.data import Dataset as TorchDataset
+
+from ..errors import UserError
+from .images import open_image
+
+CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
+IMAGE_COLUMNS = ("safe_image", "unsafe_image")
+REQUIRED_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
+
+DEMO = "demo"
+VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
+MAX_VALIDATION_ROWS = 1000
+
+
+def load_quadruplets(
+    name: str,
+    config: str | None = None,
+    column_mapping: Mapping[str, str] | None = None,
+    token: str | None = None,
+) -> DatasetDict:
+    """Loads a quadruplet data set and checks its columns.
+
+    Args:
+        name: `"demo"` for the embedded world, the id of a data set on the Hub, a folder written by
+            `save_to_disk`, or any folder that `datasets.load_dataset` reads.
+        config: the configuration of a Hub data set that has several.
+        column_mapping: `{column of the data set: column of the schema}`.
+        token: a Hub token; the one stored by `hf auth login` by default.
+
+    Returns:
+        Splits with the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` and
+        whatever else the data set has. Where it has no `validation` split, a fixed share of `train`
+        becomes one.
+
+    Raises:
+        UserError: the data set cannot be found or opened, or its columns do not match.
+    """
+    splits = _load(name, config, token)
+    if isinstance(splits, Dataset):
+        splits = DatasetDict(train=splits)
+    for split, rows in splits.items():
+        for old, new in (column_mapping or {}).items():
+            if old not in rows.column_names:
+                raise UserError(
+                    f"--column_mapping renames '{old}', which split '{split}' of {name} lacks; "
+                    f"its columns are {_listed(rows.column_names)}."
+                )
+            rows = rows.rename_column(old, new)
+        check_columns(rows.column_names, f"split '{split}' of {name}")
+        if len(rows) == 0:
+            raise UserError(f"split '{split}' of {name} is empty; remove it or give it rows.")
+        splits[split] = rows
+    if "train" in splits and "validation" not in splits:
+        rows = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(splits["train"]))))
+        if rows < len(splits["train"]):
+            parts = splits["train"].train_test_split(test_size=rows, seed=0)
+            splits["train"], splits["validation"] = parts["train"], parts["test"]
+    return splits
+
+
+def _load(name: str, config: str | None, token: str | None) -> Dataset | DatasetDict:
+    if name == DEMO:
+        from ..demo.dataset import load_demo
+
+        return load_demo()
+    try:
+        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
+            return load_from_disk(name)
+        return load_dataset(name, config, token=token)
+    except (DatasetNotFoundError, GatedRepoError) as error:
+        page = f"https://huggingface.co/datasets/{name}"
+        if isinstance(error, GatedRepoError) or "gated" in str(error):
+            raise UserError(
+                f"--dataset {name} is gated: accept its terms at {page}, then log in with `hf auth login`."
+            ) from error
+        raise UserError(
+            f"--dataset {name} was found neither as a folder nor at {page}. Check the spelling; "
+            "if it is private, log in with `hf auth login`."
+        ) from error
+    except (HfHubHTTPError, ConnectionError, OSError) as error:
+        raise UserError(f"--dataset {name} could not be downloaded ({error}). Check the connection.") from error
+    except ValueError as error:  # what `datasets` raises for unknown configurations and unreadable files
+        raise UserError(f"--dataset {name} could not be loaded: {error}") from error
+
+
+def check_columns(columns: list[str], where: str) -> None:
+    """Raises `UserError` unless all required columns are among `columns`, saying what is likely meant."""
+    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
+    if not missing:
+        return
+    spare = [column for column in columns if column not in REQUIRED_COLUMNS]
+    guesses = {}
+    for column in missing:
+        close = difflib.get_close_matches(column, spare, n=1, cutoff=0.5)
+        guesses.update({close[0]: column} if close else {})
+    example = guesses or {"YOUR_COLUMN": missing[0]}
+    mapping = ", ".join(f'"{old}": "{new}"' for old, new in example.items())
+    raise UserError(
+        f"{where} lacks the column{'s' * (len(missing) > 1)} {_listed(missing)}; it has {_listed(columns)}. "
+        f"Name them with --column_mapping '{{{mapping}}}'."
+    )
+
+
+def check_caption(value: Any, row: int, column: str) -> str:
+    """Returns a caption if it is a text with something in it, and raises `UserError` otherwise."""
+    if not isinstance(value, str):
+        raise UserError(
+            f"row {row}, column '{column}': a caption must be text, not {type(value).__name__}. "
+            "Fill the cell or remove the row."
+        )
+    if not value.strip():
+        raise UserError(f"row {row}, column '{column}': the caption is empty. Fill the cell or remove the row.")
+    return value
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+class QuadrupletRows(TorchDataset):
+    """Checked rows of a quadruplet data set, decoded one by one so that errors can name them.
+
+    Args:
+        rows: anything with a length and integer indexing that gives dictionaries with the required
+            columns, such as a `datasets.Dataset`.
+
+    Each item is `{safe_caption, unsafe_caption: str, safe_image, unsafe_image: RGB PIL.Image}`.
+    """
+
+    def __init__(self, rows: Any):
+        if isinstance(rows, IterableDataset | IterableDatasetDict):
+            raise UserError("streamed data sets cannot be trained on; load it without streaming=True.")
+        if isinstance(rows, Dataset):
+            check_columns(rows.column_names, "the data set")
+            rows = rows.select_columns(list(REQUIRED_COLUMNS))
+            for column in IMAGE_COLUMNS:
+                # Decoding lazily and here is what lets a broken picture be named by row and column.
+                if isinstance(rows.features[column], Image):
+                    rows = rows.cast_column(column, Image(decode=False))
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        check_columns(list(row), f"row {index}")
+        return {column: check_caption(row[column], index, column) for column in CAPTION_COLUMNS} | {
+            column: open_image(row[column], index, column) for column in IMAGE_COLUMNS
+        }

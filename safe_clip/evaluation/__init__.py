@@ -1,0 +1,1 @@
+"""Protocols: a model and rows in, figures out."""

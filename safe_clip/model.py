@@ -1,0 +1,111 @@
+"""Opening a CLIP and preparing it for training."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from peft import LoraConfig
+from transformers import AutoConfig, CLIPModel, CLIPProcessor
+
+from .errors import UserError
+
+DEMO = "demo"
+DEMO_DIR = Path(__file__).parent / "demo" / "base"
+
+# The paper's script adapts these modules of both encoders.
+PAPER_TARGET_MODULES = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")
+
+
+def resolve_model(name: str) -> str:
+    """The path behind `"demo"`, the embedded base model; any other name as it is."""
+    return str(DEMO_DIR) if name == DEMO else name
+
+
+def load_clip(name: str, revision: str | None = None, token: str | None = None) -> CLIPModel:
+    """Loads a `CLIPModel` in float32 from safetensors weights.
+
+    Args:
+        name: `"demo"` for the embedded base, a Hub id, or a folder.
+        revision: a branch, tag or commit of a Hub repository.
+        token: a Hub token; the one stored by `hf auth login` by default.
+
+    Raises:
+        UserError: there is no such model, it is gated, it is not a CLIP, or it has no safetensors.
+    """
+    path = resolve_model(name)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, token=token)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+    if config.model_type != "clip":
+        raise UserError(
+            f"--model {name} is a '{config.model_type}' model, not a CLIP. "
+            "Name a checkpoint of the CLIPModel class, such as openai/clip-vit-base-patch32."
+        )
+    try:
+        # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
+        # what makes the arithmetic faster.
+        return CLIPModel.from_pretrained(
+            path, revision=revision, token=token, use_safetensors=True, dtype=torch.float32
+        )
+    except OSError as error:
+        if "safetensors" in str(error):
+            raise UserError(
+                f"--model {name} offers no safetensors weights, and others are not loaded because they can "
+                "run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
+            ) from error
+        raise _unavailable(name, error) from error
+
+
+def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
+    """Loads the `CLIPProcessor` (tokenizer and image processor) that belongs to a model."""
+    try:
+        return CLIPProcessor.from_pretrained(resolve_model(name), revision=revision, token=token)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model {name} has no usable tokenizer and image processor ({error}). "
+            "Save them beside the weights with `processor.save_pretrained(folder)`."
+        ) from error
+
+
+def _unavailable(name: str, error: Exception) -> UserError:
+    page = f"https://huggingface.co/{name}"
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return UserError(f"--model {name} is gated: accept its terms at {page}, then log in with `hf auth login`.")
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or not Path(name).exists():
+        return UserError(
+            f"--model {name} was found neither as a folder nor at {page}. Check the spelling and the "
+            f"connection; if it is private, log in with `hf auth login`. ({str(error).splitlines()[0]})"
+        )
+    return UserError(f"--model {name} cannot be opened: {str(error).splitlines()[0]}")
+
+
+def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
+    """Raises `UserError` where the processor's pictures or tokens do not fit the model."""
+    expected = model.config.vision_config.image_size
+    image_processor = processor.image_processor
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    made = (size["height"], size["width"]) if "height" in size else (size.get("shortest_edge"),) * 2
+    if made != (expected, expected):
+        raise UserError(
+            f"the image processor makes pictures of {made[0]}x{made[1]} pixels, but the model takes "
+            f"{expected}x{expected}. Use the processor that belongs to the model, or set its `size` and `crop_size`."
+        )
+    tokens, vocabulary = len(processor.tokenizer), model.config.text_config.vocab_size
+    if tokens > vocabulary:
+        raise UserError(
+            f"the tokenizer has {tokens} tokens, but the model's vocabulary only {vocabulary}. "
+            "Use the processor that belongs to the model."
+        )
+
+
+def paper_lora_config(r: int = 16, lora_alpha: float = 1, lora_dropout: float = 0.1) -> LoraConfig:
+    """LoRA as the paper's script sets it: rank 16, scale 1/16, dropout 0.1, on both encoders.
+
+    Args:
+        r: rank.
+        lora_alpha: the update is scaled by `lora_alpha / r`.
+        lora_dropout: share of adapter inputs dropped in training.
+    """
+    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(PAPER_TARGET_MODULES))

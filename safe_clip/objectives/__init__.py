@@ -1,0 +1,1 @@
+"""Embeddings in, named loss terms out; one method a file."""

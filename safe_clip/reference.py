@@ -1,0 +1,58 @@
+"""What the frozen original says of the safe items."""
+
+import copy
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+
+class FrozenReference:
+    """The original CLIP, which training must never move.
+
+    A model trained through adapters already contains it: with the adapters disabled, in eval mode
+    and without gradients, it *is* the original, at no memory. Wherever training writes to the
+    original's own weights (full fine-tuning, or adapters that also train biases or whole modules),
+    the reference is a copy made before training.
+
+    Args:
+        model: the model about to be trained: a `PeftModel` whose base is the original, or the
+            original itself.
+    """
+
+    def __init__(self, model: nn.Module):
+        shared = isinstance(model, PeftModel) and all(
+            "lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad
+        )
+        self._shared = model if shared else None
+        self._copy = None
+        if not shared:
+            original = copy.deepcopy(model)
+            original = original.unload() if isinstance(original, PeftModel) else original
+            self._copy = original.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds N captions and M pictures.
+
+        Returns:
+            `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        if self._copy is not None:
+            output = self._copy.to(pixel_values.device)(**inputs)
+            return output.text_embeds, output.image_embeds
+        training = self._shared.training
+        self._shared.eval()
+        try:
+            with self._shared.disable_adapter():
+                output = self._shared(**inputs)
+        finally:
+            self._shared.train(training)
+        return output.text_embeds, output.image_embeds
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor that the original learned to put before its cosines (OpenAI's CLIP: 100)."""
+        model = self._copy if self._copy is not None else self._shared.get_base_model()
+        return model.logit_scale.exp().item()

@@ -1,0 +1,307 @@
+"""Training a CLIP to be safe."""
+
+import copy
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, upload_folder
+from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, set_seed
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    TrainOutput,
+    get_last_checkpoint,
+)
+from transformers.utils.hub import PushInProgress
+
+from .data.captions import check_captions
+from .data.collator import QuadrupletCollator
+from .data.quadruplets import QuadrupletRows
+from .errors import UserError
+from .model import check_processor, load_clip, load_processor, paper_lora_config
+from .objectives.safe_clip import QuadrupletEmbeds, ReferenceEmbeds, SafeCLIPLoss
+from .reference import FrozenReference
+from .training_args import SafeCLIPTrainingArguments
+
+
+class SafeCLIPTrainer(Trainer):
+    """Fine-tunes a CLIP with the Safe-CLIP objective; everything else is `transformers.Trainer`'s.
+
+    Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
+    repository get the drop-in: a plain `CLIPModel` with the adapter merged into its weights.
+
+    Args:
+        model: `"demo"` for the embedded base, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one.
+        args: the settings.
+        train_dataset, eval_dataset: rows with the columns `safe_caption`, `safe_image`,
+            `unsafe_caption`, `unsafe_image`; a dictionary of several is allowed for evaluation.
+        processing_class: the model's `CLIPProcessor`; loaded from where the model came by default.
+        peft_config: the adapter to train: by default the paper's LoRA; `None` for full fine-tuning.
+        **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
+            `compute_metrics` gets the embeddings of the evaluation rows as `predictions`, in the
+            order of `QuadrupletEmbeds`.
+
+    Raises:
+        UserError: the model, its processor or the data cannot be used.
+
+    Example:
+        >>> trainer = SafeCLIPTrainer("openai/clip-vit-large-patch14", args, train_dataset=rows)
+        >>> trainer.train()
+        >>> trainer.save_model("safe-clip")
+    """
+
+    # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: str | CLIPModel | PeftModel,
+        args: SafeCLIPTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: CLIPProcessor | None = None,
+        peft_config: PeftConfig | Literal["paper"] | None = "paper",
+        **kwargs,
+    ):
+        args = args or SafeCLIPTrainingArguments()
+        name = model if isinstance(model, str) else model.config._name_or_path
+        if isinstance(model, str):
+            model = load_clip(model)
+        processing_class = processing_class or load_processor(name)
+        check_processor(model, processing_class)
+        max_length = model.config.text_config.max_position_embeddings
+
+        # The objective fixes the scale; left trainable it would get no gradient, which DDP refuses.
+        model.logit_scale.requires_grad_(False)
+        if peft_config is not None and not isinstance(model, PeftModel):
+            set_seed(args.seed)  # adapters draw their weights
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls into transformers
+                model = get_peft_model(model, paper_lora_config() if peft_config == "paper" else peft_config)
+        self.reference = FrozenReference(model)
+        self.objective = SafeCLIPLoss(args.logit_scale or self.reference.logit_scale, args.loss_weights)
+        self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+
+        for rows in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
+            if hasattr(rows, "select_columns"):
+                QuadrupletRows(rows)  # names missing columns before captions are read
+                check_captions(rows, processing_class.tokenizer, max_length)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {split: QuadrupletRows(rows) for split, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = QuadrupletRows(eval_dataset)
+
+        super().__init__(
+            model,
+            args,
+            data_collator=kwargs.pop("data_collator", QuadrupletCollator(processing_class, max_length)),
+            train_dataset=None if train_dataset is None else QuadrupletRows(train_dataset),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # `PeftModel.forward` takes **kwargs, which older Trainers read as a loss that is normalised already.
+        self.model_accepts_loss_kwargs = False
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Trains.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or `"last"` (or `True`) for the newest in `output_dir`.
+
+        Raises:
+            UserError: there is no such checkpoint, or a row cannot be used, or the loss is not finite.
+        """
+        if resume_from_checkpoint in ("last", True):
+            folder = Path(self.args.output_dir)
+            resume_from_checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+            if resume_from_checkpoint is None:
+                raise UserError(
+                    f"there is no checkpoint in {folder}; leave --resume_from_checkpoint out to start anew."
+                )
+        elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a checkpoint.")
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception:
+            # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is lost.
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
+        """The objective's loss of a batch, whose terms are added to the next log line.
+
+        Raises:
+            UserError: the loss is not finite; raised before the optimizer moves a weight.
+        """
+        with self.accelerator.autocast():
+            reference = ReferenceEmbeds(
+                *self.reference(inputs["safe_input_ids"], inputs["safe_attention_mask"], inputs["safe_pixel_values"])
+            )
+        # One forward for all four inputs, through whatever wraps the model.
+        output = model(
+            **{
+                name: torch.cat([inputs[f"safe_{name}"], inputs[f"unsafe_{name}"]])
+                for name in ("input_ids", "attention_mask", "pixel_values")
+            }
+        )
+        embeds = QuadrupletEmbeds(*output.text_embeds.chunk(2), *output.image_embeds.chunk(2))
+        loss, terms = self.objective(embeds, reference)
+        if not torch.isfinite(loss):
+            raise self._not_finite(terms)
+        sums = self._term_sums["train" if model.training else "eval"]
+        rows = len(embeds.safe_text)
+        for name, term in terms.items():
+            sums[name] += term.detach() * rows
+        sums["rows"] += torch.tensor(float(rows), device=loss.device)
+        return (loss, embeds) if return_outputs else loss
+
+    def _not_finite(self, terms: dict[str, Tensor]) -> UserError:
+        bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
+        saved = sorted(
+            Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: path.stat().st_mtime
+        )
+        resume = f"Continue from {saved[-1]} with --resume_from_checkpoint {saved[-1]}" if saved else "Start again"
+        return UserError(
+            f"the loss is not a finite number after step {self.state.global_step} (terms: {bad}). {resume} and a lower "
+            "--learning_rate, with --max_grad_norm 1, or with --bf16 in place of --fp16."
+        )
+
+    def _pop_term_means(self, mode: str) -> dict[str, float]:
+        """Means over the rows of all processes since the last call."""
+        sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
+        self._term_sums[mode].clear()
+        rows = sums.pop("rows", None)
+        return {name: (value / rows).item() for name, value in sums.items()}
+
+    # ---- Logging and evaluation ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the mean of every loss term beside the total."""
+        if "loss" in logs:
+            logs = logs | self._pop_term_means("train")
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
+        """Loss and, where metrics are asked for, the embeddings of a batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, embeds = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        # The Trainer computes metrics only where there are labels; a quadruplet's label is its row.
+        return loss, tuple(embeds), torch.arange(len(embeds.safe_text), device=loss.device)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """Adds the mean of every loss term to the metrics."""
+        self._term_sums["eval"].clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._pop_term_means("eval")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    # ---- Saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor."""
+        if _internal_call and output_dir is not None:  # a checkpoint
+            super().save_model(output_dir, _internal_call=True)
+            return
+        if self.args.should_save:
+            output_dir = output_dir or self.args.output_dir
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if isinstance(model, PeftModel):
+                # A merged copy, since merging and unmerging would leave rounding errors in the original.
+                model = copy.deepcopy(model).merge_and_unload()
+            model.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+            # As JSON, with tokens masked: a pickle would want this package to be opened.
+            (Path(output_dir) / "training_args.json").write_text(self.args.to_json_string())
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # ---- Hub ----
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Creates the repository, when the trainer is built: what cannot be pushed is better known before training."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(
+                "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
+                f"and name the repository with --hub_model_id you/name. ({error})"
+            ) from error
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes a short card unless the output directory has one; the Trainer's own would call this an adapter."""
+        card = Path(self.args.output_dir) / "README.md"
+        if not self.is_world_process_zero() or card.exists():
+            return
+        base = self.model.config._name_or_path
+        data = ModelCardData(
+            library_name="transformers",
+            pipeline_tag="zero-shot-image-classification",
+            base_model=base if not Path(base).exists() else None,
+            tags=["clip", "safe-clip"],
+        )
+        ModelCard(
+            f"---\n{data.to_yaml()}\n---\n\n# {card.parent.resolve().name}\n\n"
+            "A CLIP fine-tuned with safe-clip so that its encoders respond less to unsafe inputs.\n"
+        ).save(card)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes a checkpoint, with the drop-in at the repository's root.
+
+        The Trainer would put the adapter's files there, and `from_pretrained` would take them for
+        the model ever after.
+        """
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        common = {
+            "repo_id": self.hub_model_id,
+            "commit_message": f"Training in progress, step {self.state.global_step}",
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+            "run_as_future": True,
+        }
+        jobs = [
+            upload_folder(
+                folder_path=self.args.output_dir, ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"], **common
+            )
+        ]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = strategy == HubStrategy.CHECKPOINT
+            path = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=path, **common))
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)

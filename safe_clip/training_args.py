@@ -1,0 +1,77 @@
+"""The settings of a training run."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from .errors import UserError
+from .objectives.safe_clip import check_weights
+
+
+@dataclass
+class SafeCLIPTrainingArguments(TrainingArguments):
+    r"""All of `transformers.TrainingArguments`, with these of our own and these other defaults.
+
+    Args:
+        logit_scale (`float`, *optional*):
+            Factor before the cosines of the contrastive terms. By default the one that the original
+            model learned, which for OpenAI's CLIP is the paper's 100.
+        loss_weights (`dict[str, float]`, *optional*):
+            Weights of single loss terms in place of the paper's; 0 switches a term off. See
+            [`SafeCLIPLoss`] for the terms.
+        early_stopping_patience (`int`, *optional*):
+            Stop after so many evaluations without an improvement of `metric_for_best_model`.
+            Wants an `eval_strategy` and `load_best_model_at_end`.
+        output_dir (`str`, defaults to `"safe-clip"`):
+            Where the trained model and the checkpoints are written.
+        learning_rate (`float`, defaults to 1e-3):
+            The paper's. Its script uses a constant rate and no weight decay.
+        lr_scheduler_type (`str`, defaults to `"constant"`):
+            As in the paper's script.
+        per_device_train_batch_size, per_device_eval_batch_size (`int`, defaults to 128):
+            Quadruplets. The in-batch negatives of the contrastive terms are the other rows.
+        logging_steps (`float`, defaults to 10):
+            Optimizer steps between two log lines, each with the mean of every loss term.
+        remove_unused_columns (`bool`, defaults to `False`):
+            Captions and pictures are not arguments of the model's `forward`, yet the collator wants them.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
+
+    output_dir: str | None = field(
+        default="safe-clip", metadata={"help": "Where the trained model and the checkpoints are written."}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of the learning rate."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
+    logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Keep this off: the collator wants columns that `forward` does not name."}
+    )
+    logit_scale: float | None = field(
+        default=None,
+        metadata={"help": "Factor before the cosines of the contrastive terms; the original model's own by default."},
+    )
+    loss_weights: dict | str | None = field(
+        default=None,
+        metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"redirection_image_cosine\": 0.4}'."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
+        if self.remove_unused_columns:
+            raise UserError("--remove_unused_columns must stay off: the collator wants captions and pictures.")
+        if isinstance(self.loss_weights, str):
+            raise UserError(f"--loss_weights must be a JSON object, not {self.loss_weights!r}.")
+        check_weights(self.loss_weights or {})
+        if self.logit_scale is not None and not self.logit_scale > 0:
+            raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")

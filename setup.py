@@ -1,0 +1,42 @@
+"""Packaging of safe-clip."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
+
+TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26"]
+
+setup(
+    name="safe-clip",
+    version=VERSION,
+    description="Fine-tune CLIP so that its encoders stop responding to unsafe inputs",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["safe_clip", "safe_clip.*"]),
+    package_data={"safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "datasets>=4.8",
+        "accelerate>=1.15",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=1.5",
+        "safetensors>=0.7",
+        "peft>=0.19",
+        "pillow>=11",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "torchvision": ["torchvision>=0.26"],
+        "tensorboard": ["tensorboard>=2.19"],
+        "test": [*TEST, "tensorboard>=2.19"],
+    },
+    classifiers=["Programming Language :: Python :: 3"],
+)

@@ -1,0 +1,92 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from safe_clip import SafeCLIPTrainingArguments, UserError
+from safe_clip.config import parse_arguments
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass
+class Settings:
+    rate: float = field(default=1.0)
+    name: str = field(default="x")
+    fast: bool = field(default=False)
+
+
+def parse(tmp_path, text, *flags):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    (settings,) = parse_arguments([Settings], list(flags), path)
+    return settings
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    settings = parse(tmp_path, "rate: 1e-3\nfast: true\n", "--name", "y")
+    assert settings == Settings(rate=1e-3, name="y", fast=True)
+    assert parse(tmp_path, "rate: 2\n", "--rate", "3").rate == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("rait: 1", [], r"settings.yaml sets 'rait', which is no setting. Did you mean 'rate'\?"),
+        ("rate: 1", ["--raet", "2"], r"--raet is no setting. Did you mean 'rate'\? --help lists them all."),
+        ("- rate", [], "must hold `name: value` lines"),
+        ("rate: [", [], "settings.yaml is not YAML"),
+    ],
+)
+def test_bad_settings(tmp_path, text, flags, message):
+    with pytest.raises(UserError, match=message):
+        parse(tmp_path, text, *flags)
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(UserError, match="nowhere.yaml cannot be read: No such file"):
+        parse_arguments([Settings], [], Path("nowhere.yaml"))
+
+
+def test_loss_weights_from_flags_and_from_files(tmp_path):
+    flags = ["--loss_weights", '{"redirection_image_cosine": 0.4}', "--output_dir", str(tmp_path)]
+    (args,) = parse_arguments([SafeCLIPTrainingArguments], flags)
+    assert args.loss_weights == {"redirection_image_cosine": 0.4}
+    path = tmp_path / "settings.yaml"
+    path.write_text("loss_weights:\n  redirection_text_cosine: 0\n")
+    (args,) = parse_arguments([SafeCLIPTrainingArguments], ["--output_dir", str(tmp_path)], path)
+    assert args.loss_weights == {"redirection_text_cosine": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_weights": {"redirect": 1}}, "--loss_weights names 'redirect'"),
+        ({"loss_weights": "high"}, "--loss_weights must be a JSON object"),
+        ({"logit_scale": 0.0}, "--logit_scale is 0.0; it must be above 0"),
+        ({"early_stopping_patience": 3}, "--early_stopping_patience wants --load_best_model_at_end"),
+        ({"remove_unused_columns": True}, "--remove_unused_columns must stay off"),
+    ],
+)
+def test_bad_training_arguments(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        SafeCLIPTrainingArguments(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_parse(config, tmp_path):
+    import train
+
+    script, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], [], config)
+    assert args.learning_rate > 0 and script.lora_r > 0
+
+
+def test_the_paper_s_recipe():
+    import train
+
+    script, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], [], CONFIGS / "paper.yaml")
+    assert script.model == "openai/clip-vit-large-patch14"
+    assert (script.lora_r, script.lora_alpha, script.lora_dropout) == (16, 1, 0.1)
+    assert (args.learning_rate, args.lr_scheduler_type, args.weight_decay) == (1e-3, "constant", 0)
+    assert (args.logit_scale, args.num_train_epochs, args.early_stopping_patience) == (100, 50, 5)
+    assert args.loss_weights is None and args.max_grad_norm == 0

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from transformers import BertConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+from safe_clip import UserError, load_clip, load_processor
+from safe_clip.model import PAPER_TARGET_MODULES, check_processor, paper_lora_config
+
+
+def test_loads_in_float32_whatever_was_stored(model, tmp_path):
+    model.half().save_pretrained(tmp_path)
+    assert load_clip(str(tmp_path)).dtype == torch.float32
+
+
+def test_refuses_another_architecture(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a 'bert' model, not a CLIP"):
+        load_clip(str(tmp_path))
+
+
+def test_refuses_pickled_weights(model, tmp_path):
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="offers no safetensors weights"):
+        load_clip(str(tmp_path))
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match=f"--model {tmp_path} cannot be opened"):
+        load_clip(str(tmp_path))
+
+
+def test_a_model_without_a_processor(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no usable tokenizer and image processor"):
+        load_processor(str(tmp_path))
+
+
+def test_pictures_of_another_size(model, processor):
+    large = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    with pytest.raises(UserError, match="makes pictures of 32x32 pixels, but the model takes 16x16"):
+        check_processor(model, CLIPProcessor(large, processor.tokenizer))
+    check_processor(model, processor)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(model, processor):
+    model.config.text_config.vocab_size = 10
+    with pytest.raises(UserError, match="but the model's vocabulary only 10"):
+        check_processor(model, processor)
+
+
+def test_paper_lora_adapts_both_encoders(model):
+    from peft import get_peft_model
+
+    config = paper_lora_config()
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 1, 0.1)
+    adapted = get_peft_model(model, config)
+    names = {
+        name.split(".lora_")[0].rsplit("base_model.model.")[-1]
+        for name, p in adapted.named_parameters()
+        if p.requires_grad
+    }
+    assert {name.rsplit(".", 1)[-1] for name in names} == set(PAPER_TARGET_MODULES)
+    assert sum(name.startswith("text_model") for name in names) == 2 * 5
+    assert sum(name.startswith("vision_model") for name in names) == 2 * 5 + 1
+    assert not adapted.base_model.model.logit_scale.requires_grad
+
+
+def test_any_clip_is_loaded_as_stock_transformers_does(model_dir):
+    stock = CLIPModel.from_pretrained(model_dir)
+    for ours, theirs in zip(load_clip(model_dir).parameters(), stock.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,76 @@
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import safe_clip
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "safe_clip").rglob("*.py"))
+
+# Data flows one way; a module imports only from rooms before its own.
+ROOMS = [
+    "errors",
+    "demo",
+    "data",
+    "model",
+    "reference",
+    "objectives",
+    "training_args",
+    "trainer",
+    "metrics",
+    "evaluation",
+    "config",
+]
+
+
+def test_importing_the_package_imports_no_heavy_library():
+    code = (
+        "import sys, safe_clip; safe_clip.__version__; dir(safe_clip); "
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'PIL'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_public_name_is_there():
+    for name in safe_clip.__all__:
+        assert getattr(safe_clip, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        safe_clip.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_import_only_from_rooms_before_them(source):
+    parts = source.relative_to(ROOT / "safe_clip").with_suffix("").parts
+    if parts[0] == "__init__":
+        return
+    for node in ast.walk(ast.parse(source.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        above = parts[: len(parts) - node.level]
+        module = node.module.split(".") if node.module else []
+        targets = [[*above, *module]] if module else [[*above, alias.name] for alias in node.names]
+        for target in targets:
+            assert ROOMS.index(target[0]) <= ROOMS.index(parts[0]), f"{source.name} imports {'.'.join(target)}"
+
+
+def test_files_stay_small():
+    for source in [*SOURCES, ROOT / "train.py"]:
+        assert len(source.read_text().splitlines()) <= 400, source
+
+
+def test_lower_bounds_admit_the_oldest_supported_stack():
+    setup = (ROOT / "setup.py").read_text()
+    bounds = dict(re.findall(r'"(\w+)>=([\d.]+)"', setup))
+    as_tuple = lambda version: tuple(map(int, version.split(".")))  # noqa: E731
+    assert as_tuple(bounds["torch"]) <= (2, 11)
+    assert as_tuple(bounds["transformers"]) <= (5, 17)
+
+
+def test_the_art_is_attributed():
+    text = (ROOT / "safe_clip/demo/ATTRIBUTION.md").read_text()
+    for words in ("Noto Emoji", "Apache-2.0", "Twemoji", "CC-BY 4.0", "Fluent Emoji", "Copyright (c) Microsoft"):
+        assert words in text

@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_train(*flags, cwd=ROOT, **env):
+    import os
+
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"model: {model_dir}\ndataset: {dataset_dir}\nmax_steps: 3\nlora_alpha: 16\n")
+    flags = ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--report_to", "none"]
+    done = run_train(str(config), *flags, "--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"Fine-tuning {model_dir} on {dataset_dir}; settings from {config}."
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results) == {"before", "after"} and set(results["after"]) == {"validation", "test"}
+    for figure in results["after"]["test"].values():
+        assert 0 <= figure <= 1
+    assert f"{100 * results['before']['test']['safe_rate_unsafe_text']:.1f}" in done.stdout
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+
+    from transformers import CLIPModel
+
+    before, after = CLIPModel.from_pretrained(model_dir), CLIPModel.from_pretrained(tmp_path / "out")
+    moved = {
+        n for (n, p), q in zip(before.named_parameters(), after.parameters(), strict=True) if not torch.equal(p, q)
+    }
+    assert any(name.startswith("text_model") for name in moved)
+    assert any(name.startswith("vision_model") for name in moved)
+    assert "logit_scale" not in moved
+
+
+@pytest.mark.slow
+def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_path):
+    done = run_train("--max_steps", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == (
+        "No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes."
+    )
+    results = json.loads((tmp_path / "safe-clip" / "results.json").read_text())
+    assert set(results["before"]) == {"validation", "test", "held_out_concepts", "held_out_style"}
+    base = results["before"]["test"]
+    # What the README says of the base: it retrieves well and is unsafe.
+    assert base["recall_t2i"] > 0.6 and base["recall_i2t"] > 0.6
+    assert base["safe_rate_unsafe_text"] < 0.1 and base["safe_rate_unsafe_image"] < 0.1
+    assert base["safe_rate_safe_text"] > 0.8
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """Answers as the Hub does for a gated and for a missing repository."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            gated = "gated" in self.path
+            self.send_response(403 if gated else 401)
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+            self.send_header("X-Error-Message", "Access is restricted." if gated else "Repository not found")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = do_POST = answer
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "you/gated", "--dataset", "DATA"], "--model you/gated is gated: accept its terms at"),
+        (["--model", "you/mising", "--dataset", "DATA"], "--model you/mising was found neither as a folder nor at"),
+        (["--dataset", "you/gated"], "--dataset you/gated is gated: accept its terms at"),
+        (["--dataset", "you/mising"], "--dataset you/mising was found neither as a folder nor at"),
+        (
+            ["--model", "MODEL", "--dataset", "DATA", "--push_to_hub"],
+            "--push_to_hub wants a Hub login that may write: run `hf auth login`",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line_before_training(
+    flags, message, hub, model_dir, dataset_dir, tmp_path
+):
+    flags = [{"DATA": dataset_dir, "MODEL": model_dir}.get(flag, flag) for flag in flags]
+    done = run_train(
+        *flags,
+        "--output_dir",
+        str(tmp_path / "out"),
+        HF_ENDPOINT=hub,
+        HF_HUB_OFFLINE="0",
+        HF_HOME=str(tmp_path / "hf"),
+        HF_DATASETS_CACHE=str(Path.home() / ".cache/huggingface/datasets"),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"error: {message}" in done.stderr.splitlines()[-1]
+
+
+def test_bad_input_is_one_line_and_loses_no_checkpoint(model_dir, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    from .conftest import FEATURES, make_rows
+
+    rows = make_rows(16)
+    dataset = Dataset.from_dict(rows, features=FEATURES)
+    # The last row's picture is broken; a fixed order of rows puts it in the last step.
+    table = dataset.with_format("arrow")[:].to_pylist()
+    table[13]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
+    DatasetDict(
+        train=Dataset.from_list(table, features=FEATURES), validation=Dataset.from_dict(rows, features=FEATURES)
+    ).save_to_disk(tmp_path / "data")
+    done = run_train(
+        *["--model", model_dir, "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")],
+        *["--per_device_train_batch_size", "1", "--save_steps", "1", "--num_train_epochs", "1", "--report_to", "none"],
+        *["--dataloader_num_workers", "1"],
+    )
+    assert done.returncode == 1
+    assert "error: row 13, column 'unsafe_image': the picture cannot be read" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "out").glob("checkpoint-*/adapter_model.safetensors"))

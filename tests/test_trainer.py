@@ -1,0 +1,372 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import CLIPModel, TrainerCallback
+
+from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, paper_lora_config
+from safe_clip.evaluation.quadruplets import compute_metrics
+from safe_clip.objectives.safe_clip import PAPER_WEIGHTS, QuadrupletEmbeds, ReferenceEmbeds
+
+from .conftest import build_model
+
+COSINE_ONLY = {name: 0.0 for name in PAPER_WEIGHTS if name.endswith("contrastive")}
+NO_DROPOUT = paper_lora_config(lora_alpha=16, lora_dropout=0.0)
+
+
+def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None, compute_metrics=None, **settings):
+    defaults = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    args = SafeCLIPTrainingArguments(output_dir=str(folder), **(defaults | settings))
+    return SafeCLIPTrainer(
+        build_model(processor),
+        args,
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        processing_class=processor,
+        peft_config=peft_config,
+        compute_metrics=compute_metrics,
+    )
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("peft_config", [NO_DROPOUT, None], ids=["lora", "full"])
+def test_training_lowers_the_loss_and_moves_only_what_is_trained(processor, rows, tmp_path, peft_config):
+    rate = 1e-2 if peft_config else 1e-3
+    trainer = make_trainer(processor, rows, tmp_path, peft_config, max_steps=15, learning_rate=rate)
+    frozen = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    trained = weights(trainer)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    after = weights(trainer)
+    assert all(not torch.equal(after[name], trained[name]) for name in trained if "position" not in name)
+    for name, parameter in trainer.model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, frozen[name]), name
+    assert any(name.endswith("logit_scale") for name in frozen)
+
+
+def test_every_term_is_logged_beside_the_total_in_training_and_evaluation(processor, rows, tmp_path):
+    trainer = make_trainer(
+        processor, rows, tmp_path, eval_rows=rows.select(range(12)), eval_strategy="steps", eval_steps=2
+    )
+    trainer.train()
+    train_log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    eval_log = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    for prefix, log in (("", train_log), ("eval_", eval_log)):
+        assert {name for name in log if name.removeprefix(prefix) in PAPER_WEIGHTS} == {
+            prefix + n for n in PAPER_WEIGHTS
+        }
+    total = sum(PAPER_WEIGHTS[name] * train_log[name] for name in PAPER_WEIGHTS) / sum(PAPER_WEIGHTS.values()) / 8
+    assert train_log["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_evaluation_terms_are_means_over_rows_not_over_batches(processor, rows, tmp_path):
+    trainer = make_trainer(processor, rows, tmp_path, eval_rows=rows.select(range(11)), loss_weights=COSINE_ONLY)
+    small = trainer.evaluate()["eval_redirection_image_cosine"]  # batches of 8 and 3
+    trainer.args.per_device_eval_batch_size = 11
+    assert trainer.evaluate()["eval_redirection_image_cosine"] == pytest.approx(small, abs=1e-6)
+
+
+def test_the_loss_uses_the_base_s_own_logit_scale_unless_told(processor, rows, tmp_path):
+    assert make_trainer(processor, rows, tmp_path).objective.logit_scale == pytest.approx(14.2857, abs=1e-3)
+    assert make_trainer(processor, rows, tmp_path, logit_scale=100.0).objective.logit_scale == 100.0
+
+
+def test_compute_loss_is_the_objective_of_separately_computed_embeddings(processor, rows, tmp_path):
+    trainer = make_trainer(processor, rows, tmp_path)
+    trainer.train()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(5)])
+    trainer.model.eval()
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, batch)
+        names = ("input_ids", "attention_mask", "pixel_values")
+        safe = trainer.model(**{name: batch[f"safe_{name}"] for name in names})
+        unsafe = trainer.model(**{name: batch[f"unsafe_{name}"] for name in names})
+        original = build_model(processor)(**{name: batch[f"safe_{name}"] for name in names})
+    expected, _ = trainer.objective(
+        QuadrupletEmbeds(safe.text_embeds, unsafe.text_embeds, safe.image_embeds, unsafe.image_embeds),
+        ReferenceEmbeds(original.text_embeds, original.image_embeds),
+    )
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_accumulated_gradients_equal_large_batch_gradients(processor, rows, tmp_path):
+    """Of the cosine terms: the contrastive ones differ by nature, their negatives being the micro-batch's."""
+    common = {
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "max_grad_norm": 0.0,
+        "loss_weights": COSINE_ONLY,
+    }
+    start = weights(make_trainer(processor, rows, tmp_path))
+    # From unequal adapters, else every gradient of the down-projections is 0.
+    config = LoraConfig(r=4, target_modules=["fc1", "out_proj"], init_lora_weights=False)
+    whole = make_trainer(processor, rows, tmp_path, config, per_device_train_batch_size=8, **common)
+    start = weights(whole)
+    whole.train()
+    parts = make_trainer(
+        processor, rows, tmp_path, config, per_device_train_batch_size=2, gradient_accumulation_steps=4, **common
+    )
+    assert largest_difference(start, weights(parts)) == 0
+    parts.train()
+    moved = largest_difference(start, weights(whole))
+    assert moved > 1e-4
+    assert largest_difference(weights(whole), weights(parts)) < 1e-3 * moved
+
+
+def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_path):
+    # With dropout, so that the random state has to come back as well.
+    config = paper_lora_config(lora_alpha=16)
+    common = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "linear"}
+    straight = make_trainer(processor, rows, tmp_path / "a", config, **common)
+    straight.train()
+    resumed = make_trainer(processor, rows, tmp_path / "b", config, **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert resumed.state.global_step == 6
+    assert largest_difference(weights(straight), weights(resumed)) == 0
+    halfway = make_trainer(processor, rows, tmp_path / "c", config, **common)
+    halfway._load_from_checkpoint(str(tmp_path / "a" / "checkpoint-3"))
+    assert largest_difference(weights(straight), weights(halfway)) > 1e-4
+
+
+def test_the_last_checkpoint_is_found_or_missed_with_a_cure(processor, rows, tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint in .*leave --resume_from_checkpoint out"):
+        make_trainer(processor, rows, tmp_path / "a").train("last")
+    with pytest.raises(UserError, match="nowhere is not a folder with a checkpoint"):
+        make_trainer(processor, rows, tmp_path / "a").train("nowhere")
+    make_trainer(processor, rows, tmp_path / "a", max_steps=2, save_strategy="steps", save_steps=2).train()
+    resumed = make_trainer(processor, rows, tmp_path / "a", max_steps=3)
+    resumed.train("last")
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry][-1] == 3
+
+
+def test_gradient_checkpointing_gives_the_same_weights(processor, rows, tmp_path):
+    plain = make_trainer(processor, rows, tmp_path, max_steps=2)
+    plain.train()
+    checkpointed = make_trainer(processor, rows, tmp_path, max_steps=2, gradient_checkpointing=True)
+    checkpointed.train()
+    assert largest_difference(weights(plain), weights(checkpointed)) < 1e-5
+
+
+def test_bfloat16_training(processor, rows, tmp_path):
+    trainer = make_trainer(processor, rows, tmp_path, bf16=True, use_cpu=True, max_steps=8)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+def test_early_stopping_and_the_best_model(processor, rows, tmp_path):
+    trainer = make_trainer(
+        processor,
+        rows,
+        tmp_path,
+        eval_rows=rows,
+        compute_metrics=compute_metrics,
+        max_steps=40,
+        learning_rate=0.5,  # ruins the model at once, so the first evaluation stays the best
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        early_stopping_patience=2,
+    )
+    trainer.train()
+    assert trainer.state.global_step < 40
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.global_step - (losses.index(min(losses)) + 1) == 2
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_safety_figures_can_select_the_best_model(processor, rows, tmp_path):
+    trainer = make_trainer(
+        processor,
+        rows,
+        tmp_path,
+        eval_rows=rows,
+        compute_metrics=compute_metrics,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_safe_rate_unsafe_text",
+        greater_is_better=True,
+    )
+    trainer.train()
+    seen = [entry["eval_safe_rate_unsafe_text"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == max(seen)
+    # What the trainer measures is what the evaluation measures: no caption occurs twice here.
+    figures = evaluate_quadruplets(trainer.model, processor, rows)
+    assert trainer.evaluate()["eval_recall_t2i"] == pytest.approx(figures["recall_t2i"])
+
+
+def test_tensorboard_gets_the_terms(processor, rows, tmp_path):
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "logs")
+    try:
+        make_trainer(processor, rows, tmp_path, report_to="tensorboard").train()
+    finally:
+        del os.environ["TENSORBOARD_LOGGING_DIR"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event_file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(event_file)).Reload()
+    assert {f"train/{name}" for name in PAPER_WEIGHTS} <= set(events.Tags()["scalars"])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(processor, rows, tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                trainer.objective.logit_scale = float("nan")
+
+    trainer = make_trainer(processor, rows, tmp_path, max_steps=9, save_strategy="steps", save_steps=2)
+    trainer.add_callback(Poison())
+    message = r"not a finite number after step 2 \(terms: preservation_text_contrastive.*_checkpoint .*checkpoint-2"
+    with pytest.raises(UserError, match=message):
+        trainer.train()
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+    resumed = make_trainer(processor, rows, tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 3
+
+
+FRESH = """
+import sys, torch
+from transformers import CLIPModel, CLIPProcessor, pipeline
+from PIL import Image
+
+folder, out = sys.argv[1:]
+model = CLIPModel.from_pretrained(folder)
+processor = CLIPProcessor.from_pretrained(folder)
+picture = Image.new("RGB", (40, 24), "red")
+texts = ["a red square beside a blue one", "a green square with a mark"]
+inputs = processor(text=texts, images=[picture], return_tensors="pt", padding=True)
+with torch.no_grad():
+    output = model(**inputs)
+assert sorted(r["label"] for r in pipeline("zero-shot-image-classification", folder)(picture, texts)) == sorted(texts)
+assert not [name for name in sys.modules if name.startswith(("safe_clip", "peft"))], "needs more than transformers"
+torch.save([output.text_embeds, output.image_embeds], out)
+"""
+
+
+@pytest.mark.parametrize("peft_config", [NO_DROPOUT, None], ids=["lora", "full"])
+def test_stock_transformers_loads_the_output(processor, rows, tmp_path, peft_config):
+    folder = tmp_path / "out"
+    trainer = make_trainer(processor, rows, folder, peft_config, learning_rate=1e-2 if peft_config else 1e-3)
+    trainer.train()
+    trainer.save_model()
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training_args.json",
+    }
+    # A fresh process, in a folder from which safe_clip cannot be imported by chance.
+    subprocess.run([sys.executable, "-c", FRESH, str(folder), str(tmp_path / "e.pt")], check=True, cwd=tmp_path)
+    text_embeds, image_embeds = torch.load(tmp_path / "e.pt")
+
+    from PIL import Image
+
+    inputs = processor(
+        text=["a red square beside a blue one", "a green square with a mark"],
+        images=[Image.new("RGB", (40, 24), "red")],
+        return_tensors="pt",
+        padding=True,
+    )
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.model(**inputs)
+        original = build_model(processor)(**inputs)
+    assert (text_embeds - expected.text_embeds).abs().max() < 1e-5
+    assert (image_embeds - expected.image_embeds).abs().max() < 1e-5
+    assert (text_embeds - original.text_embeds).abs().max() > 1e-3
+
+
+def test_saving_the_drop_in_does_not_disturb_training(processor, rows, tmp_path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            saving.save_model()
+
+    plain = make_trainer(processor, rows, tmp_path / "a", paper_lora_config(lora_alpha=16))
+    plain.train()
+    saving = make_trainer(processor, rows, tmp_path / "b", paper_lora_config(lora_alpha=16))
+    saving.add_callback(Save())
+    saving.train()
+    assert largest_difference(weights(plain), weights(saving)) == 0
+
+
+def test_model_by_name_finds_its_processor(model_dir, rows, tmp_path):
+    args = SafeCLIPTrainingArguments(output_dir=str(tmp_path), report_to="none")
+    trainer = SafeCLIPTrainer(model_dir, args, train_dataset=rows)
+    assert len(trainer.processing_class.tokenizer) == trainer.model.config.text_config.vocab_size
+    assert trainer.model.peft_config["default"].lora_alpha == 1
+
+
+def test_pushed_checkpoints_have_the_drop_in_at_the_root(processor, rows, tmp_path, monkeypatch):
+    """The adapter's files there would be taken for the model by `from_pretrained`."""
+    from concurrent.futures import Future
+
+    pushed = []
+
+    def upload_folder(folder_path, path_in_repo="", run_as_future=False, **kwargs):
+        names = {path.name for path in Path(folder_path).iterdir() if path.is_file()}
+        pushed.append((path_in_repo, names))
+        future = Future()
+        future.set_result(None)
+        return future
+
+    def init_hf_repo(self, **kwargs):
+        self.hub_model_id, self.push_in_progress = "user/safe-clip", None
+
+    monkeypatch.setattr("safe_clip.trainer.upload_folder", upload_folder)
+    monkeypatch.setattr(SafeCLIPTrainer, "init_hf_repo", init_hf_repo)
+    trainer = make_trainer(
+        processor,
+        rows,
+        tmp_path,
+        save_strategy="steps",
+        save_steps=2,
+        push_to_hub=True,
+        hub_strategy="checkpoint",
+        hub_token="secret-token",
+    )
+    trainer.train()
+    root, checkpoint = pushed[0], pushed[1]
+    assert root[0] == "" and {"model.safetensors", "config.json", "tokenizer.json"} <= root[1]
+    assert not any("adapter" in name for name in root[1])
+    assert checkpoint[0] == "last-checkpoint" and "adapter_model.safetensors" in checkpoint[1]
+    CLIPModel.from_pretrained(tmp_path)
+    assert "secret-token" not in (tmp_path / "training_args.json").read_text()
+
+
+def test_missing_columns_are_named_at_once(processor, rows, tmp_path):
+    with pytest.raises(UserError, match="lacks the column 'unsafe_image'"):
+        make_trainer(processor, rows.remove_columns("unsafe_image"), tmp_path)

@@ -1,0 +1,108 @@
+"""Makes a CLIP safe.
+
+python train.py                                  the embedded world, minutes on two CPU cores
+python train.py --model openai/clip-vit-large-patch14 --dataset you/quadruplets --push_to_hub
+python train.py configs/paper.yaml --dataset you/quadruplets
+
+Every setting is a flag; a YAML file given first sets any of them, and flags after it win.
+The output directory is a plain CLIPModel that stock transformers loads.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safe_clip
+from safe_clip import UserError
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+@dataclass
+class ScriptArguments:
+    """What is trained, and on what."""
+
+    model: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the embedded base."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    dataset: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the embedded world."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    column_mapping: dict | str | None = field(
+        default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
+    )
+    full_finetuning: bool = field(default=False, metadata={"help": "Train all weights in place of LoRA adapters."})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: float = field(default=1, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.1, metadata={"help": "Share of adapter inputs dropped in training."})
+
+    def __post_init__(self):
+        if isinstance(self.column_mapping, str):
+            try:
+                self.column_mapping = json.loads(self.column_mapping)
+            except json.JSONDecodeError as error:
+                raise UserError(f"--column_mapping is not JSON ({error}).") from error
+
+
+def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Takes a leading YAML file off the flags; with neither that nor a model or data set, the demo's."""
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        return Path(argv[0]), argv[1:]
+    own = any(flag.split("=")[0] in ("--model", "--dataset", "--help", "-h") for flag in argv)
+    return (None if own else DEMO_CONFIG), argv
+
+
+def main(argv: list[str]) -> None:
+    config, flags = split_config(argv)
+    if config == DEMO_CONFIG:
+        print("No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes.")
+    # Slow to import, and the line above should be the first thing seen.
+    from safe_clip.config import parse_arguments
+    from safe_clip.evaluation.quadruplets import compute_metrics
+    from safe_clip.evaluation.table import before_after_table
+
+    script, args = parse_arguments(
+        [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
+        flags,
+        config,
+        description=__doc__,
+        usage="train.py [CONFIG.yaml] [--flag value ...]",
+    )
+    print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
+    splits = safe_clip.load_quadruplets(script.dataset, script.dataset_config, script.column_mapping)
+    if "train" not in splits:
+        raise UserError(f"--dataset {script.dataset} has no split 'train', only {', '.join(splits)}.")
+    model = safe_clip.load_clip(script.model, script.model_revision)
+    processor = safe_clip.load_processor(script.model, script.model_revision)
+    lora = safe_clip.paper_lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)
+    trainer = safe_clip.SafeCLIPTrainer(
+        model,
+        args,
+        train_dataset=splits.pop("train"),
+        eval_dataset=splits.get("validation"),
+        processing_class=processor,
+        peft_config=None if script.full_finetuning else lora,
+        compute_metrics=compute_metrics,
+    )
+
+    def figures(when: str) -> dict[str, dict[str, float]]:
+        return {
+            split: safe_clip.evaluate_quadruplets(trainer.model, processor, rows, desc=f"{split}, {when}")
+            for split, rows in splits.items()
+        }
+
+    before = figures("before")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        results = {"before": before, "after": figures("after")}
+        Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
+        print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
