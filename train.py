@@ -30,6 +30,9 @@ class ScriptArguments:
     column_mapping: dict | str | None = field(
         default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
     )
+    eval_splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
+    )
     full_finetuning: bool = field(default=False, metadata={"help": "Train all weights in place of LoRA adapters."})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=1, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
@@ -69,8 +72,9 @@ def main(argv: list[str]) -> None:
     )
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     splits = safe_clip.load_quadruplets(script.dataset, script.dataset_config, script.column_mapping)
-    if "train" not in splits:
-        raise UserError(f"--dataset {script.dataset} has no split 'train', only {', '.join(splits)}.")
+    for split in ["train", *(script.eval_splits or [])]:
+        if split not in splits:
+            raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
     lora = safe_clip.paper_lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)
@@ -86,8 +90,8 @@ def main(argv: list[str]) -> None:
 
     def figures(when: str) -> dict[str, dict[str, float]]:
         return {
-            split: safe_clip.evaluate_quadruplets(trainer.model, processor, rows, desc=f"{split}, {when}")
-            for split, rows in splits.items()
+            split: safe_clip.evaluate_quadruplets(trainer.model, processor, splits[split], desc=f"{split}, {when}")
+            for split in script.eval_splits or splits
         }
 
     before = figures("before")

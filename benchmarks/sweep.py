@@ -1,0 +1,84 @@
+"""Trains settings x seeds with train.py and prints their figures side by side, in percent.
+
+    python benchmarks/sweep.py configs/demo.yaml --seeds 0 1 2 --splits test held_out_concepts held_out_style
+    python benchmarks/sweep.py configs/demo.yaml --grid learning_rate=5e-4,1e-3 --grid lora_alpha=1,16
+    python benchmarks/sweep.py configs/paper.yaml --flags "--model demo --dataset demo --num_train_epochs 5"
+
+Tuning reads `validation`, the default; the other splits are for the settings chosen there. Runs are kept
+under runs/ and not repeated, so an interrupted sweep goes on where it was.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FIGURES = {
+    "safe_rate_safe_text": "safe caption",
+    "safe_rate_safe_image": "safe picture",
+    "safe_rate_unsafe_text": "unsafe caption",
+    "safe_rate_unsafe_image": "unsafe picture",
+    "recall_t2i": "recall@1 t2i",
+    "recall_i2t": "recall@1 i2t",
+}
+
+
+def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
+    """The results of one training run, from disk where it has been made before."""
+    command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
+    content = Path(config).read_text() + json.dumps(command)
+    folder = runs / hashlib.sha256(content.encode()).hexdigest()[:12]
+    if not (folder / "results.json").exists():
+        print("train.py", *command, "->", folder, file=sys.stderr, flush=True)
+        quiet = ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(folder)]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *command, *quiet],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(f"train.py {shlex.join(command)} failed:\n{done.stdout[-3000:]}")
+    return json.loads((folder / "results.json").read_text())
+
+
+def cell(values: list[float]) -> str:
+    """Mean and, for several seeds, standard deviation, in percent."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file of settings")
+    parser.add_argument("--grid", action="append", default=[], help="name=value,value,...; several make a product")
+    parser.add_argument("--flags", default="", help="further flags of train.py, for every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--splits", nargs="+", default=["validation"])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    args = parser.parse_args()
+
+    axes = [(name, values.split(",")) for name, values in (axis.split("=", 1) for axis in args.grid)]
+    print("| setting | split |", " | ".join(FIGURES.values()), "|")
+    print("|---|---|" + "---|" * len(FIGURES))
+    for number, choice in enumerate(itertools.product(*(values for _, values in axes))):
+        named = list(zip((name for name, _ in axes), choice, strict=True))
+        flags = shlex.split(args.flags) + [word for name, value in named for word in (f"--{name}", value)]
+        results = [run(args.config, flags, args.splits, seed, args.runs) for seed in args.seeds]
+        label = ", ".join(f"{name} {value}" for name, value in named) or Path(args.config).name
+        for title, when in [("base", "before")] * (number == 0) + [(label, "after")]:
+            for split in args.splits:
+                rows = [result[when][split] for result in results]
+                rows = rows[:1] if when == "before" else rows
+                cells = " | ".join(cell([row[name] for row in rows]) for name in FIGURES)
+                print(f"| {title} | {split} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
