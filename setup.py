@@ -25,7 +25,6 @@ setup(
         "transformers>=5.17",
         "datasets>=4.8",
         "accelerate>=1.15",
-        "evaluate>=0.4.6",
         "huggingface_hub>=1.5",
         "safetensors>=0.7",
         "peft>=0.19",

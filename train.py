@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     trainer = safe_clip.SafeCLIPTrainer(
         model,
         args,
-        train_dataset=splits.pop("train"),
+        train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         peft_config=None if script.full_finetuning else lora,
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     def figures(when: str) -> dict[str, dict[str, float]]:
         return {
             split: safe_clip.evaluate_quadruplets(trainer.model, processor, splits[split], desc=f"{split}, {when}")
-            for split in script.eval_splits or splits
+            for split in script.eval_splits or [split for split in splits if split != "train"] or ["train"]
         }
 
     before = figures("before")

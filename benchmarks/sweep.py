@@ -5,7 +5,8 @@
     python benchmarks/sweep.py configs/paper.yaml --flags "--model demo --dataset demo --num_train_epochs 5"
 
 Tuning reads `validation`, the default; the other splits are for the settings chosen there. Runs are kept
-under runs/ and not repeated, so an interrupted sweep goes on where it was.
+under runs/ and not repeated while code and base model stay as they are, so an interrupted sweep goes on
+where it was.
 """
 
 import argparse
@@ -19,6 +20,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# Part of a run's key, so that figures of an older base model or older code are never taken for new ones.
+SOURCES = b"".join(
+    path.read_bytes()
+    for path in [ROOT / "train.py", *sorted((ROOT / "safe_clip").rglob("*"))]
+    if path.is_file() and path.suffix in (".py", ".yaml", ".parquet", ".json", ".safetensors")
+)
 FIGURES = {
     "safe_rate_safe_text": "safe caption",
     "safe_rate_safe_image": "safe picture",
@@ -32,8 +39,7 @@ FIGURES = {
 def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
     """The results of one training run, from disk where it has been made before."""
     command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
-    content = Path(config).read_text() + json.dumps(command)
-    folder = runs / hashlib.sha256(content.encode()).hexdigest()[:12]
+    folder = runs / hashlib.sha256(SOURCES + Path(config).read_bytes() + json.dumps(command).encode()).hexdigest()[:12]
     if not (folder / "results.json").exists():
         print("train.py", *command, "->", folder, file=sys.stderr, flush=True)
         quiet = ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(folder)]

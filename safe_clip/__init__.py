@@ -21,6 +21,7 @@ _HOMES = {
     "SafeCLIPTrainer": "trainer",
     "quadruplet_metrics": "metrics.retrieval",
     "evaluate_quadruplets": "evaluation.quadruplets",
+    "compute_metrics": "evaluation.quadruplets",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,6 +1,8 @@
 """Settings from a YAML file and from flags."""
 
+import argparse
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,36 @@ def parse_arguments(
     Raises:
         UserError: the file cannot be read, or a setting has no such name.
     """
-    parser = HfArgumentParser(dataclasses, **parser_options)
+    parser = HfArgumentParser(dataclasses, formatter_class=_HelpFormatter, **parser_options)
     known = [action.dest for action in parser._actions]
     if yaml_file is not None:
         settings = _read(yaml_file)
         for name in settings:
             if name not in known:
                 raise UserError(f"{yaml_file} sets '{name}', which is no setting.{_suggest(name, known)}")
-        parser.set_defaults(**settings)
-    *filled, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+        # As flags, so that the file's values are checked like those of the command line.
+        flags = [word for name, value in settings.items() for word in _flag(name, value)] + list(flags)
+    try:
+        *filled, unknown = parser.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # settings that contradict each other
+        raise UserError(str(error)) from error
     if unknown:
         raise UserError(f"{unknown[0]} is no setting.{_suggest(unknown[0].lstrip('-'), known)} --help lists them all.")
     return tuple(filled)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the settings, and the description's lines as they are."""
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return [f"--{name}", json.dumps(value)]
+    return [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
 
 
 def _read(yaml_file: Path) -> dict[str, Any]:

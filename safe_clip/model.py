@@ -35,7 +35,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     path = resolve_model(name)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, token=token)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _unavailable(name, error) from error
     if config.model_type != "clip":
         raise UserError(
@@ -48,8 +48,8 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         return CLIPModel.from_pretrained(
             path, revision=revision, token=token, use_safetensors=True, dtype=torch.float32
         )
-    except OSError as error:
-        if "safetensors" in str(error):
+    except Exception as error:  # a broken file raises the format's own type, which is no OSError
+        if isinstance(error, OSError) and "safetensors" in str(error):
             raise UserError(
                 f"--model {name} offers no safetensors weights, and others are not loaded because they can "
                 "run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
@@ -61,7 +61,7 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
     """Loads the `CLIPProcessor` (tokenizer and image processor) that belongs to a model."""
     try:
         return CLIPProcessor.from_pretrained(resolve_model(name), revision=revision, token=token)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(
             f"--model {name} has no usable tokenizer and image processor ({error}). "
             "Save them beside the weights with `processor.save_pretrained(folder)`."
@@ -87,6 +87,11 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
     image_processor = processor.image_processor
     size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
     made = (size["height"], size["width"]) if "height" in size else (size.get("shortest_edge"),) * 2
+    if not image_processor.do_center_crop and "height" not in size:
+        raise UserError(
+            "the image processor neither crops nor fixes both sides, so that pictures keep their shape, but the model "
+            f"takes {expected}x{expected} pixels. Use the processor that belongs to the model, or set `do_center_crop`."
+        )
     if made != (expected, expected):
         raise UserError(
             f"the image processor makes pictures of {made[0]}x{made[1]} pixels, but the model takes "

@@ -6,6 +6,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from .errors import UserError
+
+# Ways of drawing an adapter's first weights that leave the original's own weights alone.
+HARMLESS_INITS = (True, False, "gaussian")
+
 
 class FrozenReference:
     """The original CLIP, which training must never move.
@@ -18,9 +23,19 @@ class FrozenReference:
     Args:
         model: the model about to be trained: a `PeftModel` whose base is the original, or the
             original itself.
+
+    Raises:
+        UserError: the adapter was initialised by moving weights of the original into it.
     """
 
     def __init__(self, model: nn.Module):
+        for config in getattr(model, "peft_config", {}).values():
+            init = getattr(config, "init_lora_weights", True)
+            if init not in HARMLESS_INITS:
+                raise UserError(
+                    f"init_lora_weights={init!r} takes weights out of the original model, of which nothing would be "
+                    f"left to compare with; use one of {HARMLESS_INITS}."
+                )
         shared = isinstance(model, PeftModel) and all(
             "lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad
         )
@@ -43,12 +58,15 @@ class FrozenReference:
             output = self._copy.to(pixel_values.device)(**inputs)
             return output.text_embeds, output.image_embeds
         training = self._shared.training
+        trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
         self._shared.eval()
         try:
             with self._shared.disable_adapter():
                 output = self._shared(**inputs)
         finally:
             self._shared.train(training)
+            for parameter, requires_grad in trained:  # enabling an adapter again makes all of it trainable
+                parameter.requires_grad_(requires_grad)
         return output.text_embeds, output.image_embeds
 
     @property

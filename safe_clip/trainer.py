@@ -1,5 +1,6 @@
 """Training a CLIP to be safe."""
 
+import contextlib
 import copy
 import warnings
 from collections import defaultdict
@@ -7,17 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData, upload_folder
-from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, set_seed
+from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     HubStrategy,
     TrainOutput,
-    get_last_checkpoint,
 )
 from transformers.utils.hub import PushInProgress
 
@@ -74,6 +74,8 @@ class SafeCLIPTrainer(Trainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         if isinstance(model, str):
             model = load_clip(model)
+        if processing_class is None and not name:
+            raise UserError("the model does not say where it came from; pass its CLIPProcessor as processing_class.")
         processing_class = processing_class or load_processor(name)
         check_processor(model, processing_class)
         max_length = model.config.text_config.max_position_embeddings
@@ -85,30 +87,37 @@ class SafeCLIPTrainer(Trainer):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls into transformers
                 model = get_peft_model(model, paper_lora_config() if peft_config == "paper" else peft_config)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
         self.reference = FrozenReference(model)
         self.objective = SafeCLIPLoss(args.logit_scale or self.reference.logit_scale, args.loss_weights)
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
 
-        for rows in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
-            if hasattr(rows, "select_columns"):
-                QuadrupletRows(rows)  # names missing columns before captions are read
-                check_captions(rows, processing_class.tokenizer, max_length)
+        train_dataset = None if train_dataset is None else QuadrupletRows(train_dataset)
         if isinstance(eval_dataset, dict):
             eval_dataset = {split: QuadrupletRows(rows) for split, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = QuadrupletRows(eval_dataset)
+        if args.process_index == 0:
+            evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
+            tables = [data.rows for data in (train_dataset, *evaluated) if data is not None]
+            tables = [table for table in tables if isinstance(table, Dataset)]
+            check_captions(tables, processing_class.tokenizer, max_length)
 
         super().__init__(
             model,
             args,
             data_collator=kwargs.pop("data_collator", QuadrupletCollator(processing_class, max_length)),
-            train_dataset=None if train_dataset is None else QuadrupletRows(train_dataset),
+            train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
         # `PeftModel.forward` takes **kwargs, which older Trainers read as a loss that is normalised already.
         self.model_accepts_loss_kwargs = False
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("FSDP and DeepSpeed are not supported; run on one device or with DDP (accelerate launch).")
+        self.add_callback(_StopBeforeBadStep(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -122,20 +131,28 @@ class SafeCLIPTrainer(Trainer):
             UserError: there is no such checkpoint, or a row cannot be used, or the loss is not finite.
         """
         if resume_from_checkpoint in ("last", True):
-            folder = Path(self.args.output_dir)
-            resume_from_checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-            if resume_from_checkpoint is None:
+            saved = self._checkpoints()
+            if not saved:
                 raise UserError(
-                    f"there is no checkpoint in {folder}; leave --resume_from_checkpoint out to start anew."
+                    f"there is no checkpoint in {self.args.output_dir}; leave out --resume_from_checkpoint to begin."
                 )
+            resume_from_checkpoint = str(saved[-1])
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a checkpoint.")
+        set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception:
-            # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is lost.
-            self.callback_handler.on_train_end(self.args, self.state, self.control)
+            # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is
+            # lost; before training began there is nothing to close.
+            with contextlib.suppress(Exception):
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints in the output directory, the newest last."""
+        found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")
+        return sorted((path.parent for path in found), key=_step)
 
     # ---- Loss ----
 
@@ -149,7 +166,7 @@ class SafeCLIPTrainer(Trainer):
         """The objective's loss of a batch, whose terms are added to the next log line.
 
         Raises:
-            UserError: the loss is not finite; raised before the optimizer moves a weight.
+            UserError: the loss is not finite.
         """
         with self.accelerator.autocast():
             reference = ReferenceEmbeds(
@@ -165,7 +182,8 @@ class SafeCLIPTrainer(Trainer):
         embeds = QuadrupletEmbeds(*output.text_embeds.chunk(2), *output.image_embeds.chunk(2))
         loss, terms = self.objective(embeds, reference)
         if not torch.isfinite(loss):
-            raise self._not_finite(terms)
+            bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
+            raise self.not_finite(f"loss ({bad})")
         sums = self._term_sums["train" if model.training else "eval"]
         rows = len(embeds.safe_text)
         for name, term in terms.items():
@@ -173,15 +191,13 @@ class SafeCLIPTrainer(Trainer):
         sums["rows"] += torch.tensor(float(rows), device=loss.device)
         return (loss, embeds) if return_outputs else loss
 
-    def _not_finite(self, terms: dict[str, Tensor]) -> UserError:
-        bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
-        saved = sorted(
-            Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: path.stat().st_mtime
-        )
-        resume = f"Continue from {saved[-1]} with --resume_from_checkpoint {saved[-1]}" if saved else "Start again"
+    def not_finite(self, what: str) -> UserError:
+        """The error for a loss or gradient that is infinite or not a number."""
+        saved = [folder for folder in self._checkpoints() if _step(folder) <= self.state.global_step]
+        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
         return UserError(
-            f"the loss is not a finite number after step {self.state.global_step} (terms: {bad}). {resume} and a lower "
-            "--learning_rate, with --max_grad_norm 1, or with --bf16 in place of --fp16."
+            f"the {what} is not a finite number after step {self.state.global_step}; no weight was moved by it. Start "
+            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
         )
 
     def _pop_term_means(self, mode: str) -> dict[str, float]:
@@ -249,7 +265,7 @@ class SafeCLIPTrainer(Trainer):
         """Creates the repository, when the trainer is built: what cannot be pushed is better known before training."""
         try:
             super().init_hf_repo(*args, **kwargs)
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # no login, no right to write, no connection: each its own type
             raise UserError(
                 "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
                 f"and name the repository with --hub_model_id you/name. ({error})"
@@ -305,3 +321,25 @@ class SafeCLIPTrainer(Trainer):
             self.push_in_progress = PushInProgress(jobs)
         else:
             self.push_in_progress.jobs.extend(jobs)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+class _StopBeforeBadStep(TrainerCallback):
+    """Raises where a gradient is not finite, before the optimizer moves weights that a checkpoint would then keep.
+
+    Under float16 the gradient scaler skips such steps itself.
+    """
+
+    def __init__(self, trainer: SafeCLIPTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        if scaler is not None and scaler.is_enabled():
+            return
+        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
+            raise self.trainer.not_finite("gradient")

@@ -6,7 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import UserError
-from .objectives.safe_clip import check_weights
+from .objectives.safe_clip import PAPER_WEIGHTS, check_weights
 
 
 @dataclass
@@ -63,12 +63,15 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and metric in PAPER_WEIGHTS:
+            self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must stay off: the collator wants captions and pictures.")
-        if isinstance(self.loss_weights, str):
+        if not isinstance(self.loss_weights, dict | None):
             raise UserError(f"--loss_weights must be a JSON object, not {self.loss_weights!r}.")
         check_weights(self.loss_weights or {})
         if self.logit_scale is not None and not self.logit_scale > 0:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
@@ -35,6 +36,7 @@ assert len(label) == 2
 """
 
 
+@pytest.mark.slow
 def test_everything_works_where_torchvision_is_absent(model_dir, dataset_dir, tmp_path):
     command = [sys.executable, "-c", WITHOUT_TORCHVISION, model_dir, dataset_dir, str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

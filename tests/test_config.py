@@ -14,6 +14,12 @@ class Settings:
     rate: float = field(default=1.0)
     name: str = field(default="x")
     fast: bool = field(default=False)
+    kind: str = field(default="a")
+    several: list[str] | None = field(default=None)
+
+    def __post_init__(self):
+        if self.kind == "z":
+            raise ValueError("z is no kind")
 
 
 def parse(tmp_path, text, *flags):
@@ -27,6 +33,14 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     settings = parse(tmp_path, "rate: 1e-3\nfast: true\n", "--name", "y")
     assert settings == Settings(rate=1e-3, name="y", fast=True)
     assert parse(tmp_path, "rate: 2\n", "--rate", "3").rate == 3
+    assert parse(tmp_path, "several: [a, b]\nname: null\n") == Settings(several=["a", "b"])
+    assert parse(tmp_path, "several: test\n").several == ["test"]
+
+
+def test_values_of_the_file_are_checked_like_flags(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "rate: fast\n")
+    assert "argument --rate: invalid float value: 'fast'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -36,6 +50,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         ("rate: 1", ["--raet", "2"], r"--raet is no setting. Did you mean 'rate'\? --help lists them all."),
         ("- rate", [], "must hold `name: value` lines"),
         ("rate: [", [], "settings.yaml is not YAML"),
+        ("kind: z", [], "is no kind"),
     ],
 )
 def test_bad_settings(tmp_path, text, flags, message):

@@ -42,6 +42,20 @@ def test_pictures_of_another_size(model, processor):
     check_processor(model, processor)
 
 
+def test_pictures_that_keep_their_shape(model, processor):
+    loose = CLIPImageProcessor(size={"shortest_edge": 16}, do_center_crop=False)
+    with pytest.raises(UserError, match="neither crops nor fixes both sides"):
+        check_processor(model, CLIPProcessor(loose, processor.tokenizer))
+
+
+def test_a_truncated_file(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UserError, match=f"--model {tmp_path} cannot be opened"):
+        load_clip(str(tmp_path))
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model(model, processor):
     model.config.text_config.vocab_size = 10
     with pytest.raises(UserError, match="but the model's vocabulary only 10"):

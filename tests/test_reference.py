@@ -57,6 +57,15 @@ def test_dropout_of_the_adapter_does_not_reach_the_reference(model, inputs):
     assert torch.equal(reference(**inputs)[0], reference(**inputs)[0])
 
 
+def test_what_was_frozen_in_the_adapter_stays_frozen(model, inputs):
+    trained = get_peft_model(model, LoraConfig(r=4, target_modules=["fc1"]))
+    frozen = next(p for name, p in trained.named_parameters() if "lora_A" in name)
+    frozen.requires_grad_(False)
+    FrozenReference(trained)(**inputs)
+    assert not frozen.requires_grad
+    assert next(p for name, p in trained.named_parameters() if "lora_B" in name).requires_grad
+
+
 def test_logit_scale_is_the_originals(model):
     model.logit_scale.data.fill_(4.0)
     reference = FrozenReference(get_peft_model(model, paper_lora_config()))

@@ -10,6 +10,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.slow  # each test starts Python, torch and transformers anew
+
 
 def run_train(*flags, cwd=ROOT, **env):
     import os
@@ -50,7 +52,6 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
     assert "logit_scale" not in moved
 
 
-@pytest.mark.slow
 def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_path):
     done = run_train("--max_steps", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -128,7 +129,7 @@ def test_bad_input_is_one_line_and_loses_no_checkpoint(model_dir, tmp_path):
 
     rows = make_rows(16)
     dataset = Dataset.from_dict(rows, features=FEATURES)
-    # The last row's picture is broken; a fixed order of rows puts it in the last step.
+    # Rows are read in order, one a step, so that the broken one comes after thirteen checkpoints.
     table = dataset.with_format("arrow")[:].to_pylist()
     table[13]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     DatasetDict(
@@ -137,8 +138,18 @@ def test_bad_input_is_one_line_and_loses_no_checkpoint(model_dir, tmp_path):
     done = run_train(
         *["--model", model_dir, "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")],
         *["--per_device_train_batch_size", "1", "--save_steps", "1", "--num_train_epochs", "1", "--report_to", "none"],
-        *["--dataloader_num_workers", "1"],
+        *["--dataloader_num_workers", "1", "--train_sampling_strategy", "sequential"],
     )
     assert done.returncode == 1
     assert "error: row 13, column 'unsafe_image': the picture cannot be read" in done.stderr.splitlines()[-1]
-    assert list((tmp_path / "out").glob("checkpoint-*/adapter_model.safetensors"))
+    assert (tmp_path / "out" / "checkpoint-10" / "adapter_model.safetensors").exists()
+
+
+def test_splits_without_rows_to_measure(model_dir, dataset_dir, tmp_path):
+    common = ["--model", model_dir, "--dataset", dataset_dir, "--output_dir", str(tmp_path), "--max_steps", "1"]
+    done = run_train(*common, "--eval_splits", "tets")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("has no split 'tets', only train, validation, test.")
+    done = run_train(*common, "--eval_splits", "train", "--report_to", "none")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((tmp_path / "results.json").read_text())["after"]) == ["train"]

@@ -121,7 +121,6 @@ def test_accumulated_gradients_equal_large_batch_gradients(processor, rows, tmp_
         "max_grad_norm": 0.0,
         "loss_weights": COSINE_ONLY,
     }
-    start = weights(make_trainer(processor, rows, tmp_path))
     # From unequal adapters, else every gradient of the down-projections is 0.
     config = LoraConfig(r=4, target_modules=["fc1", "out_proj"], init_lora_weights=False)
     whole = make_trainer(processor, rows, tmp_path, config, per_device_train_batch_size=8, **common)
@@ -137,23 +136,45 @@ def test_accumulated_gradients_equal_large_batch_gradients(processor, rows, tmp_
     assert largest_difference(weights(whole), weights(parts)) < 1e-3 * moved
 
 
-def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_path):
-    # With dropout, so that the random state has to come back as well.
+@pytest.mark.parametrize(("saved", "accumulation"), [(3, 1), (2, 1), (4, 1), (1, 2)])
+def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_path, saved, accumulation):
+    """At the end of an epoch and in the middle of one; with dropout, so that the random state has to come back too."""
     config = paper_lora_config(lora_alpha=16)
-    common = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "linear"}
+    common = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": saved,
+        "lr_scheduler_type": "linear",
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
     straight = make_trainer(processor, rows, tmp_path / "a", config, **common)
     straight.train()
+    torch.rand(7)  # what is drawn between two runs must not matter
     resumed = make_trainer(processor, rows, tmp_path / "b", config, **common)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    resumed.train(str(tmp_path / "a" / f"checkpoint-{saved}"))
     assert resumed.state.global_step == 6
     assert largest_difference(weights(straight), weights(resumed)) == 0
     halfway = make_trainer(processor, rows, tmp_path / "c", config, **common)
-    halfway._load_from_checkpoint(str(tmp_path / "a" / "checkpoint-3"))
+    halfway._load_from_checkpoint(str(tmp_path / "a" / f"checkpoint-{saved}"))
     assert largest_difference(weights(straight), weights(halfway)) > 1e-4
 
 
+def test_a_seed_trains_the_same_weights_whatever_was_drawn_before(processor, rows, tmp_path):
+    config = paper_lora_config(lora_alpha=16)
+    first = make_trainer(processor, rows, tmp_path, config, seed=3)
+    first.train()
+    second = make_trainer(processor, rows, tmp_path, config, seed=3)
+    torch.rand(5)
+    second.train()
+    other = make_trainer(processor, rows, tmp_path, config, seed=4)
+    other.train()
+    assert largest_difference(weights(first), weights(second)) == 0
+    assert largest_difference(weights(first), weights(other)) > 1e-4
+
+
 def test_the_last_checkpoint_is_found_or_missed_with_a_cure(processor, rows, tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint in .*leave --resume_from_checkpoint out"):
+    with pytest.raises(UserError, match="there is no checkpoint in .*leave out --resume_from_checkpoint"):
         make_trainer(processor, rows, tmp_path / "a").train("last")
     with pytest.raises(UserError, match="nowhere is not a folder with a checkpoint"):
         make_trainer(processor, rows, tmp_path / "a").train("nowhere")
@@ -167,13 +188,22 @@ def test_gradient_checkpointing_gives_the_same_weights(processor, rows, tmp_path
     plain = make_trainer(processor, rows, tmp_path, max_steps=2)
     plain.train()
     checkpointed = make_trainer(processor, rows, tmp_path, max_steps=2, gradient_checkpointing=True)
+    calls = []
+    layer = checkpointed.model.base_model.model.text_model.encoder.layers[1].mlp
+    layer.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     checkpointed.train()
+    # Per step: the reference in eval mode, the forward, and the forward done again for the backward.
+    assert calls == [False, True, True] * 2
     assert largest_difference(weights(plain), weights(checkpointed)) < 1e-5
 
 
 def test_bfloat16_training(processor, rows, tmp_path):
     trainer = make_trainer(processor, rows, tmp_path, bf16=True, use_cpu=True, max_steps=8)
+    dtypes = set()
+    layer = trainer.model.base_model.model.text_model.encoder.layers[0].mlp.fc1
+    layer.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     trainer.train()
+    assert dtypes == {torch.bfloat16}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
@@ -247,13 +277,56 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(processor, rows
 
     trainer = make_trainer(processor, rows, tmp_path, max_steps=9, save_strategy="steps", save_steps=2)
     trainer.add_callback(Poison())
-    message = r"not a finite number after step 2 \(terms: preservation_text_contrastive.*_checkpoint .*checkpoint-2"
-    with pytest.raises(UserError, match=message):
+    message = (
+        r"the loss \(preservation_text_contrastive.*\) is not a finite number after step 2; .*lower --learning_rate"
+    )
+    with pytest.raises(UserError, match=message + ".*--resume_from_checkpoint .*checkpoint-2"):
         trainer.train()
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
     resumed = make_trainer(processor, rows, tmp_path, max_steps=3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.state.global_step == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(processor, rows, tmp_path):
+    trainer = make_trainer(processor, rows, tmp_path, max_grad_norm=0.0)
+    start = weights(trainer)
+    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+    parameter.register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(UserError, match="the gradient is not a finite number after step 0; no weight was moved by it"):
+        trainer.train()
+    assert largest_difference(start, weights(trainer)) == 0
+
+
+def test_the_best_model_by_a_loss_term_is_the_lowest(tmp_path):
+    common = {"output_dir": str(tmp_path), "eval_strategy": "epoch", "save_strategy": "epoch"}
+    common |= {"load_best_model_at_end": True}
+    by_term = SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_image_cosine", **common)
+    by_rate = SafeCLIPTrainingArguments(metric_for_best_model="eval_safe_rate_unsafe_text", **common)
+    assert by_term.greater_is_better is False and by_rate.greater_is_better is True
+
+
+def test_errors_before_training_are_not_hidden(processor, rows, tmp_path):
+    trainer = make_trainer(processor, None, tmp_path)
+    with pytest.raises(ValueError, match="requires a train_dataset"):
+        trainer.train()
+
+
+def test_what_cannot_be_trained_is_said_at_once(processor, rows, tmp_path):
+    from datasets import DatasetDict
+    from peft import PeftModel, get_peft_model
+
+    args = SafeCLIPTrainingArguments(output_dir=str(tmp_path), report_to="none")
+    get_peft_model(build_model(processor), NO_DROPOUT).save_pretrained(tmp_path / "adapter")
+    frozen = PeftModel.from_pretrained(build_model(processor), tmp_path / "adapter")
+    with pytest.raises(UserError, match="load an adapter with is_trainable=True"):
+        SafeCLIPTrainer(frozen, args, rows, processing_class=processor)
+    with pytest.raises(UserError, match="pass its CLIPProcessor as processing_class"):
+        SafeCLIPTrainer(build_model(processor), args, rows)
+    with pytest.raises(UserError, match=r"a dictionary of splits \('train'\); name one, such as rows\['train'\]"):
+        make_trainer(processor, DatasetDict(train=rows), tmp_path)
+    with pytest.raises(UserError, match="init_lora_weights='pissa' takes weights out of the original"):
+        make_trainer(processor, rows, tmp_path, LoraConfig(r=4, target_modules=["fc1"], init_lora_weights="pissa"))
 
 
 FRESH = """
@@ -275,6 +348,7 @@ torch.save([output.text_embeds, output.image_embeds], out)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft_config", [NO_DROPOUT, None], ids=["lora", "full"])
 def test_stock_transformers_loads_the_output(processor, rows, tmp_path, peft_config):
     folder = tmp_path / "out"

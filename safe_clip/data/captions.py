@@ -1,18 +1,20 @@
 """Checking all captions of a data set before training starts."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .quadruplets import CAPTION_COLUMNS, check_caption
+from .quadruplets import CAPTION_COLUMNS, ROW_COLUMN, check_caption
 
 logger = logging.getLogger(__name__)
 
 
 def _token_counts(batch: dict, indices: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     counts = {}
+    indices = batch.get(ROW_COLUMN, indices)
     for column in CAPTION_COLUMNS:
         texts = [check_caption(text, row, column) for row, text in zip(indices, batch[column], strict=True)]
         # Lengths before truncation are what is asked for, so the tokenizer's warning about them is noise.
@@ -20,11 +22,11 @@ def _token_counts(batch: dict, indices: list[int], tokenizer: PreTrainedTokenize
     return counts
 
 
-def check_captions(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
     """Checks that every caption can be used, and warns once of those that will be cut.
 
     Args:
-        rows: a data set with the caption columns; its pictures are not touched.
+        data_sets: data sets with the caption columns; their pictures are not touched.
         tokenizer: the model's tokenizer.
         max_length: tokens that the text encoder takes, both special ones included (CLIP: 77).
 
@@ -34,14 +36,17 @@ def check_captions(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     Raises:
         UserError: a caption is empty or not text.
     """
-    counts = rows.select_columns(list(CAPTION_COLUMNS)).map(
-        partial(_token_counts, tokenizer=tokenizer),
-        batched=True,
-        with_indices=True,
-        remove_columns=list(CAPTION_COLUMNS),
-        desc="Checking captions",
-    )
-    lengths = [length for column in CAPTION_COLUMNS for length in counts[column]]
+    lengths: list[int] = []
+    for rows in data_sets:
+        columns = [name for name in (*CAPTION_COLUMNS, ROW_COLUMN) if name in rows.column_names]
+        counts = rows.select_columns(columns).map(
+            partial(_token_counts, tokenizer=tokenizer),
+            batched=True,
+            with_indices=True,
+            remove_columns=columns,
+            desc="Checking captions",
+        )
+        lengths += [length for column in CAPTION_COLUMNS for length in counts[column]]
     cut = sum(length > max_length for length in lengths)
     if cut:
         logger.warning(

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import UserError
 
@@ -18,7 +18,7 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
         row, column: where the cell stands, for the error message.
 
     Returns:
-        The fully decoded picture in RGB mode.
+        The fully decoded picture in RGB mode, turned upright as its EXIF data say.
 
     Raises:
         UserError: the cell is empty or its picture cannot be decoded.
@@ -32,7 +32,7 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
         if isinstance(value, bytes):
             value = io.BytesIO(value)
         picture = value if isinstance(value, Image.Image) else Image.open(value)
-        return picture.convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
     # Pillow raises many types for broken files: OSError, SyntaxError, ValueError, its own.
     except Exception as error:
         name = f" ({value})" if isinstance(value, str | Path) else ""

@@ -1,13 +1,14 @@
 """The schema of a quadruplet data set: loading, naming and checking it."""
 
 import difflib
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
@@ -16,6 +17,9 @@ from .images import open_image
 CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
 IMAGE_COLUMNS = ("safe_image", "unsafe_image")
 REQUIRED_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
+
+# Kept by rows that were picked out of a data set, so that errors name the row the person knows.
+ROW_COLUMN = "source_row"
 
 DEMO = "demo"
 VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
@@ -61,10 +65,13 @@ def load_quadruplets(
             raise UserError(f"split '{split}' of {name} is empty; remove it or give it rows.")
         splits[split] = rows
     if "train" in splits and "validation" not in splits:
-        rows = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(splits["train"]))))
-        if rows < len(splits["train"]):
-            parts = splits["train"].train_test_split(test_size=rows, seed=0)
-            splits["train"], splits["validation"] = parts["train"], parts["test"]
+        rows = splits["train"]
+        count = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(rows))))
+        if count < len(rows):
+            rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
+            chosen = set(random.Random(0).sample(range(len(rows)), count))
+            splits["train"] = rows.select([index for index in range(len(rows)) if index not in chosen])
+            splits["validation"] = rows.select(sorted(chosen))
     return splits
 
 
@@ -87,10 +94,9 @@ def _load(name: str, config: str | None, token: str | None) -> Dataset | Dataset
             f"--dataset {name} was found neither as a folder nor at {page}. Check the spelling; "
             "if it is private, log in with `hf auth login`."
         ) from error
-    except (HfHubHTTPError, ConnectionError, OSError) as error:
-        raise UserError(f"--dataset {name} could not be downloaded ({error}). Check the connection.") from error
-    except ValueError as error:  # what `datasets` raises for unknown configurations and unreadable files
-        raise UserError(f"--dataset {name} could not be loaded: {error}") from error
+    except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
+        cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
+        raise UserError(f"--dataset {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
 
 
 def check_columns(columns: list[str], where: str) -> None:
@@ -140,9 +146,11 @@ class QuadrupletRows(TorchDataset):
     def __init__(self, rows: Any):
         if isinstance(rows, IterableDataset | IterableDatasetDict):
             raise UserError("streamed data sets cannot be trained on; load it without streaming=True.")
+        if isinstance(rows, DatasetDict):
+            raise UserError(f"this is a dictionary of splits ({_listed(list(rows))}); name one, such as rows['train'].")
         if isinstance(rows, Dataset):
             check_columns(rows.column_names, "the data set")
-            rows = rows.select_columns(list(REQUIRED_COLUMNS))
+            rows = rows.select_columns([name for name in (*REQUIRED_COLUMNS, ROW_COLUMN) if name in rows.column_names])
             for column in IMAGE_COLUMNS:
                 # Decoding lazily and here is what lets a broken picture be named by row and column.
                 if isinstance(rows.features[column], Image):
@@ -154,6 +162,7 @@ class QuadrupletRows(TorchDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
+        index = row.get(ROW_COLUMN, index)
         check_columns(list(row), f"row {index}")
         return {column: check_caption(row[column], index, column) for column in CAPTION_COLUMNS} | {
             column: open_image(row[column], index, column) for column in IMAGE_COLUMNS

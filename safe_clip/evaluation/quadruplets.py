@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -34,24 +35,37 @@ def embed_quadruplets(
     training = model.training
     model.eval()
     parts: dict[str, list[Tensor]] = {}
-    for batch in tqdm(loader, desc=desc, unit="batch", leave=False):
-        for side in ("safe", "unsafe"):
-            output = model(
-                **{
-                    name: batch[f"{side}_{name}"].to(model.device)
-                    for name in ("input_ids", "attention_mask", "pixel_values")
-                }
-            )
-            parts.setdefault(f"{side}_text", []).append(output.text_embeds.float().cpu())
-            parts.setdefault(f"{side}_image", []).append(output.image_embeds.float().cpu())
-    model.train(training)
+    try:
+        for batch in tqdm(loader, desc=desc, unit="batch", leave=False):
+            for side in ("safe", "unsafe"):
+                output = model(
+                    **{
+                        name: batch[f"{side}_{name}"].to(model.device)
+                        for name in ("input_ids", "attention_mask", "pixel_values")
+                    }
+                )
+                parts.setdefault(f"{side}_text", []).append(output.text_embeds.float().cpu())
+                parts.setdefault(f"{side}_image", []).append(output.image_embeds.float().cpu())
+    finally:
+        model.train(training)
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
 
 def evaluate_quadruplets(
-    model: CLIPModel, processor: CLIPProcessor, rows: Any, batch_size: int = 128, desc: str = "Embedding"
+    model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128, desc: str = "Embedding"
 ) -> dict[str, float]:
-    """The figures of `quadruplet_metrics` for a model on a data set; identical captions are one item."""
+    """Measures a model on quadruplets.
+
+    Args:
+        model, processor, rows, batch_size, desc: as for `embed_quadruplets`.
+
+    Returns:
+        The figures of `quadruplet_metrics`, shares in [0, 1]. Pictures with the same safe caption are
+        all right for it.
+
+    Raises:
+        UserError: a row cannot be used.
+    """
     captions = rows["safe_caption"]
     first = {}
     groups = [first.setdefault(caption, index) for index, caption in enumerate(captions)]
@@ -59,5 +73,9 @@ def evaluate_quadruplets(
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`quadruplet_metrics` for `SafeCLIPTrainer(compute_metrics=...)`, over the evaluation rows."""
+    """`quadruplet_metrics` for `SafeCLIPTrainer(compute_metrics=...)`, over the evaluation rows.
+
+    Only embeddings arrive here, so that, unlike in `evaluate_quadruplets`, a caption that occurs twice
+    has one right picture.
+    """
     return quadruplet_metrics(*(torch.as_tensor(embeds) for embeds in prediction.predictions))

@@ -29,6 +29,7 @@ def recall_at_1(queries: Tensor, pool: Tensor, groups: Sequence[int] | None = No
         among them is right: a constant embedding scores chance.
     """
     labels = torch.arange(len(pool)) if groups is None else torch.as_tensor(groups)
+    labels = labels.to(pool.device)
     total = 0.0
     for start, top in _top(queries, pool):
         right = labels[start : start + len(top), None] == labels

@@ -94,6 +94,11 @@ class SafeCLIPLoss(nn.Module):
         Returns:
             The scalar loss and the unweighted value of each term that has a weight, in float32.
         """
+        # Logits of up to 100 have no business in half precision.
+        with torch.autocast(embeds.safe_text.device.type, enabled=False):
+            return self._forward(embeds, reference)
+
+    def _forward(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> tuple[Tensor, dict[str, Tensor]]:
         embeds = QuadrupletEmbeds(*(tensor.float() for tensor in embeds))
         reference = ReferenceEmbeds(*(tensor.float() for tensor in reference))
         # (what is trained, the original of the same modality, the original of the other one)

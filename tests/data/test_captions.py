@@ -16,7 +16,7 @@ def test_long_captions_are_counted_in_one_warning(processor, caplog):
     long = " ".join(["a red square beside a blue one"] * 30)
     rows = captions(["a red square", long, "a blue square"], [long, long, "a mark"])
     with caplog.at_level(logging.WARNING):
-        assert check_captions(rows, processor.tokenizer, 77) == 3
+        assert check_captions([rows.select([0]), rows.select([1, 2])], processor.tokenizer, 77) == 3
     (record,) = [r for r in caplog.records if r.name == "safe_clip.data.captions"]
     length = len(processor.tokenizer(long, verbose=False)["input_ids"])
     assert record.getMessage() == (
@@ -27,20 +27,20 @@ def test_long_captions_are_counted_in_one_warning(processor, caplog):
 
 def test_short_captions_are_silent(processor, caplog):
     with caplog.at_level(logging.WARNING):
-        assert check_captions(captions(["a red square"], ["a mark"]), processor.tokenizer, 77) == 0
+        assert check_captions([captions(["a red square"], ["a mark"])], processor.tokenizer, 77) == 0
     assert not caplog.records
 
 
 @pytest.mark.parametrize(("bad", "message"), [("", "is empty"), (" \t", "is empty"), (None, "must be text")])
 def test_an_unusable_caption_is_named(processor, bad, message):
     with pytest.raises(UserError, match=f"row 1, column 'unsafe_caption': .*{message}"):
-        check_captions(captions(["a", "b"], ["a", bad]), processor.tokenizer, 77)
+        check_captions([captions(["a", "b"], ["a", bad])], processor.tokenizer, 77)
 
 
 def test_the_row_is_right_beyond_the_first_batch(processor):
     texts = ["a red square"] * 2500
     with pytest.raises(UserError, match="row 2321, column 'safe_caption'"):
-        check_captions(captions([*texts[:2321], "", *texts[2322:]], texts), processor.tokenizer, 77)
+        check_captions([captions([*texts[:2321], "", *texts[2322:]], texts)], processor.tokenizer, 77)
 
 
 def test_truncation_keeps_the_end_token(processor, model):

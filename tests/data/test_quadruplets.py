@@ -34,6 +34,8 @@ def test_loads_a_folder_of_parquet_as_the_hub_keeps_it(tmp_path):
 def test_validation_is_cut_off_training_where_there_is_none(tmp_path):
     first, second = (load_quadruplets(save(tmp_path / name, train=40)) for name in "ab")
     assert (len(first["train"]), len(first["validation"])) == (38, 2)
+    chosen = list(first["validation"]["source_row"])
+    assert sorted([*chosen, *first["train"]["source_row"]]) == list(range(40))
     assert list(first["validation"]["safe_caption"]) == list(second["validation"]["safe_caption"])
     both = [*first["train"]["unsafe_caption"], *first["validation"]["unsafe_caption"]]
     assert sorted(both) == sorted(make_rows(40)["unsafe_caption"])
@@ -125,6 +127,33 @@ def test_a_truncated_picture_is_named_when_it_is_read():
     rows = broken("safe_image", {"bytes": buffer.getvalue()[:700], "path": None})
     with pytest.raises(UserError, match="row 4, column 'safe_image': the picture cannot be read .*trunc"):
         rows[4]
+
+
+def test_rows_are_named_as_in_the_data_set_from_which_validation_was_cut(tmp_path):
+    rows = make_rows(40)
+    rows["unsafe_caption"][30] = " "
+    Dataset.from_dict(rows, features=FEATURES).to_parquet(tmp_path / "train.parquet")
+    splits = load_quadruplets(str(tmp_path))
+    (split, position) = next(
+        (name, list(data["source_row"]).index(30)) for name, data in splits.items() if 30 in data["source_row"]
+    )
+    assert position != 30
+    with pytest.raises(UserError, match="row 30, column 'unsafe_caption': the caption is empty"):
+        QuadrupletRows(splits[split])[position]
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    picture = PILImage.new("RGB", (40, 20), "red")
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "phone.jpg", exif=exif)
+    assert broken("safe_image", {"bytes": None, "path": str(tmp_path / "phone.jpg")})[4]["safe_image"].size == (20, 40)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"safe_caption": "a", \n{]')
+    with pytest.raises(UserError, match=r"could not be loaded \(.*\). Check its files."):
+        load_quadruplets(str(tmp_path))
 
 
 def test_any_sequence_of_dictionaries_will_do():

@@ -118,6 +118,9 @@ def test_half_precision_embeddings_are_compared_in_float32():
     )
     assert loss.dtype == torch.float32
     assert loss.item() == expected.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, _ = SafeCLIPLoss()(QuadrupletEmbeds(*embeds), ReferenceEmbeds(*reference))
+    assert inside.item() == expected.item()
 
 
 @pytest.mark.parametrize(
