@@ -74,3 +74,10 @@ def test_the_art_is_attributed():
     text = (ROOT / "safe_clip/demo/ATTRIBUTION.md").read_text()
     for words in ("Noto Emoji", "Apache-2.0", "Twemoji", "CC-BY 4.0", "Fluent Emoji", "Copyright (c) Microsoft"):
         assert words in text
+
+
+def test_ci_runs_the_test_command_of_the_readme_as_it_stands():
+    blocks = re.findall(r"```bash\n(.+?)\n```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    main, tests = (block for block in blocks if block.startswith("python3 -m venv"))
+    assert main.endswith("python train.py")
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == tests

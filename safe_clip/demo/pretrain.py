@@ -1,9 +1,9 @@
 """Pretrains the embedded base model, as the web's CLIP was: on safe and unsafe scenes alike.
 
-Run `python -m safe_clip.demo.pretrain` to make `safe_clip/demo/base/` anew, in about 70 minutes on
+Run `python -m safe_clip.demo.pretrain` to make `safe_clip/demo/base/` anew, in about 90 minutes on
 two cores. Scenes are drawn as training goes, in the two training styles and with every unsafe
-stand-in, so that the base knows what fine-tuning is to unlearn; the loss is `CLIPModel`'s own. A
-second stage puts each scene and its unsafe counterpart into one batch, so that the base tells them
+stand-in, so that the base knows what fine-tuning is to unlearn; the loss is `CLIPModel`'s own. The
+later stages put each scene and its unsafe counterpart into one batch, so that the base tells them
 apart well. An interrupted run goes on from its last checkpoint when started again; delete
 `safe_clip/demo/base-checkpoints/` to start anew.
 """
@@ -43,7 +43,11 @@ class Stage:
     both_sides: bool  # whether a scene and its unsafe counterpart meet in one batch, as hard negatives
 
 
-STAGES = (Stage("pretrain", 3600, both_sides=False), Stage("pretrain-pairs", 2400, both_sides=True))
+STAGES = (
+    Stage("pretrain", 3600, both_sides=False),
+    Stage("pretrain-pairs", 2400, both_sides=True),
+    Stage("pretrain-pairs-again", 1500, both_sides=True),
+)
 
 
 class Scenes(Dataset):
