@@ -17,6 +17,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
     python_requires=">=3.10",
     packages=find_packages(include=["safe_clip", "safe_clip.*"]),
     package_data={"safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*"]},
