@@ -209,6 +209,12 @@ def test_bfloat16_training(processor, rows, tmp_path):
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
 
 
+def keep_best_of_every(steps):
+    """Settings that evaluate and save so often and load the best at the end."""
+    often = {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
+    return often | {"load_best_model_at_end": True}
+
+
 def test_early_stopping_and_the_best_model(processor, rows, tmp_path):
     trainer = make_trainer(
         processor,
@@ -218,11 +224,7 @@ def test_early_stopping_and_the_best_model(processor, rows, tmp_path):
         compute_metrics=compute_metrics,
         max_steps=40,
         learning_rate=0.5,  # ruins the model at once, so the first evaluation stays the best
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        load_best_model_at_end=True,
+        **keep_best_of_every(1),
         metric_for_best_model="eval_loss",
         early_stopping_patience=2,
     )
@@ -240,11 +242,7 @@ def test_safety_figures_can_select_the_best_model(processor, rows, tmp_path):
         tmp_path,
         eval_rows=rows,
         compute_metrics=compute_metrics,
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-        load_best_model_at_end=True,
+        **keep_best_of_every(2),
         metric_for_best_model="eval_safe_rate_unsafe_text",
         greater_is_better=True,
     )
