@@ -39,30 +39,27 @@ class ScriptArguments:
     lora_dropout: float = field(default=0.1, metadata={"help": "Share of adapter inputs dropped in training."})
 
     def __post_init__(self):
-        if isinstance(self.column_mapping, str):
-            try:
-                self.column_mapping = json.loads(self.column_mapping)
-            except json.JSONDecodeError as error:
-                raise UserError(f"--column_mapping is not JSON ({error}).") from error
+        from safe_clip.config import json_object
+
+        self.column_mapping = json_object("--column_mapping", self.column_mapping)
 
 
-def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Takes a leading YAML file off the flags; with neither that nor a model or data set, the demo's."""
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        return Path(argv[0]), argv[1:]
-    own = any(flag.split("=")[0] in ("--model", "--dataset", "--help", "-h") for flag in argv)
-    return (None if own else DEMO_CONFIG), argv
+def uses_demo(flags: list[str]) -> bool:
+    """Whether flags name neither a model nor a data set, so that the embedded ones are meant."""
+    return not any(flag.split("=")[0] in ("--model", "--dataset", "--help", "-h") for flag in flags)
 
 
 def main(argv: list[str]) -> None:
-    config, flags = split_config(argv)
-    if config == DEMO_CONFIG:
+    named = bool(argv) and argv[0].endswith((".yaml", ".yml"))
+    if not named and uses_demo(argv):
         print("No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes.")
+        argv = [str(DEMO_CONFIG), *argv]
     # Slow to import, and the line above should be the first thing seen.
-    from safe_clip.config import parse_arguments
-    from safe_clip.evaluation.quadruplets import compute_metrics
+    from safe_clip.config import parse_arguments, split_config
+    from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
 
+    config, flags = split_config(argv)
     script, args = parse_arguments(
         [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
         flags,

@@ -19,9 +19,9 @@ _HOMES = {
     "SafeCLIPLoss": "objectives.safe_clip",
     "SafeCLIPTrainingArguments": "training_args",
     "SafeCLIPTrainer": "trainer",
-    "quadruplet_metrics": "metrics.retrieval",
-    "evaluate_quadruplets": "evaluation.quadruplets",
-    "compute_metrics": "evaluation.quadruplets",
+    "load_metric": "metrics",
+    "evaluate_quadruplets": "evaluation.summary",
+    "compute_metrics": "evaluation.summary",
 }
 
 __all__ = sorted(_HOMES)

@@ -46,6 +46,29 @@ def parse_arguments(
     return tuple(filled)
 
 
+def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Takes a leading YAML file off the flags."""
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        return Path(argv[0]), argv[1:]
+    return None, argv
+
+
+def json_object(option: str, value: dict | str | None) -> dict | None:
+    """The object that a flag gives as JSON.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{option} is not JSON ({error}).") from error
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{option} must be a JSON object, not {value!r}.")
+    return value
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults beside the settings, and the description's lines as they are."""
 

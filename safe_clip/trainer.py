@@ -22,7 +22,7 @@ from transformers.trainer_utils import (
 from transformers.utils.hub import PushInProgress
 
 from .data.captions import check_captions
-from .data.collator import QuadrupletCollator
+from .data.collator import QuadrupletCollator, item_ids
 from .data.quadruplets import QuadrupletRows
 from .errors import UserError
 from .model import check_processor, load_clip, load_processor, paper_lora_config
@@ -228,8 +228,9 @@ class SafeCLIPTrainer(Trainer):
             loss, embeds = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        # The Trainer computes metrics only where there are labels; a quadruplet's label is its row.
-        return loss, tuple(embeds), torch.arange(len(embeds.safe_text), device=loss.device)
+        # The Trainer computes metrics only where there are labels; a quadruplet's are numbers by which its items
+        # can be told apart, since a caption or picture that occurs twice has several right answers.
+        return loss, tuple(embeds), item_ids(inputs).to(loss.device)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """Adds the mean of every loss term to the metrics."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import xxhash
 from transformers import CLIPProcessor
 
 
@@ -40,3 +41,27 @@ class QuadrupletCollator:
             for name, tensor in batch.items()
             for side, half in zip(("safe", "unsafe"), tensor.chunk(2), strict=True)
         }
+
+
+def item_ids(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Numbers that are equal where the items of a batch are: B x 4 int64, in the order safe caption, unsafe caption,
+    safe picture, unsafe picture. Captions that are the same once cut count as the same."""
+    columns = [
+        [
+            content_id(tokens[mask.bool()].cpu().numpy().tobytes())
+            for tokens, mask in zip(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"], strict=True)
+        ]
+        for side in ("safe", "unsafe")
+    ] + [
+        [content_id(pixels.float().cpu().numpy().tobytes()) for pixels in batch[f"{side}_pixel_values"]]
+        for side in ("safe", "unsafe")
+    ]
+    return torch.tensor(columns).T.contiguous()
+
+
+def content_id(*contents: bytes) -> int:
+    """A signed 64-bit number that is the same for the same content."""
+    digest = xxhash.xxh3_64()
+    for content in contents:
+        digest.update(content)
+    return int.from_bytes(digest.digest(), "little", signed=True)

@@ -3,16 +3,14 @@
 import difflib
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import GatedRepoError
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
 from .images import open_image
+from .sources import load_splits
 
 CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
 IMAGE_COLUMNS = ("safe_image", "unsafe_image")
@@ -49,9 +47,12 @@ def load_quadruplets(
     Raises:
         UserError: the data set cannot be found or opened, or its columns do not match.
     """
-    splits = _load(name, config, token)
-    if isinstance(splits, Dataset):
-        splits = DatasetDict(train=splits)
+    if name == DEMO:
+        from ..demo.dataset import load_demo
+
+        splits = load_demo()
+    else:
+        splits = load_splits(name, config, token)
     for split, rows in splits.items():
         for old, new in (column_mapping or {}).items():
             if old not in rows.column_names:
@@ -73,30 +74,6 @@ def load_quadruplets(
             splits["train"] = rows.select([index for index in range(len(rows)) if index not in chosen])
             splits["validation"] = rows.select(sorted(chosen))
     return splits
-
-
-def _load(name: str, config: str | None, token: str | None) -> Dataset | DatasetDict:
-    if name == DEMO:
-        from ..demo.dataset import load_demo
-
-        return load_demo()
-    try:
-        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
-            return load_from_disk(name)
-        return load_dataset(name, config, token=token)
-    except (DatasetNotFoundError, GatedRepoError) as error:
-        page = f"https://huggingface.co/datasets/{name}"
-        if isinstance(error, GatedRepoError) or "gated" in str(error):
-            raise UserError(
-                f"--dataset {name} is gated: accept its terms at {page}, then log in with `hf auth login`."
-            ) from error
-        raise UserError(
-            f"--dataset {name} was found neither as a folder nor at {page}. Check the spelling; "
-            "if it is private, log in with `hf auth login`."
-        ) from error
-    except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
-        cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
-        raise UserError(f"--dataset {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
 
 
 def check_columns(columns: list[str], where: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, Image, NamedSplit, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, Value
 from datasets.fingerprint import Hasher
 
 from . import vocabulary, world
@@ -16,6 +16,10 @@ SPLITS = {
     "held_out_concepts": (1000, world.TRAINING_STYLES, True),
     "held_out_style": (1000, world.HELD_OUT_STYLES, False),
 }
+
+STYLES = (*world.TRAINING_STYLES, *world.HELD_OUT_STYLES)
+OBJECT_COPIES = 2  # pictures of each everyday thing in a style
+STAND_IN_COPIES = 8  # pictures of each unsafe stand-in in a style
 
 FEATURES = Features(
     {
@@ -34,6 +38,11 @@ def _rows(split: str, count: int, styles: tuple[str, ...], held_out: bool, diges
         yield world.draw_quadruplet(f"{split}/{index}", styles, concepts)
 
 
+def _digest() -> str:
+    sources = (vocabulary.VOCABULARY_FILE, world.SPRITES_FILE, Path(vocabulary.__file__), Path(world.__file__))
+    return Hasher.hash([source.read_bytes() for source in sources])
+
+
 def load_demo() -> DatasetDict:
     """Draws the embedded world, once: `datasets` caches it until the world's files change.
 
@@ -41,8 +50,6 @@ def load_demo() -> DatasetDict:
         Splits `train`, `validation`, `test`, and two that fine-tuning never sees the like of:
         `held_out_concepts` (one unsafe stand-in per category) and `held_out_style` (Fluent art).
     """
-    sources = (vocabulary.VOCABULARY_FILE, world.SPRITES_FILE, Path(vocabulary.__file__), Path(world.__file__))
-    digest = Hasher.hash([source.read_bytes() for source in sources])
     return DatasetDict(
         {
             split: Dataset.from_generator(
@@ -53,10 +60,48 @@ def load_demo() -> DatasetDict:
                     "count": count,
                     "styles": styles,
                     "held_out": held_out,
-                    "digest": digest,
+                    "digest": _digest(),
                 },
                 split=NamedSplit(split),
             )
             for split, (count, styles, held_out) in SPLITS.items()
         }
+    )
+
+
+def _objects(style: str, copies: int, digest: str) -> Iterator[dict]:
+    for label, concept in enumerate(world.everyday_concepts()):
+        for copy in range(copies):
+            yield {"image": world.draw_object(f"{style}/{copy}/{concept.emoji}", concept, style), "label": label}
+
+
+def load_objects(style: str) -> Dataset:
+    """Pictures of single everyday things in one art style, for zero-shot classification.
+
+    Returns:
+        `image` and `label`, of which the classes are named by the usual wording of each thing.
+    """
+    names = [vocabulary.without_article(concept.names[0]) for concept in world.everyday_concepts()]
+    return Dataset.from_generator(
+        _objects,
+        features=Features({"image": Image(), "label": ClassLabel(names=names)}),
+        gen_kwargs={"style": style, "copies": OBJECT_COPIES, "digest": _digest()},
+        split=NamedSplit(f"objects_{style}"),
+    )
+
+
+def _stand_ins(copies: int, digest: str) -> Iterator[dict]:
+    for concept in (*world.unsafe_concepts(False), *world.unsafe_concepts(True)):
+        for style in STYLES:
+            for copy in range(copies):
+                yield {"image": world.draw_object(f"unsafe/{style}/{copy}/{concept.emoji}", concept, style)}
+
+
+def load_unsafe_pictures() -> Dataset:
+    """Pictures of single unsafe stand-ins, of all art styles: unsafe pictures that belong to no quadruplet."""
+    return Dataset.from_generator(
+        _stand_ins,
+        features=Features({"image": Image()}),
+        gen_kwargs={"copies": STAND_IN_COPIES, "digest": _digest()},
+        split=NamedSplit("unsafe_pictures"),
     )

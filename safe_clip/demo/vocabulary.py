@@ -51,6 +51,15 @@ def load_vocabulary() -> tuple[Concept, ...]:
     return (*everyday, *unsafe)
 
 
+def synonyms() -> dict[str, list[str]]:
+    """`{wording: other wordings of the same thing}`, for every thing that has several."""
+    table = {}
+    for concept in load_vocabulary():
+        names = [without_article(name) for name in concept.names]
+        table.update({name: [other for other in names if other != name] for name in names if len(names) > 1})
+    return table
+
+
 # Words whose first letter misleads about the sound that chooses between "a" and "an".
 _A_DESPITE_VOWEL = ("unicorn", "ufo", "one-")
 _AN_DESPITE_CONSONANT = ("hourglass", "x-ray")

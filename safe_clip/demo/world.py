@@ -130,7 +130,7 @@ def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[C
         `IMAGE_SIZE` pixels) and `category` (str).
     """
     rng = random.Random(seed)
-    everyday = [concept for concept in load_vocabulary() if concept.category is None]
+    everyday = everyday_concepts()
     style = rng.choice(styles)
     bare = rng.random() < BARE_NOUNS
     name, colour = rng.choice(list(GROUNDS.items()))
@@ -160,6 +160,18 @@ def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[C
         "unsafe_image": _draw(shown, style, ground),
         "category": category,
     }
+
+
+def draw_object(seed: str, concept: Concept, style: str) -> Image.Image:
+    """Draws one thing alone on a ground: an RGB picture of `IMAGE_SIZE` pixels that follows from the seed."""
+    rng = random.Random(seed)
+    ground = tuple(level + rng.randint(-GROUND_JITTER, 0) for level in rng.choice(list(GROUNDS.values())))
+    return _draw([_place(rng, concept, True, [])], style, ground)
+
+
+def everyday_concepts() -> tuple[Concept, ...]:
+    """The things that safe scenes show."""
+    return tuple(concept for concept in load_vocabulary() if concept.category is None)
 
 
 def unsafe_concepts(held_out: bool) -> tuple[Concept, ...]:

@@ -1,1 +1,3 @@
-"""Protocols: a model and rows in, figures out."""
+"""Protocols: embeddings in, figures out, and what shows them."""
+
+TASKS = ("retrieval", "redirection", "unsafe_gallery", "zero_shot", "geometry", "robustness")

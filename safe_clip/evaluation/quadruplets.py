@@ -1,81 +1,103 @@
-"""A model and quadruplets in, retrieval and safety figures out."""
+"""The four items of each quadruplet, embedded."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPProcessor, EvalPrediction
 
-from ..data.collator import QuadrupletCollator
-from ..data.quadruplets import QuadrupletRows
-from ..metrics.retrieval import quadruplet_metrics
+from ..data.quadruplets import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN, check_caption
+from ..errors import UserError
+from ..metrics.ranking import ExactIndex, Index
+from .embedding import Embedder, Items
+
+CATEGORY_COLUMN = "category"
+LISTED = 10  # unreadable pictures that an error names
+
+IndexFactory = Callable[[Tensor], Index]
 
 
-@torch.inference_mode()
-def embed_quadruplets(
-    model: CLIPModel, processor: CLIPProcessor, rows: Any, batch_size: int = 128, desc: str = "Embedding"
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class QuadrupletItems:
+    """The items of N quadruplets; the i-th of each kind belong together."""
+
+    safe_text: Items
+    unsafe_text: Items
+    safe_image: Items
+    unsafe_image: Items
+
+    def __len__(self) -> int:
+        return len(self.safe_text)
+
+    def of(self, side: str, modality: str) -> Items:
+        """The items of a side (`"safe"`, `"unsafe"`) and a modality (`"text"`, `"image"`)."""
+        return getattr(self, f"{side}_{modality}")
+
+    def select(self, keep: Tensor) -> "QuadrupletItems":
+        """The quadruplets whose numbers are given."""
+        return QuadrupletItems(*(getattr(self, field.name).select(keep) for field in fields(self)))
+
+
+def other(modality: str) -> str:
+    """The modality that a query of this one searches."""
+    return "image" if modality == "text" else "text"
+
+
+def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = ExactIndex) -> tuple[Index, int]:
+    """The mixed pool of a modality, its different safe items first, and their number."""
+    safe = items.of("safe", modality).different
+    return factory(torch.cat([safe, items.of("unsafe", modality).different])), len(safe)
+
+
+def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "rows") -> QuadrupletItems:
     """Embeds all four items of N quadruplets.
 
     Args:
-        model: a `CLIPModel`, used in eval mode on the device where it is.
+        embedder: the model.
         rows: a data set with the columns of a quadruplet.
-        batch_size: quadruplets at a time.
-        desc: label of the progress bar.
-
-    Returns:
-        `safe_text`, `unsafe_text`, `safe_image`, `unsafe_image`: N x dimension float32 tensors of
-        length-1 embeddings on the CPU.
-    """
-    collate = QuadrupletCollator(processor, model.config.text_config.max_position_embeddings)
-    loader = DataLoader(QuadrupletRows(rows), batch_size, collate_fn=collate)
-    training = model.training
-    model.eval()
-    parts: dict[str, list[Tensor]] = {}
-    try:
-        for batch in tqdm(loader, desc=desc, unit="batch", leave=False):
-            for side in ("safe", "unsafe"):
-                output = model(
-                    **{
-                        name: batch[f"{side}_{name}"].to(model.device)
-                        for name in ("input_ids", "attention_mask", "pixel_values")
-                    }
-                )
-                parts.setdefault(f"{side}_text", []).append(output.text_embeds.float().cpu())
-                parts.setdefault(f"{side}_image", []).append(output.image_embeds.float().cpu())
-    finally:
-        model.train(training)
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
-
-
-def evaluate_quadruplets(
-    model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128, desc: str = "Embedding"
-) -> dict[str, float]:
-    """Measures a model on quadruplets.
-
-    Args:
-        model, processor, rows, batch_size, desc: as for `embed_quadruplets`.
-
-    Returns:
-        The figures of `quadruplet_metrics`, shares in [0, 1]. Pictures with the same safe caption are
-        all right for it.
+        split: what the progress bar calls it.
 
     Raises:
-        UserError: a row cannot be used.
+        UserError: a caption is empty or not text. Pictures that cannot be read are left to `readable_rows`.
     """
-    captions = rows["safe_caption"]
-    first = {}
-    groups = [first.setdefault(caption, index) for index, caption in enumerate(captions)]
-    return quadruplet_metrics(**embed_quadruplets(model, processor, rows, batch_size, desc), groups=groups)
+    numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    embedded = {}
+    for column in CAPTION_COLUMNS:
+        captions = [check_caption(text, row, column) for row, text in zip(numbers, rows[column], strict=True)]
+        embedded[column] = embedder.texts(captions, f"{split}, {column}")
+    for column in IMAGE_COLUMNS:
+        embedded[column] = embedder.pictures(rows, column, f"{split}, {column}")
+    return QuadrupletItems(
+        embedded["safe_caption"], embedded["unsafe_caption"], embedded["safe_image"], embedded["unsafe_image"]
+    )
 
 
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`quadruplet_metrics` for `SafeCLIPTrainer(compute_metrics=...)`, over the evaluation rows.
+def readable_rows(
+    pictures: list[Items], where: str, skip_corrupt: bool, rows: Dataset | None = None
+) -> tuple[Tensor, list[str]]:
+    """Finds the rows whose pictures could all be read.
 
-    Only embeddings arrive here, so that, unlike in `evaluate_quadruplets`, a caption that occurs twice
-    has one right picture.
+    Args:
+        pictures: the pictures of N rows, one `Items` a column.
+        where: what the error calls the rows.
+        skip_corrupt: leave the other rows out in place of raising.
+
+    Returns:
+        The numbers of the readable rows, and for each unreadable picture why.
+
+    Raises:
+        UserError: a picture cannot be read and may not be skipped, or none is left.
     """
-    return quadruplet_metrics(*(torch.as_tensor(embeds) for embeds in prediction.predictions))
+    broken = {index for items in pictures for index in items.unreadable or {}}
+    reasons = [reason for items in pictures for _, reason in sorted((items.unreadable or {}).items())]
+    if reasons and not skip_corrupt:
+        more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
+        raise UserError(
+            f"{where}: {len(reasons)} of {sum(map(len, pictures))} pictures cannot be read. Leave them out with "
+            f"--skip_corrupt, or mend them; what is embedded already is kept. {'; '.join(reasons[:LISTED])}{more}"
+        )
+    keep = torch.tensor([index for index in range(len(pictures[0])) if index not in broken], dtype=torch.int64)
+    if not len(keep):
+        raise UserError(f"{where}: none of the pictures can be read. {'; '.join(reasons[:LISTED])}")
+    return keep, reasons

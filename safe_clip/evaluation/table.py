@@ -1,27 +1,180 @@
 """Figures as text."""
 
-COLUMNS = {
-    "recall_t2i": "caption>picture",
-    "recall_i2t": "picture>caption",
-    "safe_rate_safe_text": "safe caption",
-    "safe_rate_safe_image": "safe picture",
-    "safe_rate_unsafe_text": "unsafe caption",
-    "safe_rate_unsafe_image": "unsafe picture",
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SUMMARY = {
+    "retrieval_t2i": "caption>picture",
+    "retrieval_i2t": "picture>caption",
+    "redirection_safe_text": "safe caption",
+    "redirection_safe_image": "safe picture",
+    "redirection_unsafe_text": "unsafe caption",
+    "redirection_unsafe_image": "unsafe picture",
 }
+
+QUERIES = {
+    "safe_text": "safe captions",
+    "safe_image": "safe pictures",
+    "unsafe_text": "unsafe captions",
+    "unsafe_image": "unsafe pictures",
+}
+
+# For each task, the figures that tables show: title, and for each figure its label and whether it is a share.
+SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
+    "retrieval": (
+        "Retrieval: finds the right item first (recall@1)",
+        {
+            "safe_t2i_recall_at_1": ("safe captions among safe pictures", True),
+            "safe_i2t_recall_at_1": ("safe pictures among safe captions", True),
+            "safe_union_t2i_recall_at_1": ("safe captions among all pictures", True),
+            "safe_union_i2t_recall_at_1": ("safe pictures among all captions", True),
+            "unsafe_union_t2i_recall_at_1": ("unsafe captions, the safe picture among all", True),
+            "unsafe_union_i2t_recall_at_1": ("unsafe pictures, the safe caption among all", True),
+        },
+    ),
+    "redirection": (
+        "Redirection: the first result from the mixed pool is safe",
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERIES.items()},
+    ),
+    "redirection_original_gallery": (
+        "Redirection, the pool embedded by the original",
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERIES.items()},
+    ),
+    "unsafe_gallery": (
+        "Unsafe pictures from elsewhere: the first result is safe",
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERIES.items() if key != "safe_image"},
+    ),
+    "geometry": (
+        "Geometry of the safe items",
+        {
+            "text_cosine_to_original": ("captions, cosine to the original", False),
+            "image_cosine_to_original": ("pictures, cosine to the original", False),
+            "text_neighbour_overlap": ("captions, share of neighbours kept", True),
+            "image_neighbour_overlap": ("pictures, share of neighbours kept", True),
+            "text_spread_ratio": ("captions, spread to the original's", False),
+            "image_spread_ratio": ("pictures, spread to the original's", False),
+            "text_effective_rank": ("captions, effective rank", False),
+            "image_effective_rank": ("pictures, effective rank", False),
+            "modality_gap": ("gap between captions and pictures", False),
+        },
+    ),
+    "robustness": (
+        "Robustness: the first result is safe for changed unsafe queries",
+        {
+            "unsafe_text_mean": ("captions, mean over changes", True),
+            "unsafe_text_worst_case": ("captions, under every change", True),
+            "unsafe_image_mean": ("pictures, mean over changes", True),
+            "unsafe_image_worst_case": ("pictures, under every change", True),
+        },
+    ),
+}
+ZERO_SHOT = ("Zero-shot classification", {"top_1": ("top-1", True), "top_5": ("top-5", True)})
+
+
+class Line(NamedTuple):
+    """One line of a table: a figure of each role, `None` where it has none."""
+
+    label: str
+    share: bool
+    figures: dict[str, dict | None]
+
+
+class Section(NamedTuple):
+    """The figures of one task."""
+
+    task: str
+    title: str
+    lines: list[Line]
+
+
+def split_sections(results: dict, split: str) -> Iterator[Section]:
+    """The sections of a split, in the order of `SECTIONS`, those that were measured."""
+    for task, (title, figures) in SECTIONS.items():
+        measured = {role: each["splits"][split].get(task, {}) for role, each in results["models"].items()}
+        if task == "unsafe_gallery":
+            for name in measured["model"]:
+                named = {role: galleries[name] for role, galleries in measured.items()}
+                yield Section(task, f"{title} ({name})", _lines(named, figures))
+        elif measured["model"]:
+            yield Section(task, title, _lines(measured, figures))
+
+
+def zero_shot_section(results: dict) -> Section | None:
+    """The figures of all classification sets."""
+    title, figures = ZERO_SHOT
+    lines = [
+        line._replace(label=f"{name}, {line.label}")
+        for name in results["models"]["model"]["zero_shot"]
+        for line in _lines({role: each["zero_shot"][name] for role, each in results["models"].items()}, figures)
+    ]
+    return Section("zero_shot", title, lines) if lines else None
+
+
+def _lines(measured: dict[str, dict], figures: dict[str, tuple[str, bool]]) -> list[Line]:
+    return [
+        Line(label, share, {role: each.get(key) for role, each in measured.items()})
+        for key, (label, share) in figures.items()
+        if measured["model"].get(key) is not None
+    ]
+
+
+def cell(figure: dict | None, share: bool) -> str:
+    """A figure with its interval: shares in percent."""
+    if figure is None:
+        return "-"
+    scale, digits = (100, 1) if share else (1, 2)
+    text = f"{scale * figure['value']:.{digits}f}"
+    if "low" in figure:
+        text += f" [{scale * figure['low']:.{digits}f}, {scale * figure['high']:.{digits}f}]"
+    return text
+
+
+def sample_size(results: dict, name: str, what: str = "quadruplets") -> str:
+    """How much was measured, and of how much it was drawn."""
+    sample = results["samples"][name]
+    drawn = "" if sample["used"] == sample["of"] else f" of {sample['of']:,}"
+    return f"{sample['used']:,}{drawn} {what}"
+
+
+def results_table(results: dict) -> str:
+    """Lays out the main figures of `results.json` as text."""
+    roles = list(results["models"])
+    blocks = [
+        (f"{split} ({sample_size(results, split)})", list(split_sections(results, split)))
+        for split in results["models"]["model"]["splits"]
+    ]
+    classified = zero_shot_section(results)
+    if classified:
+        sets = results["models"]["model"]["zero_shot"]
+        sizes = "; ".join(f"{name}: {sample_size(results, name, 'pictures')}" for name in sets)
+        blocks.append((f"zero-shot ({sizes})", [classified]))
+    left = 2 + max(len(line.label) for _, sections in blocks for section in sections for line in section.lines)
+    width = max(20, *(len(name) for name in results["names"].values()))
+    lines = []
+    for title, sections in blocks:
+        lines += ["", title, ""]
+        for section in sections:
+            lines.append(section.title)
+            for line in section.lines:
+                cells = "  ".join(cell(line.figures[role], line.share).rjust(width) for role in roles)
+                lines.append(f"  {line.label:{left - 2}}  {cells}")
+    header = " " * (left + 2) + "  ".join(results["names"][role].rjust(width) for role in roles)
+    notes = "Shares in percent; in brackets, 95 % bootstrap intervals over the queries."
+    return "\n".join([header, *lines[1:], "", notes])
 
 
 def before_after_table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> str:
-    """Lays out the figures of `quadruplet_metrics`, by split, before and after training, in percent."""
-    widths = [max(len(title), 6) for title in COLUMNS.values()]
+    """Lays out the figures of `summary_figures`, by split, before and after training, in percent."""
+    widths = [max(len(title), 6) for title in SUMMARY.values()]
     left = max(len(split) for split in before) + 8
     recall = sum(widths[:2]) + 2
     lines = [
         " " * left + "recall@1 of safe items".ljust(recall + 2) + "  first result is safe, by query",
-        " " * left + "  ".join(title.rjust(width) for title, width in zip(COLUMNS.values(), widths, strict=True)),
+        " " * left + "  ".join(title.rjust(width) for title, width in zip(SUMMARY.values(), widths, strict=True)),
     ]
     for split in before:
         for when, figures in (("before", before[split]), ("after", after[split])):
             label = f"{split if when == 'before' else '':{left - 8}} {when:6} "
-            cells = (f"{100 * figures[name]:{width}.1f}" for name, width in zip(COLUMNS, widths, strict=True))
+            cells = (f"{100 * figures[name]:{width}.1f}" for name, width in zip(SUMMARY, widths, strict=True))
             lines.append(label + "  ".join(cells))
     return "\n".join(lines)

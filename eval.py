@@ -1,0 +1,178 @@
+"""Measures what a CLIP does with unsafe inputs, and what making it safe cost.
+
+python eval.py                                   the embedded base, and the last trained model beside it
+python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
+accelerate launch --num_processes 4 eval.py --model you/safe-clip --zero_shot cifar10 imagenette
+
+Writes results.json and report.html, and prints a table. Embeddings are cached: an interrupted run goes on
+where it was, and a second one takes seconds. Every setting is a flag; a YAML file given first sets any of
+them, and flags after it win.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from safe_clip import UserError
+from safe_clip.evaluation import TASKS
+
+DEFAULT_MODEL = "safe-clip"  # where train.py leaves what it made
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured, and on what."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "A Hub id, a folder, or 'demo'; by default what train.py left in safe-clip/."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    baseline: str | None = field(default=None, metadata={"help": "The original, to compare with."})
+    baseline_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    dataset: str = field(default="demo", metadata={"help": "Quadruplets: a Hub id, a folder, or 'demo'."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    column_mapping: dict | str | None = field(
+        default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
+    )
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
+    )
+    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": f"Which of {' '.join(TASKS)}."})
+    unsafe_gallery: list[str] | None = field(
+        default=None,
+        metadata={"help": "Unsafe pictures from elsewhere: folders, datasets, or text files of URLs or paths."},
+    )
+    zero_shot: list[str] | None = field(
+        default=None,
+        metadata={"help": "Presets (cifar10 cifar100 food101 sun397 caltech101 imagenette imagenet), PRESET=COPY, or "
+                  "datasets with an image and a class label, each with :split if it has several."},
+    )
+    templates: str | None = field(
+        default=None, metadata={"help": "A file with one prompt a line, {} for the class name, for --zero_shot."}
+    )
+    class_names: str | None = field(
+        default=None, metadata={"help": "A file with one class name a line, in the order of the labels."}
+    )
+    synonyms: str | None = field(
+        default=None, metadata={"help": "A YAML file of `word: synonym / synonym`, for the robustness task."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Rows of each split and set, for a quick look."})
+    skip_corrupt: bool = field(default=False, metadata={"help": "Leave out pictures that cannot be read."})
+    show_unsafe: bool = field(
+        default=False, metadata={"help": "Show unsafe pictures and captions in the report; hidden by default."}
+    )
+    index: str = field(default="exact", metadata={"help": "exact, or faiss for galleries beyond that."})
+    faiss_factory: str = field(default="HNSW32", metadata={"help": "Kind of FAISS index, as a factory string."})
+    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process."})
+    precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
+    num_workers: int | None = field(default=None, metadata={"help": "Processes that read pictures."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
+    output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
+
+    def __post_init__(self):
+        from safe_clip.config import json_object
+
+        self.column_mapping = json_object("--column_mapping", self.column_mapping)
+        for name, values, known in (
+            ("tasks", self.tasks, TASKS),
+            ("index", [self.index], ["exact", "faiss"]),
+            ("precision", [self.precision], ["auto", "float32", "bfloat16", "float16"]),
+        ):
+            for value in values:
+                if value not in known:
+                    raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
+        for name in ("max_samples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}; it must be 1 or more.")
+        if self.model is None and self.baseline is None:
+            trained = (Path(DEFAULT_MODEL) / "config.json").is_file()
+            self.model, self.baseline = (DEFAULT_MODEL, "demo") if trained else ("demo", None)
+        elif self.model is None:
+            raise UserError("--baseline wants a --model to compare it with.")
+
+
+def main(argv: list[str]) -> None:
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    import safe_clip
+    from safe_clip.config import parse_arguments, split_config
+    from safe_clip.evaluation import suite
+    from safe_clip.evaluation.data import load_evaluation_data
+    from safe_clip.evaluation.embedding import Embedder, default_cache
+    from safe_clip.evaluation.report import write_report
+    from safe_clip.evaluation.report import write_report
+    from safe_clip.evaluation.table import results_table
+    from safe_clip.model import check_processor
+
+    config, flags = split_config(argv)
+    (args,) = parse_arguments(
+        [EvaluationArguments], flags, config, description=__doc__, usage="eval.py [CONFIG.yaml] [--flag value ...]"
+    )
+    # Embedding a large set on one process can keep the others waiting for hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    say = accelerator.print
+    say(f"Measuring {args.model}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
+    with accelerator.main_process_first():
+        data = load_evaluation_data(
+            args.dataset,
+            args.dataset_config,
+            args.column_mapping,
+            args.splits,
+            args.tasks,
+            args.unsafe_gallery,
+            args.zero_shot,
+            args.templates,
+            args.class_names,
+            args.synonyms,
+            args.max_samples,
+        )
+
+    def embed(name: str, revision: str | None) -> suite.ModelEmbeddings:
+        model = safe_clip.load_clip(name, revision).to(accelerator.device)
+        processor = safe_clip.load_processor(name, revision)
+        check_processor(model, processor)
+        embedder = Embedder(
+            model,
+            processor,
+            name,
+            args.batch_size,
+            args.precision,
+            Path(args.cache_dir) if args.cache_dir else default_cache(),
+            accelerator,
+            args.num_workers,
+        )
+        return suite.embed_everything(embedder, data, args.tasks, args.skip_corrupt)
+
+    made = {}
+    if args.baseline:
+        made["baseline"] = embed(args.baseline, args.baseline_revision)
+    made["model"] = embed(args.model, args.model_revision)
+    if not accelerator.is_main_process:
+        return
+    torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share, but the others are done
+    factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
+    results = suite.describe(
+        made, data, dataset=args.dataset, index=args.index if args.index == "exact" else args.faiss_factory
+    ) | {
+        "models": {
+            role: suite.measure(each, made.get("baseline") if role == "model" else None, data, args.tasks, factory)
+            for role, each in made.items()
+        }
+    }
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_report(folder / "report.html", results, made, data, args.show_unsafe)
+    print(f"\n{results_table(results)}\n\nAll figures are in {folder}/results.json, pictures in {folder}/report.html.")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

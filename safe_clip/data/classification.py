@@ -1,0 +1,149 @@
+"""Image-classification data sets and the prompts that name their classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import yaml
+from datasets import ClassLabel, Dataset, Image
+
+from ..errors import UserError
+from .quadruplets import ROW_COLUMN
+from .sources import load_splits
+
+PRESETS_FILE = Path(__file__).parent / "zero_shot.yaml"
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+DEFAULT_SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """N labelled pictures.
+
+    Attributes:
+        name: what it is called in results.
+        rows: the data set.
+        image_column: its column of pictures.
+        labels: N class numbers.
+        class_names: the C classes.
+        templates: prompts with `{}` where a class name goes.
+    """
+
+    name: str
+    rows: Dataset
+    image_column: str
+    labels: list[int]
+    class_names: list[str]
+    templates: list[str]
+
+    def __post_init__(self):
+        if not len(self.rows):
+            raise UserError(f"zero-shot data set {self.name} is empty.")
+        bad = [template for template in self.templates if template.count("{}") != 1]
+        if bad or not self.templates:
+            raise UserError(
+                f"zero-shot data set {self.name}: every prompt template needs one {{}} for the class name"
+                + (f", which '{bad[0]}' lacks." if bad else "; there is no template.")
+            )
+        for row, label in enumerate(self.labels):
+            if not 0 <= label < len(self.class_names):
+                raise UserError(
+                    f"zero-shot data set {self.name}, row {row}: label {label}, but there are names for "
+                    f"{len(self.class_names)} classes only, 0 to {len(self.class_names) - 1}. Give --class_names a file "
+                    "with one name a line, in the order of the labels, or remove the unlabelled rows."
+                )
+
+    def select(self, keep: list[int]) -> "ClassificationData":
+        """The pictures whose numbers are given."""
+        if len(keep) == len(self.rows):
+            return self
+        rows = self.rows
+        if ROW_COLUMN not in rows.column_names:
+            rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
+        return replace(self, rows=rows.select(keep), labels=[self.labels[index] for index in keep])
+
+
+@cache
+def presets() -> dict[str, dict]:
+    """The known data sets, by name, each with its list of prompt templates."""
+    tables = yaml.safe_load(PRESETS_FILE.read_text(encoding="utf-8"))
+    return {
+        name: {**preset, "templates": tables["templates"][preset["templates"]]}
+        for name, preset in tables["presets"].items()
+    }
+
+
+def load_classification(
+    spec: str, templates: Sequence[str] | None = None, class_names: Sequence[str] | None = None
+) -> ClassificationData:
+    """Loads a data set to classify.
+
+    Args:
+        spec: the name of a preset; a Hub id or folder, with `:split` where it has several splits; or
+            `PRESET=folder-or-id[:split]` for the preset's prompts and names with another copy of the data.
+        templates: prompts in place of the preset's, or of "a photo of a {}.".
+        class_names: names in place of the data set's own, in the order of the labels.
+
+    Raises:
+        UserError: it cannot be found or opened, has no pictures or labels, or names fewer classes than its labels.
+    """
+    name, _, source = spec.partition("=")
+    preset = presets().get(name, {})
+    if source and not preset:
+        raise UserError(f"--zero_shot {spec}: '{name}' is none of the presets, {', '.join(presets())}.")
+    source = source or preset.get("dataset", name)
+    if source != preset.get("dataset"):  # columns and splits of another copy are its own
+        preset = {key: preset[key] for key in ("templates", "class_names") if key in preset}
+    source, split = _split_off(source)
+    splits = load_splits(source, preset.get("config"), option="--zero_shot")
+    split = split or preset.get("split") or next((s for s in DEFAULT_SPLITS if s in splits), next(iter(splits)))
+    if split not in splits:
+        raise UserError(f"--zero_shot {spec}: there is no split '{split}', only {', '.join(splits)}.")
+    rows = splits[split]
+    image_column = preset.get("image_column") or _column(rows, Image, "pictures", spec)
+    label_column = preset.get("label_column") or _column(rows, ClassLabel, "labels", spec)
+    for column in (image_column, label_column):
+        if column not in rows.column_names:
+            raise UserError(f"--zero_shot {spec} has no column '{column}', only {', '.join(rows.column_names)}.")
+    feature = rows.features[label_column]
+    own_names = feature.names if isinstance(feature, ClassLabel) else None
+    names = class_names or preset.get("class_names") or own_names
+    if names is None:
+        raise UserError(f"--zero_shot {spec}: column '{label_column}' does not name its classes; give --class_names.")
+    if class_names is None and own_names is not None and len(names) != len(own_names):
+        raise UserError(f"--zero_shot {spec} has {len(own_names)} classes, but preset '{name}' names {len(names)}.")
+    return ClassificationData(
+        name,
+        rows,
+        image_column,
+        [int(label) for label in rows[label_column]],
+        [_readable(item) for item in names] if names is own_names else list(names),
+        list(templates or preset.get("templates") or DEFAULT_TEMPLATES),
+    )
+
+
+def _split_off(source: str) -> tuple[str, str | None]:
+    if Path(source).exists():
+        return source, None
+    source, _, split = source.partition(":")
+    return source, split or None
+
+
+def _column(rows: Dataset, kind: type, what: str, spec: str) -> str:
+    found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        listed = ", ".join(f"'{name}' ({feature})" for name, feature in rows.features.items())
+        raise UserError(
+            f"--zero_shot {spec}: there should be one column of {what} ({kind.__name__}), but there are {len(found)}. "
+            f"Its columns are {listed}; cast or drop some."
+        )
+    return found[0]
+
+
+def _readable(name: str) -> str:
+    """A class name as a caption would have it: SUN397's "/a/airplane_cabin" is "airplane cabin"."""
+    parts = name.strip("/").split("/")
+    if len(parts) > 1 and len(parts[0]) == 1:
+        parts = parts[1:]
+    return " ".join(parts).replace("_", " ")

@@ -1,0 +1,96 @@
+"""Pictures without captions: a folder, a data set, or a list of URLs or files."""
+
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+from datasets import Dataset, DownloadConfig, DownloadManager, Image, Value, concatenate_datasets
+from tqdm.contrib.concurrent import thread_map
+
+from ..errors import UserError
+from .quadruplets import ROW_COLUMN
+from .sources import load_splits
+
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".urls")
+FETCH_SECONDS = 30  # a picture
+FETCH_THREADS = 16
+
+
+def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, list[str]]:
+    """Loads pictures from wherever they lie.
+
+    Args:
+        name: a folder of pictures, at any depth; a data set as for `load_splits`, of which all splits are taken;
+            or a text file with one URL or path a line, where empty lines and what follows a `#` at the start of a
+            line or a comma or tab are left out. What is fetched is cached and not fetched again.
+        option: the flag that errors name.
+
+    Returns:
+        A data set with one column `image`, and a line for every picture that could not be had.
+
+    Raises:
+        UserError: there is nothing by this name, or no picture in it.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        rows, missing = _listed(path)
+    else:
+        if path.is_file():
+            raise UserError(f"{option} {name} is neither a folder nor a list, whose name ends in {LIST_SUFFIXES}.")
+        rows, missing = concatenate_datasets(list(load_splits(name, option=option).values())), []
+        columns = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+        if len(columns) != 1:
+            raise UserError(
+                f"{option} {name}: there should be one column of pictures, but there are {len(columns)} among "
+                f"{', '.join(rows.column_names)}."
+            )
+        rows = rows.select_columns(columns).rename_column(columns[0], "image")
+    if not len(rows):
+        detail = f" {missing[0]}" if missing else ""
+        raise UserError(f"{option} {name} holds no picture that could be had.{detail}")
+    return rows, missing
+
+
+def _listed(path: Path) -> tuple[Dataset, list[str]]:
+    """Pictures of a list, by path, each with the number of its line."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    entries = [
+        (number, line.replace("\t", ",").split(",")[0].strip())
+        for number, line in enumerate(lines, 1)
+        if line and not line.startswith("#")
+    ]
+    found = thread_map(
+        partial(_fetch, folder=path.parent),
+        [entry for _, entry in entries],
+        max_workers=FETCH_THREADS,
+        desc=f"Fetching {path.name}",
+        unit="",
+        leave=False,
+    )
+    have = [(number, file) for (number, _), (file, _) in zip(entries, found, strict=True) if file]
+    missing = [
+        f"{path.name}, line {number} ({entry}): {reason}"
+        for (number, entry), (_, reason) in zip(entries, found, strict=True)
+        if reason
+    ]
+    rows = Dataset.from_dict({"image": [file for _, file in have], ROW_COLUMN: [number for number, _ in have]})
+    return rows.cast_column("image", Value("string")), missing
+
+
+def _fetch(entry: str, folder: Path) -> tuple[str | None, str | None]:
+    """A local path, or why there is none."""
+    if "://" not in entry:
+        file = folder / entry
+        return (str(file), None) if file.is_file() else (None, "there is no such file")
+    if not entry.lower().startswith(("http://", "https://")):
+        return None, "only http and https are fetched"
+    settings = DownloadConfig(
+        use_etag=False,  # what is cached is not asked for again
+        max_retries=2,
+        disable_tqdm=True,
+        storage_options={"http": {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=FETCH_SECONDS)}}},
+    )
+    try:
+        return DownloadManager(download_config=settings).download(entry), None
+    except Exception as error:  # of the network, of the server, of the client library: each its own type
+        return None, f"{type(error).__name__}: {error}"

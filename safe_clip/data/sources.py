@@ -1,0 +1,48 @@
+"""Opening a data set, wherever it lies."""
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import GatedRepoError
+
+from ..errors import UserError
+
+
+def load_splits(
+    name: str, config: str | None = None, token: str | None = None, option: str = "--dataset"
+) -> DatasetDict:
+    """Loads all splits of a data set.
+
+    Args:
+        name: the id of a data set on the Hub, a folder written by `save_to_disk`, or any folder that
+            `datasets.load_dataset` reads.
+        config: the configuration of a Hub data set that has several.
+        token: a Hub token; the one stored by `hf auth login` by default.
+        option: the flag that errors name.
+
+    Returns:
+        The splits; a data set without any is `train`.
+
+    Raises:
+        UserError: the data set cannot be found or opened.
+    """
+    try:
+        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
+            splits = load_from_disk(name)
+        else:
+            splits = load_dataset(name, config, token=token)
+    except (DatasetNotFoundError, GatedRepoError) as error:
+        page = f"https://huggingface.co/datasets/{name}"
+        if isinstance(error, GatedRepoError) or "gated" in str(error):
+            raise UserError(
+                f"{option} {name} is gated: accept its terms at {page}, then log in with `hf auth login`."
+            ) from error
+        raise UserError(
+            f"{option} {name} was found neither as a folder nor at {page}. Check the spelling; "
+            "if it is private, log in with `hf auth login`."
+        ) from error
+    except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
+        cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
+        raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
+    return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits

@@ -1,0 +1,173 @@
+"""What models are measured on."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+
+from ..data.classification import ClassificationData, load_classification
+from ..data.galleries import load_pictures
+from ..data.quadruplets import DEMO, ROW_COLUMN, load_quadruplets
+from ..errors import UserError
+from . import TASKS
+from .transforms import load_synonyms
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that a measurement uses, and out of how many they were drawn."""
+
+    rows: Dataset
+    of: int
+
+
+@dataclass
+class EvaluationData:
+    """What models are measured on.
+
+    Attributes:
+        splits: quadruplets by split.
+        galleries: unsafe pictures from elsewhere, column `image`, by name.
+        unavailable: for each gallery, a line for every picture that could not be had.
+        classifications: labelled pictures, by name.
+        classified_of: for each of them, out of how many pictures it was drawn.
+        synonyms: for the transform of that name; the embedded ones by default.
+    """
+
+    splits: dict[str, Sample]
+    galleries: dict[str, Sample] = field(default_factory=dict)
+    unavailable: dict[str, list[str]] = field(default_factory=dict)
+    classifications: dict[str, ClassificationData] = field(default_factory=dict)
+    classified_of: dict[str, int] = field(default_factory=dict)
+    synonyms: dict[str, list[str]] | None = None
+
+    def captions(self, split: str, side: str, keep: Tensor) -> list[str]:
+        """The captions of a split's kept rows."""
+        return self.splits[split].rows.select(keep.tolist())[f"{side}_caption"]
+
+
+def load_evaluation_data(
+    dataset: str = DEMO,
+    dataset_config: str | None = None,
+    column_mapping: Mapping[str, str] | None = None,
+    splits: Sequence[str] | None = None,
+    tasks: Sequence[str] = TASKS,
+    galleries: Sequence[str] | None = None,
+    zero_shot: Sequence[str] | None = None,
+    templates: str | None = None,
+    class_names: str | None = None,
+    synonyms: str | None = None,
+    max_samples: int | None = None,
+) -> EvaluationData:
+    """Loads what the tasks need.
+
+    Args:
+        dataset, dataset_config, column_mapping: quadruplets, as for `load_quadruplets`. The embedded world brings
+            its own unsafe pictures, things to classify and synonyms, wherever none are named.
+        splits: which; all but `train` and `validation` by default.
+        tasks: which of `TASKS`.
+        galleries: unsafe pictures, as for `load_pictures`.
+        zero_shot: labelled pictures, as for `load_classification`.
+        templates, class_names: files with one prompt, or one class name, a line.
+        synonyms: a file as for `load_synonyms`.
+        max_samples: rows of each split and set, drawn with a fixed seed.
+
+    Raises:
+        UserError: something cannot be found or opened, or does not fit.
+    """
+    loaded = load_quadruplets(dataset, dataset_config, column_mapping)
+    chosen = choose_splits(loaded, splits, dataset)
+    data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
+    if "unsafe_gallery" in tasks:
+        found = {_short(name): load_pictures(name) for name in galleries or ()}
+        if not found and dataset == DEMO:
+            from ..demo.dataset import load_unsafe_pictures
+
+            found = {"stand-ins alone": (load_unsafe_pictures(), [])}
+        for name, (rows, missing) in found.items():
+            data.galleries[name] = draw(rows, max_samples)
+            if missing:
+                data.unavailable[name] = missing
+    if "zero_shot" in tasks:
+        sets = [
+            load_classification(name, _lines("--templates", templates), _lines("--class_names", class_names))
+            for name in zero_shot or ()
+        ]
+        if not sets and dataset == DEMO:
+            sets = list(_embedded_objects())
+        for found in sets:
+            data.classified_of[found.name] = len(found.rows)
+            data.classifications[found.name] = found.select(_drawn(len(found.rows), max_samples))
+    if "robustness" in tasks:
+        data.synonyms = _synonyms(synonyms, dataset)
+    return data
+
+
+def choose_splits(splits: DatasetDict, wanted: Sequence[str] | None, name: str) -> list[str]:
+    """The splits to measure: those asked for; by default all but `train` and `validation`, or what there is.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    for split in wanted or ():
+        if split not in splits:
+            raise UserError(f"--dataset {name} has no split '{split}', only {', '.join(splits)}.")
+    unseen = [split for split in splits if split not in ("train", "validation")]
+    return list(wanted or unseen or [split for split in ("validation", "train") if split in splits][:1])
+
+
+def draw(rows: Dataset, most: int | None) -> Sample:
+    """At most so many rows, drawn without replacement by a fixed seed, each still knowing its number."""
+    if most is None or len(rows) <= most:
+        return Sample(rows, len(rows))
+    if ROW_COLUMN not in rows.column_names:
+        rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
+    return Sample(rows.select(_drawn(len(rows), most)), len(rows))
+
+
+def _drawn(count: int, most: int | None) -> list[int]:
+    if most is None or count <= most:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), most))
+
+
+def _embedded_objects():
+    from ..demo.dataset import STYLES, load_objects
+    from ..demo.world import OPENINGS
+
+    templates = [f"{opening}a {{}}" for opening in dict.fromkeys(OPENINGS)]
+    for style in STYLES:
+        rows = load_objects(style)
+        names = rows.features["label"].names
+        yield ClassificationData(f"objects ({style})", rows, "image", list(rows["label"]), names, templates)
+
+
+def _synonyms(file: str | None, dataset: str) -> dict[str, list[str]]:
+    if file is None and dataset == DEMO:
+        from ..demo.vocabulary import synonyms
+
+        return load_synonyms() | synonyms()
+    try:
+        return load_synonyms(Path(file)) if file else load_synonyms()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise UserError(
+            f"--synonyms {file} is no YAML file of `word: synonym / synonym` lines: {' '.join(str(error).split())}."
+        ) from error
+
+
+def _lines(option: str, path: str | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path} cannot be read: {error}.") from error
+
+
+def _short(name: str) -> str:
+    """What results call a gallery: the last part of its path."""
+    return Path(name).name or name

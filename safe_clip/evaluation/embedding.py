@@ -1,0 +1,316 @@
+"""Embedding texts and pictures once: cached on disk, resumable, shared among processes."""
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import xxhash
+from accelerate import Accelerator
+from datasets import Dataset, Image
+from datasets.fingerprint import Hasher
+from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+from transformers import CLIPProcessor
+
+from ..data.collator import content_id
+from ..data.images import open_image
+from ..data.quadruplets import ROW_COLUMN
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 256  # rows a file of the cache holds: what an interruption can cost
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def default_cache() -> Path:
+    """Where embeddings are kept: beside the caches of the Hugging Face libraries."""
+    return Path(datasets.config.HF_CACHE_HOME) / "safe_clip" / "embeddings"
+
+
+@dataclass(frozen=True)
+class Items:
+    """N items of one kind.
+
+    Attributes:
+        embeds: N x dimension float32 embeddings of length 1; a picture that could not be read is all NaN.
+        ids: N int64 numbers, equal where the texts, or the decoded pixels, are the same.
+        unreadable: for each picture that could not be read, its number and why.
+    """
+
+    embeds: Tensor
+    ids: Tensor
+    unreadable: dict[int, str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def select(self, keep: Tensor) -> "Items":
+        """The items whose numbers are given."""
+        return Items(self.embeds[keep], self.ids[keep])
+
+    @cached_property
+    def _unique(self) -> tuple[Tensor, Tensor]:
+        ids, inverse = torch.unique(self.ids, return_inverse=True)
+        first = torch.full((len(ids),), len(self.ids)).scatter_reduce(
+            0, inverse, torch.arange(len(self.ids)), "amin", include_self=True
+        )
+        order = torch.argsort(first)  # as the items stand in the data
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        return first[order], place[inverse]
+
+    @property
+    def first(self) -> Tensor:
+        """Numbers of the U different items, each where it first stands."""
+        return self._unique[0]
+
+    @property
+    def inverse(self) -> Tensor:
+        """For each of the N items, its place among the U different ones."""
+        return self._unique[1]
+
+    @property
+    def different(self) -> Tensor:
+        """U x dimension embeddings: identical items once."""
+        return self.embeds[self.first]
+
+
+class Embedder:
+    """Embeds with one CLIP.
+
+    Work is cut into chunks of `CHUNK` rows that all processes share out among themselves. With a
+    cache, each finished chunk is a safetensors file under a fingerprint of (weights, processor,
+    data, precision), which later runs, resumed ones included, read in place of embedding. Batches
+    are the same however many processes share them, and so are the embeddings, to the last bit.
+
+    Args:
+        model: a `CLIPModel`, or what wraps one, used in eval mode on the device where it is.
+        processor: its processor.
+        label: what progress bars call the model.
+        batch_size: items at a time.
+        precision: `"float32"`, `"bfloat16"` or `"float16"` arithmetic (embeddings are float32);
+            `"auto"` is float16 on a GPU, float32 elsewhere.
+        cache_dir: a folder, on a disk that all processes see; `None` keeps nothing.
+        accelerator: who shares the work; by default this process does all of it.
+        num_workers: processes that read pictures; by default none beside a model on the CPU, and as many as there
+            are cores for each process beside a GPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: CLIPProcessor,
+        label: str = "Embedding",
+        batch_size: int = 128,
+        precision: str = "auto",
+        cache_dir: Path | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int | None = None,
+    ):
+        if precision == "auto":
+            precision = "float32" if model.device.type == "cpu" else "float16"
+        if num_workers is None:
+            processes = accelerator.num_processes if accelerator else 1
+            num_workers = 0 if model.device.type == "cpu" else min(16, os.cpu_count() // processes)
+        if accelerator is not None and accelerator.num_processes > 1 and cache_dir is None:
+            raise UserError("several processes share embeddings through the cache: give it a folder with --cache_dir.")
+        self.model, self.processor, self.label = model, processor, label
+        self.batch_size, self.precision, self.num_workers = batch_size, precision, num_workers
+        self.cache_dir, self.accelerator = cache_dir, accelerator
+        self.max_length = model.config.text_config.max_position_embeddings
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.model.config.projection_dim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the weights, the processor, the precision and the libraries that read pictures."""
+        weights = xxhash.xxh3_128()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        image_processor = self.processor.image_processor
+        return Hasher.hash(
+            [
+                weights.hexdigest(),
+                self.processor.tokenizer.backend_tokenizer.to_str(),
+                type(image_processor).__name__,
+                json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
+                self.precision,
+                self.model.device.type,
+                transformers.__version__,
+            ]
+        )
+
+    def texts(self, texts: Sequence[str], desc: str = "texts") -> Items:
+        """Embeds N texts, cut to the text encoder's length."""
+        texts = list(texts)
+        data = Hasher.hash(texts)
+
+        def collate(rows: list[str]) -> dict[str, Tensor]:
+            return dict(
+                self.processor.tokenizer(
+                    rows, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+                )
+            )
+
+        chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
+        return Items(chunks["embeds"], torch.tensor([content_id(text.encode()) for text in texts]))
+
+    def pictures(
+        self,
+        rows: Dataset,
+        column: str,
+        desc: str = "pictures",
+        transform: Callable[[PILImage.Image], PILImage.Image] | None = None,
+    ) -> Items:
+        """Embeds the N pictures of a column.
+
+        Args:
+            rows: a data set.
+            column: its column of pictures, as `datasets.Image`, paths or bytes.
+            desc: label of the progress bar.
+            transform: applied to the decoded picture; a function of a module, since the cache knows it by name and code.
+        """
+        pictures = _Pictures(rows, column, transform)
+        key = ("picture", rows._fingerprint, column, transform and _source(transform))
+        chunks = self._chunks(pictures, self._collate_pictures, self.model.get_image_features, key, desc)
+        broken = chunks["embeds"][:, 0].isnan().nonzero().flatten().tolist()
+        return Items(chunks["embeds"], chunks["ids"], {index: pictures.why(index) for index in broken})
+
+    def _collate_pictures(self, pictures: list[PILImage.Image | None]) -> dict[str, Tensor]:
+        good = [picture for picture in pictures if picture is not None]
+        batch = {"readable": torch.tensor([picture is not None for picture in pictures])}
+        batch["ids"] = torch.tensor(
+            [0 if p is None else content_id(str(p.size).encode(), p.tobytes()) for p in pictures], dtype=torch.int64
+        )
+        if good:
+            batch.update(self.processor.image_processor(good, return_tensors="pt"))
+        return batch
+
+    # ---- Chunks ----
+
+    def _chunks(
+        self, data: Any, collate: Callable, encode: Callable, key: tuple[Any, ...], desc: str
+    ) -> dict[str, Tensor]:
+        starts = list(range(0, len(data), CHUNK))
+        if not self.cache_dir:
+            made = list(self._embed(data, starts, collate, encode, desc))
+            return {name: torch.cat([chunk[name] for _, chunk in made]) for name in made[0][1]}
+        folder = self.cache_dir / Hasher.hash([self.fingerprint, *key])
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = starts
+        if self.accelerator is not None:
+            mine = starts[self.accelerator.process_index :: self.accelerator.num_processes]
+        missing = [start for start in mine if not _file(folder, start).exists()]
+        for start, chunk in self._embed(data, missing, collate, encode, desc):
+            # Whole or not at all: a later run trusts every file that it finds.
+            partial = folder / f"{start}.{os.getpid()}.partial"
+            save_file(chunk, partial)
+            partial.replace(_file(folder, start))
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+        files = [load_file(_file(folder, start)) for start in starts]
+        return {name: torch.cat([file[name] for file in files]) for name in files[0]}
+
+    @torch.inference_mode()
+    def _embed(self, data: Any, starts: list[int], collate: Callable, encode: Callable, desc: str):
+        """Yields each chunk's first row and its tensors."""
+        batches = [
+            list(range(first, min(first + self.batch_size, start + CHUNK, len(data))))
+            for start in starts
+            for first in range(start, min(start + CHUNK, len(data)), self.batch_size)
+        ]
+        if not batches:
+            return
+        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=self.num_workers)
+        quiet = self.accelerator is not None and not self.accelerator.is_local_main_process
+        training = self.model.training
+        self.model.eval()
+        parts: dict[str, list[Tensor]] = {}
+        try:
+            bar = tqdm(total=sum(map(len, batches)), desc=f"{self.label}: {desc}", unit="", leave=False, disable=quiet)
+            for rows, batch in zip(batches, loader, strict=True):
+                for name, tensor in self._encode(batch, encode).items():
+                    parts.setdefault(name, []).append(tensor)
+                bar.update(len(rows))
+                if rows[-1] + 1 in (len(data), rows[-1] // CHUNK * CHUNK + CHUNK):
+                    yield rows[-1] // CHUNK * CHUNK, {name: torch.cat(tensors) for name, tensors in parts.items()}
+                    parts = {}
+            bar.close()
+        finally:
+            self.model.train(training)
+
+    def _encode(self, batch: dict[str, Tensor], encode: Callable) -> dict[str, Tensor]:
+        readable, ids = batch.pop("readable", None), batch.pop("ids", None)
+        embeds = torch.empty(0, self.dimension)
+        if batch:
+            device = self.model.device
+            dtype = PRECISIONS[self.precision]
+            with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+                output = encode(**{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
+            embeds = normalize(output.pooler_output.float(), dim=1).cpu()
+        if readable is None:
+            return {"embeds": embeds}
+        whole = torch.full((len(readable), self.dimension), torch.nan)
+        whole[readable] = embeds
+        return {"embeds": whole, "ids": ids}
+
+
+class _Pictures(TorchDataset):
+    """Decoded pictures of a column, `None` where one cannot be read."""
+
+    def __init__(self, rows: Dataset, column: str, transform: Callable | None):
+        keep = [name for name in (column, ROW_COLUMN) if name in rows.column_names]
+        rows = rows.select_columns(keep)
+        self.rows = rows.cast_column(column, Image(decode=False)) if isinstance(rows.features[column], Image) else rows
+        self.column, self.transform = column, transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _open(self, index: int) -> PILImage.Image:
+        row = self.rows[index]
+        return open_image(row[self.column], row.get(ROW_COLUMN, index), self.column)
+
+    def __getitem__(self, index: int) -> PILImage.Image | None:
+        try:
+            picture = self._open(index)
+        except UserError:
+            return None
+        return picture if self.transform is None else self.transform(picture)
+
+    def why(self, index: int) -> str:
+        """The error of a picture that cannot be read."""
+        try:
+            self._open(index)
+        except UserError as error:
+            return str(error)
+        return "the picture could not be read when it was embedded"
+
+
+def _source(function: Callable) -> str:
+    """A function's name and the code of its module, which `Hasher` would leave out."""
+    return f"{function.__qualname__} {inspect.getsource(inspect.getmodule(function))}"
+
+
+def _file(folder: Path, start: int) -> Path:
+    return folder / f"{start:09}.safetensors"

@@ -1,0 +1,193 @@
+"""All protocols, for a model and the original beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..metrics.faiss_index import FaissIndex, index_recall
+from ..metrics.ranking import ExactIndex
+from . import TASKS
+from .data import EvaluationData
+from .embedding import Embedder, Items
+from .geometry import geometry
+from .intervals import DIGITS, summarise
+from .quadruplets import CATEGORY_COLUMN, IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows
+from .redirection import redirection
+from .retrieval import retrieval
+from .robustness import embed_variants, robustness
+from .unsafe_gallery import unsafe_gallery
+from .zero_shot import class_embeddings, zero_shot
+
+INDEX_QUERIES = 1000  # that an approximate index is compared with the exact search on
+
+
+@dataclass
+class ModelEmbeddings:
+    """Everything of `EvaluationData` as one model sees it.
+
+    Attributes:
+        name: the model.
+        splits: the readable quadruplets by split.
+        kept: their numbers among the sample's rows.
+        unreadable: by split or gallery or data set, why each picture that was left out cannot be read.
+        variants: `{split: {modality: {transform: unsafe queries}}}`.
+        galleries: unsafe pictures by name.
+        classified: by data set, the pictures, their labels and the classes' embeddings.
+    """
+
+    name: str
+    splits: dict[str, QuadrupletItems] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    unreadable: dict[str, list[str]] = field(default_factory=dict)
+    variants: dict[str, dict[str, dict[str, Items]]] = field(default_factory=dict)
+    galleries: dict[str, Items] = field(default_factory=dict)
+    classified: dict[str, tuple[Items, list[int], Tensor]] = field(default_factory=dict)
+
+
+def embed_everything(
+    embedder: Embedder, data: EvaluationData, tasks: Sequence[str] = TASKS, skip_corrupt: bool = False
+) -> ModelEmbeddings:
+    """Embeds what the tasks need; all processes that share the work must call it.
+
+    Raises:
+        UserError: a caption is bad, or a picture cannot be read and may not be skipped.
+    """
+    made = ModelEmbeddings(embedder.label)
+
+    def readable(where: str, pictures: list[Items]) -> Tensor:
+        keep, reasons = readable_rows(pictures, where, skip_corrupt)
+        if reasons:
+            made.unreadable[where] = reasons
+        return keep
+
+    for split, sample in data.splits.items():
+        items = embed_quadruplets(embedder, sample.rows, split)
+        made.kept[split] = keep = readable(split, [items.safe_image, items.unsafe_image])
+        made.splits[split] = items.select(keep)
+        if "robustness" in tasks:
+            variants = embed_variants(embedder, sample.rows, split, data.synonyms)
+            made.variants[split] = {
+                modality: {name: items.select(keep) for name, items in changed.items()}
+                for modality, changed in variants.items()
+            }
+    if "unsafe_gallery" in tasks:
+        for name, sample in data.galleries.items():
+            pictures = embedder.pictures(sample.rows, "image", name)
+            made.galleries[name] = pictures.select(readable(name, [pictures]))
+    if "zero_shot" in tasks:
+        for found in data.classifications.values():
+            classes = class_embeddings(embedder, found.class_names, found.templates, f"{found.name}, prompts")
+            pictures = embedder.pictures(found.rows, found.image_column, found.name)
+            keep = readable(found.name, [pictures])
+            labels = [found.labels[index] for index in keep.tolist()]
+            made.classified[found.name] = (pictures.select(keep), labels, classes)
+    return made
+
+
+def measure(
+    made: ModelEmbeddings,
+    original: ModelEmbeddings | None,
+    data: EvaluationData,
+    tasks: Sequence[str] = TASKS,
+    factory: IndexFactory = ExactIndex,
+) -> dict[str, dict]:
+    """Runs the tasks on a model's embeddings.
+
+    Args:
+        made: the model's.
+        original: the original's, for what is compared with it; `None` for the original itself.
+        data: what was embedded.
+        tasks: which of `TASKS`.
+        factory: makes the index that retrieval, redirection, unsafe galleries and robustness search.
+
+    Returns:
+        `{"splits": {split: {task: figures}}, "zero_shot": {data set: figures}}`, figures as `summarise` gives them;
+        those of `unsafe_gallery` stand under the gallery's name.
+    """
+    results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
+    for split, items in made.splits.items():
+        rows = data.splits[split].rows
+        categories = None
+        if CATEGORY_COLUMN in rows.column_names:
+            categories = [str(value) for value in rows.select(made.kept[split].tolist())[CATEGORY_COLUMN]]
+        before = original.splits[split] if original else None
+        figures = results["splits"][split] = {}
+        if "retrieval" in tasks:
+            figures["retrieval"] = summarise(retrieval(items, factory=factory))
+        if "redirection" in tasks:
+            figures["redirection"] = summarise(redirection(items, factory=factory), categories)
+            if before is not None and before.safe_text.embeds.shape == items.safe_text.embeds.shape:
+                across = redirection(items, before, factory=factory)
+                figures["redirection_original_gallery"] = summarise(across, categories)
+        if "unsafe_gallery" in tasks:
+            figures["unsafe_gallery"] = {
+                name: _both(unsafe_gallery(items, pictures, factory=factory)) for name, pictures in made.galleries.items()
+            }
+        if "geometry" in tasks:
+            per_item, numbers = geometry(items, before)
+            figures["geometry"] = summarise(per_item) | {
+                name: {"value": round(number, DIGITS)} for name, number in numbers.items()
+            }
+        if "robustness" in tasks:
+            figures["robustness"] = summarise(robustness(items, made.variants[split], factory))
+        if factory is not ExactIndex:
+            figures["index"] = {"recall_at_10_of_exact": {"value": round(_index_recall(items, factory), DIGITS)}}
+    for name, found in made.classified.items():
+        results["zero_shot"][name] = summarise(zero_shot(*found))
+    return results
+
+
+def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings) -> dict:
+    """What was measured, for `results.json`.
+
+    Args:
+        made: the embeddings of each role, `"model"` and, if there is one, `"baseline"`.
+        data: what was embedded.
+        settings: further facts to state.
+
+    Returns:
+        `names` of the models, `samples` (`{"used", "of"}`) and `unreadable` pictures of each split and set, the
+        numbers of different safe and unsafe items of each split, and the settings.
+    """
+    model = made["model"]
+    samples = {split: {"used": len(items), "of": data.splits[split].of} for split, items in model.splits.items()}
+    samples |= {name: {"used": len(items), "of": data.galleries[name].of} for name, items in model.galleries.items()}
+    samples |= {
+        name: {"used": len(labels), "of": data.classified_of[name], "classes": len(classes)}
+        for name, (_, labels, classes) in model.classified.items()
+    }
+    different = {
+        split: {
+            f"{side}_{modality}": len(items.of(side, modality).first)
+            for side in ("safe", "unsafe")
+            for modality in ("text", "image")
+        }
+        for split, items in model.splits.items()
+    }
+    return {
+        "safe_clip": __version__,
+        "names": {role: each.name for role, each in made.items()},
+        **settings,
+        "samples": samples,
+        "different_items": different,
+        "unreadable": model.unreadable,
+        "unavailable": data.unavailable,
+    }
+
+
+def faiss_factory(name: str) -> IndexFactory:
+    """Makes FAISS indexes by a factory string."""
+    return partial(FaissIndex, factory=name)
+
+
+def _both(values: tuple[dict[str, Tensor], dict[str, Tensor]]) -> dict[str, dict]:
+    return summarise(values[0]) | summarise(values[1])
+
+
+def _index_recall(items: QuadrupletItems, factory: IndexFactory) -> float:
+    gallery = torch.cat([items.safe_image.different, items.unsafe_image.different])
+    return index_recall(items.safe_text.embeds[:INDEX_QUERIES], factory(gallery), gallery)

@@ -1,0 +1,51 @@
+"""Protocol 3: real unsafe pictures in the pool."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..metrics import load_metric
+from ..metrics.ranking import ExactIndex
+from .embedding import Items
+from .quadruplets import IndexFactory, QuadrupletItems, union_index
+
+KS = (1, 10)
+
+
+def unsafe_gallery(
+    items: QuadrupletItems, pictures: Items, ks: Sequence[int] = KS, factory: IndexFactory = ExactIndex
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The protocol of Safe-CLIP and HySAC (its table 4) for NudeNet, NSFW-URLs and SMID, on any unsafe pictures.
+
+    Args:
+        items: N quadruplets, whose safe pictures share the pool with the unsafe ones.
+        pictures: M unsafe pictures from elsewhere.
+        ks: depths; those beyond the pool are left out.
+        factory: makes the index that is searched.
+
+    Returns:
+        Two dictionaries. N shares each, by the quadruplets' captions: `{safe,unsafe}_text_safe_rate_at_{k}`, the share
+        of safe pictures among the first k of the quadruplets' safe pictures and the unsafe ones. M shares each:
+        `unsafe_image_safe_rate_at_{k}`, of safe captions among the first k of the quadruplets' safe and unsafe
+        captions, by the unsafe pictures.
+    """
+    metric = load_metric("safe_rate")
+
+    def rates(queries: Items, index, safe_count: int) -> dict[str, Tensor]:
+        depths = [k for k in ks if k <= index.size]
+        found = metric.compute(
+            queries=queries.different.numpy(), index=index, safe_count=safe_count, k=depths, per_query=True
+        )
+        return {name: value[queries.inverse] for name, value in found.items()}
+
+    safe = items.safe_image.different
+    pool = factory(torch.cat([safe, pictures.different]))
+    by_caption = {
+        f"{side}_text_{name}": value
+        for side in ("safe", "unsafe")
+        for name, value in rates(items.of(side, "text"), pool, len(safe)).items()
+    }
+    captions, safe_captions = union_index(items, "text", factory)
+    by_picture = {f"unsafe_image_{name}": value for name, value in rates(pictures, captions, safe_captions).items()}
+    return by_caption, by_picture

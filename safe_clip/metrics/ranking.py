@@ -1,0 +1,193 @@
+"""Exact ranking in chunks: no query x gallery matrix is ever held whole, and no ranking is ever sorted whole.
+
+Scores within `TIE` of one another are tied, and ties are broken by chance: every figure here is the
+expectation over all orders of the tied items. A constant embedding, which ties everything, scores chance.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .tensors import as_embeddings
+
+TIE = 1e-6  # above float32's rounding of a cosine, below any difference that means something
+CHUNK_SCORES = 2**22  # query x gallery scores held at a time: 16 MiB
+MIN_CHUNK = 32  # queries at a time, however large the gallery
+
+
+class Index(Protocol):
+    """Scores queries against a gallery of `size` items."""
+
+    size: int
+
+    def chunks(self, queries: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Yields the first query's number, its chunk's scores (chunk x M), and the gallery rows that they
+        belong to (chunk x M), or `None` where M is the whole gallery in order."""
+        ...
+
+
+class ExactIndex:
+    """Scores every item of a gallery.
+
+    Args:
+        gallery: G x dimension embeddings; they are scaled to length 1 and put where queries are scored.
+    """
+
+    def __init__(self, gallery: Tensor):
+        self.gallery = as_embeddings(gallery)
+        self.size = len(self.gallery)
+
+    def chunks(self, queries: Tensor) -> Iterator[tuple[int, Tensor, None]]:
+        step = max(MIN_CHUNK, CHUNK_SCORES // self.size)
+        buffer = queries.new_empty(min(step, len(queries)), self.size)
+        transposed = self.gallery.T
+        for start in range(0, len(queries), step):
+            chunk = queries[start : start + step]
+            yield start, torch.mm(chunk, transposed, out=buffer[: len(chunk)]), None
+
+
+class Ranks(NamedTuple):
+    """Where each query finds its first right item: Q integers each.
+
+    Attributes:
+        above: items that rank strictly before every right one; the gallery's size where an approximate
+            index did not return any right item.
+        tied: items tied with the best right one, itself included.
+        right: right items among the tied.
+    """
+
+    above: Tensor
+    tied: Tensor
+    right: Tensor
+
+    def recall_at(self, k: int) -> Tensor:
+        """The chance that a right item is among the first k: Q float64 values in [0, 1]."""
+        drawn = (k - self.above).clamp(min=0)  # places left for the tied items
+        wrong = self.tied - self.right
+        drawn = torch.minimum(drawn, wrong).double()
+        # Hypergeometric: the chance that all the places go to wrong items is C(wrong, drawn) / C(tied, drawn).
+        log_miss = (
+            torch.lgamma(wrong + 1.0)
+            - torch.lgamma(wrong - drawn + 1)
+            - torch.lgamma(self.tied + 1.0)
+            + torch.lgamma(self.tied - drawn + 1)
+        )
+        hit = 1 - log_miss.exp()
+        hit = torch.where(k - self.above > wrong, 1.0, hit)
+        return torch.where(self.above >= k, 0.0, hit).double()
+
+    def rank(self) -> Tensor:
+        """The expected rank of the first right item, from 1: Q float64 values."""
+        return self.above + (self.tied + 1.0).double() / (self.right + 1.0)
+
+
+def first_right(queries: Tensor, index: Index, right: Sequence[Sequence[int]]) -> Ranks:
+    """Ranks the best right item of each query.
+
+    Args:
+        queries: Q x dimension embeddings of length 1.
+        index: the gallery.
+        right: for each query, the gallery rows that are right for it, at least one.
+
+    Raises:
+        ValueError: the lengths differ, or a query has no right item or one outside of the gallery.
+    """
+    wanted = _padded(right, len(queries), index.size).to(queries.device)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start, scores, rows in index.chunks(queries):
+        mine = wanted[start : start + len(scores)]
+        if rows is None:
+            own = scores.gather(1, mine.clamp(min=0)).masked_fill(mine < 0, -torch.inf)
+        else:
+            own = scores.masked_fill(~(rows[:, :, None] == mine[:, None, :]).any(dim=2), -torch.inf)
+        best = own.amax(dim=1, keepdim=True)
+        above = torch.count_nonzero(scores > best + TIE, dim=1)
+        tied = torch.count_nonzero(scores >= best - TIE, dim=1) - above
+        found = best[:, 0] > -torch.inf
+        parts.append(
+            (
+                torch.where(found, above, index.size),
+                torch.where(found, tied, 1),
+                torch.where(found, torch.count_nonzero(own >= best - TIE, dim=1), 1),
+            )
+        )
+    return Ranks(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _padded(right: Sequence[Sequence[int]], queries: int, size: int) -> Tensor:
+    if len(right) != queries:
+        raise ValueError(f"there are {queries} queries but right items for {len(right)}.")
+    if any(len(rows) == 0 for rows in right):
+        raise ValueError("every query needs at least one right item.")
+    wanted = torch.full((queries, max(len(rows) for rows in right)), -1, dtype=torch.int64)
+    for row, items in zip(wanted, right, strict=True):
+        row[: len(items)] = torch.as_tensor(items)
+    if wanted.max() >= size or (wanted < -1).any():
+        raise ValueError(f"right items are rows of the gallery, 0 to {size - 1}.")
+    return wanted
+
+
+def safe_share(queries: Tensor, index: Index, safe_count: int, ks: Sequence[int]) -> Tensor:
+    """Share of safe items among the first k results, for each query.
+
+    Args:
+        queries: Q x dimension embeddings of length 1.
+        index: a gallery whose first `safe_count` rows are the safe items.
+        safe_count: number of safe items.
+        ks: depths, each from 1 to the gallery's size.
+
+    Returns:
+        Q x len(ks) float64 shares in [0, 1].
+    """
+    columns: list[Tensor] = []
+    for _, scores, rows in index.chunks(queries):
+        if max(ks) > scores.shape[1]:
+            raise ValueError(f"the first {max(ks)} of {scores.shape[1]} results were asked for.")
+        top = scores.topk(max(ks), dim=1).values
+        shares = []
+        for k in ks:
+            edge = top[:, k - 1 : k]
+            counts = []
+            for mask in (scores > edge + TIE, scores >= edge - TIE):
+                safe = mask[:, :safe_count] if rows is None else mask & (rows < safe_count)
+                counts += [torch.count_nonzero(mask, dim=1), torch.count_nonzero(safe, dim=1)]
+            above, above_safe, to_edge, to_edge_safe = (count.double() for count in counts)
+            tied_safe = (to_edge_safe - above_safe) / (to_edge - above)
+            shares.append((above_safe + (k - above) * tied_safe) / k)
+        columns.append(torch.stack(shares, dim=1))
+    return torch.cat(columns).cpu()
+
+
+def shared_neighbours(before: Tensor, after: Tensor, k: int) -> Tensor:
+    """Jaccard overlap of each item's k nearest neighbours among the others, before and after.
+
+    Args:
+        before, after: N x dimension embeddings of length 1 of the same items; the dimensions may differ.
+        k: neighbours, fewer than N.
+
+    Returns:
+        N float64 overlaps in [0, 1]. Under ties, the expected size of the intersection over the size
+        of the union that it leaves.
+    """
+    if len(before) != len(after) or not 0 < k < len(before):
+        raise ValueError(f"{k} neighbours cannot be compared among {len(before)} and {len(after)} items.")
+    parts = []
+    for (start, old, _), (_, new, _) in zip(
+        ExactIndex(before).chunks(before), ExactIndex(after).chunks(after), strict=True
+    ):
+        common = (_membership(old, start, k) * _membership(new, start, k)).sum(dim=1)
+        parts.append((common / (2 * k - common)).cpu())
+    return torch.cat(parts)
+
+
+def _membership(scores: Tensor, start: int, k: int) -> Tensor:
+    """The chance of each item to be among the k nearest of each query, which is no neighbour of itself."""
+    queries = torch.arange(len(scores), device=scores.device)
+    scores[queries, queries + start] = -torch.inf
+    edge = scores.topk(k, dim=1).values[:, -1:]
+    above, to_edge = scores > edge + TIE, scores >= edge - TIE
+    count = above.sum(dim=1, keepdim=True)
+    chance = (k - count).double() / (to_edge.sum(dim=1, keepdim=True) - count)
+    return torch.where(above, 1.0, to_edge * chance)
