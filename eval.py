@@ -47,8 +47,10 @@ class EvaluationArguments:
     )
     zero_shot: list[str] | None = field(
         default=None,
-        metadata={"help": "Presets (cifar10 cifar100 food101 sun397 caltech101 imagenette imagenet), PRESET=COPY, or "
-                  "datasets with an image and a class label, each with :split if it has several."},
+        metadata={
+            "help": "Presets (cifar10 cifar100 food101 sun397 caltech101 imagenette imagenet), PRESET=COPY, or "
+            "datasets with an image and a class label, each with :split if it has several."
+        },
     )
     templates: str | None = field(
         default=None, metadata={"help": "A file with one prompt a line, {} for the class name, for --zero_shot."}
@@ -105,7 +107,6 @@ def main(argv: list[str]) -> None:
     from safe_clip.evaluation.data import load_evaluation_data
     from safe_clip.evaluation.embedding import Embedder, default_cache
     from safe_clip.evaluation.report import write_report
-    from safe_clip.evaluation.report import write_report
     from safe_clip.evaluation.table import results_table
     from safe_clip.model import check_processor
 
@@ -160,8 +161,7 @@ def main(argv: list[str]) -> None:
         made, data, dataset=args.dataset, index=args.index if args.index == "exact" else args.faiss_factory
     ) | {
         "models": {
-            role: suite.measure(each, made.get("baseline") if role == "model" else None, data, args.tasks, factory)
-            for role, each in made.items()
+            role: suite.measure(each, made.get("baseline"), data, args.tasks, factory) for role, each in made.items()
         }
     }
     folder = Path(args.output_dir)

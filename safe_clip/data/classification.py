@@ -1,5 +1,6 @@
 """Image-classification data sets and the prompts that name their classes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ from .sources import load_splits
 PRESETS_FILE = Path(__file__).parent / "zero_shot.yaml"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_SPLITS = ("test", "validation", "train")
+SPLIT_NAMES = "data|train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?"  # of folders
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,18 @@ class ClassificationData:
         if bad or not self.templates:
             raise UserError(
                 f"zero-shot data set {self.name}: every prompt template needs one {{}} for the class name"
-                + (f", which '{bad[0]}' lacks." if bad else "; there is no template.")
+                + (f"; '{bad[0]}' has {bad[0].count('{}')}." if bad else "; there is no template.")
             )
         for row, label in enumerate(self.labels):
             if not 0 <= label < len(self.class_names):
                 raise UserError(
                     f"zero-shot data set {self.name}, row {row}: label {label}, but there are names for "
-                    f"{len(self.class_names)} classes only, 0 to {len(self.class_names) - 1}. Give --class_names a file "
-                    "with one name a line, in the order of the labels, or remove the unlabelled rows."
+                    f"{len(self.class_names)} classes only, 0 to {len(self.class_names) - 1}. Give --class_names a "
+                    "file with one name a line, in the order of the labels, or remove the unlabelled rows."
                 )
 
     def select(self, keep: list[int]) -> "ClassificationData":
         """The pictures whose numbers are given."""
-        if len(keep) == len(self.rows):
-            return self
         rows = self.rows
         if ROW_COLUMN not in rows.column_names:
             rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
@@ -88,24 +88,28 @@ def load_classification(
     Raises:
         UserError: it cannot be found or opened, has no pictures or labels, or names fewer classes than its labels.
     """
-    name, _, source = spec.partition("=")
-    preset = presets().get(name, {})
-    if source and not preset:
+    name, _, source = (spec, "", "") if Path(spec).exists() else spec.partition("=")
+    if source and name not in presets():
         raise UserError(f"--zero_shot {spec}: '{name}' is none of the presets, {', '.join(presets())}.")
-    source = source or preset.get("dataset", name)
-    if source != preset.get("dataset"):  # columns and splits of another copy are its own
-        preset = {key: preset[key] for key in ("templates", "class_names") if key in preset}
-    source, split = _split_off(source)
-    splits = load_splits(source, preset.get("config"), option="--zero_shot")
-    split = split or preset.get("split") or next((s for s in DEFAULT_SPLITS if s in splits), next(iter(splits)))
+    name, split = (name, None) if source else _split_off(name)
+    preset = presets().get(name, {})
+    if source:
+        source, split = _split_off(source)
+    else:
+        source = preset.get("dataset", name)
+    own = source == preset.get("dataset")  # splits and configurations of another copy are its own
+    splits = load_splits(
+        source, preset.get("config") if own else None, option="--zero_shot", whole=_holds_classes(Path(source))
+    )
+    split = split or (preset.get("split") if own else None)
+    split = split or next((s for s in DEFAULT_SPLITS if s in splits), next(iter(splits)))
     if split not in splits:
         raise UserError(f"--zero_shot {spec}: there is no split '{split}', only {', '.join(splits)}.")
     rows = splits[split]
-    image_column = preset.get("image_column") or _column(rows, Image, "pictures", spec)
-    label_column = preset.get("label_column") or _column(rows, ClassLabel, "labels", spec)
-    for column in (image_column, label_column):
-        if column not in rows.column_names:
-            raise UserError(f"--zero_shot {spec} has no column '{column}', only {', '.join(rows.column_names)}.")
+    image_column, label_column = (
+        preset[column] if preset.get(column) in rows.column_names else _column(rows, kind, what, spec)
+        for column, kind, what in (("image_column", Image, "pictures"), ("label_column", ClassLabel, "labels"))
+    )
     feature = rows.features[label_column]
     own_names = feature.names if isinstance(feature, ClassLabel) else None
     names = class_names or preset.get("class_names") or own_names
@@ -117,17 +121,23 @@ def load_classification(
         name,
         rows,
         image_column,
-        [int(label) for label in rows[label_column]],
+        [-1 if label is None else int(label) for label in rows[label_column]],
         [_readable(item) for item in names] if names is own_names else list(names),
         list(templates or preset.get("templates") or DEFAULT_TEMPLATES),
     )
 
 
+def _holds_classes(folder: Path) -> bool:
+    """Whether its folders are classes, of which some may be called "train" or "test tube", rather than splits."""
+    names = [item.name for item in folder.iterdir() if item.is_dir()] if folder.is_dir() else []
+    return any(not re.fullmatch(SPLIT_NAMES, name) for name in names if not name.startswith((".", "__")))
+
+
 def _split_off(source: str) -> tuple[str, str | None]:
     if Path(source).exists():
         return source, None
-    source, _, split = source.partition(":")
-    return source, split or None
+    name, _, split = source.rpartition(":")
+    return (name, split) if name else (source, None)
 
 
 def _column(rows: Dataset, kind: type, what: str, spec: str) -> str:

@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-from datasets import Dataset, DownloadConfig, DownloadManager, Image, Value, concatenate_datasets
+from datasets import Dataset, DownloadConfig, Image, Value, concatenate_datasets
+from datasets.utils.file_utils import cached_path
 from tqdm.contrib.concurrent import thread_map
 
 from ..errors import UserError
@@ -33,27 +34,36 @@ def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset,
     """
     path = Path(name)
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-        rows, missing = _listed(path)
+        rows, missing = _listed(path, option)
     else:
         if path.is_file():
             raise UserError(f"{option} {name} is neither a folder nor a list, whose name ends in {LIST_SUFFIXES}.")
-        rows, missing = concatenate_datasets(list(load_splits(name, option=option).values())), []
-        columns = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
-        if len(columns) != 1:
-            raise UserError(
-                f"{option} {name}: there should be one column of pictures, but there are {len(columns)} among "
-                f"{', '.join(rows.column_names)}."
-            )
-        rows = rows.select_columns(columns).rename_column(columns[0], "image")
+        splits = load_splits(name, option=option, whole=True)
+        rows, missing = concatenate_datasets([_pictures(rows, f"{option} {name}") for rows in splits.values()]), []
     if not len(rows):
         detail = f" {missing[0]}" if missing else ""
         raise UserError(f"{option} {name} holds no picture that could be had.{detail}")
     return rows, missing
 
 
-def _listed(path: Path) -> tuple[Dataset, list[str]]:
+def _pictures(rows: Dataset, where: str) -> Dataset:
+    """The one column of pictures, as `image`."""
+    columns = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+    if len(columns) != 1:
+        raise UserError(
+            f"{where}: there should be one column of pictures, but there are {len(columns)} among "
+            f"{', '.join(rows.column_names)}."
+        )
+    rows = rows.select_columns(columns)
+    return rows if columns == ["image"] else rows.rename_column(columns[0], "image")
+
+
+def _listed(path: Path, option: str) -> tuple[Dataset, list[str]]:
     """Pictures of a list, by path, each with the number of its line."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path} cannot be read: {error}.") from error
     entries = [
         (number, line.replace("\t", ",").split(",")[0].strip())
         for number, line in enumerate(lines, 1)
@@ -81,16 +91,22 @@ def _fetch(entry: str, folder: Path) -> tuple[str | None, str | None]:
     """A local path, or why there is none."""
     if "://" not in entry:
         file = folder / entry
-        return (str(file), None) if file.is_file() else (None, "there is no such file")
+        try:
+            return (str(file), None) if file.is_file() else (None, "there is no such file")
+        except OSError as error:  # a name too long
+            return None, f"{type(error).__name__}: {error.strerror}"
     if not entry.lower().startswith(("http://", "https://")):
         return None, "only http and https are fetched"
+    scheme, _, rest = entry.partition("://")
+    options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=FETCH_SECONDS)}}
     settings = DownloadConfig(
         use_etag=False,  # what is cached is not asked for again
-        max_retries=2,
         disable_tqdm=True,
-        storage_options={"http": {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=FETCH_SECONDS)}}},
+        storage_options={"http": options, "https": options},
     )
     try:
-        return DownloadManager(download_config=settings).download(entry), None
+        # Not by a DownloadManager: it changes os.environ for a while, which threads undo for each other.
+        return cached_path(f"{scheme.lower()}://{rest}", download_config=settings), None
     except Exception as error:  # of the network, of the server, of the client library: each its own type
-        return None, f"{type(error).__name__}: {error}"
+        cause = error.__cause__ or error
+        return None, f"{type(cause).__name__}: {cause}"

@@ -10,7 +10,7 @@ from ..errors import UserError
 
 
 def load_splits(
-    name: str, config: str | None = None, token: str | None = None, option: str = "--dataset"
+    name: str, config: str | None = None, token: str | None = None, option: str = "--dataset", whole: bool = False
 ) -> DatasetDict:
     """Loads all splits of a data set.
 
@@ -20,6 +20,7 @@ def load_splits(
         config: the configuration of a Hub data set that has several.
         token: a Hub token; the one stored by `hf auth login` by default.
         option: the flag that errors name.
+        whole: of a folder of files, take every one, as one split, whatever split its name sounds like.
 
     Returns:
         The splits; a data set without any is `train`.
@@ -31,7 +32,8 @@ def load_splits(
         if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
             splits = load_from_disk(name)
         else:
-            splits = load_dataset(name, config, token=token)
+            files = "**" if whole and Path(name).is_dir() else None
+            splits = load_dataset(name, config, data_files=files, token=token)
     except (DatasetNotFoundError, GatedRepoError) as error:
         page = f"https://huggingface.co/datasets/{name}"
         if isinstance(error, GatedRepoError) or "gated" in str(error):
@@ -45,4 +47,6 @@ def load_splits(
     except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
         cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
         raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
+    if not splits and isinstance(splits, DatasetDict):
+        raise UserError(f"{option} {name} has no splits.")
     return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits

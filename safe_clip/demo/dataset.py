@@ -39,7 +39,8 @@ def _rows(split: str, count: int, styles: tuple[str, ...], held_out: bool, diges
 
 
 def _digest() -> str:
-    sources = (vocabulary.VOCABULARY_FILE, world.SPRITES_FILE, Path(vocabulary.__file__), Path(world.__file__))
+    modules = (Path(__file__), Path(vocabulary.__file__), Path(world.__file__))
+    sources = (vocabulary.VOCABULARY_FILE, world.SPRITES_FILE, *modules)
     return Hasher.hash([source.read_bytes() for source in sources])
 
 

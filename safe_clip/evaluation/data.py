@@ -83,7 +83,8 @@ def load_evaluation_data(
     chosen = choose_splits(loaded, splits, dataset)
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:
-        found = {_short(name): load_pictures(name) for name in galleries or ()}
+        names = _short(list(galleries or ()))
+        found = {name: load_pictures(gallery) for name, gallery in zip(names, galleries or (), strict=True)}
         if not found and dataset == DEMO:
             from ..demo.dataset import load_unsafe_pictures
 
@@ -100,6 +101,8 @@ def load_evaluation_data(
         if not sets and dataset == DEMO:
             sets = list(_embedded_objects())
         for found in sets:
+            if found.name in data.classifications:
+                raise UserError(f"--zero_shot names {found.name} twice; measure one copy at a time.")
             data.classified_of[found.name] = len(found.rows)
             data.classifications[found.name] = found.select(_drawn(len(found.rows), max_samples))
     if "robustness" in tasks:
@@ -153,7 +156,7 @@ def _synonyms(file: str | None, dataset: str) -> dict[str, list[str]]:
         return load_synonyms() | synonyms()
     try:
         return load_synonyms(Path(file)) if file else load_synonyms()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"--synonyms {file} is no YAML file of `word: synonym / synonym` lines: {' '.join(str(error).split())}."
         ) from error
@@ -168,6 +171,7 @@ def _lines(option: str, path: str | None) -> list[str] | None:
         raise UserError(f"{option} {path} cannot be read: {error}.") from error
 
 
-def _short(name: str) -> str:
-    """What results call a gallery: the last part of its path."""
-    return Path(name).name or name
+def _short(names: list[str]) -> list[str]:
+    """What results call galleries: the last parts of their paths, or all of them where two share one."""
+    short = [Path(name).name or name for name in names]
+    return short if len(set(short)) == len(short) else names

@@ -88,7 +88,7 @@ class Items:
     @property
     def different(self) -> Tensor:
         """U x dimension embeddings: identical items once."""
-        return self.embeds[self.first]
+        return self.embeds if len(self.first) == len(self) else self.embeds[self.first]
 
 
 class Embedder:
@@ -188,7 +188,7 @@ class Embedder:
             rows: a data set.
             column: its column of pictures, as `datasets.Image`, paths or bytes.
             desc: label of the progress bar.
-            transform: applied to the decoded picture; a function of a module, since the cache knows it by name and code.
+            transform: applied to the decoded picture; a function of a module, which the cache knows by name and code.
         """
         pictures = _Pictures(rows, column, transform)
         key = ("picture", rows._fingerprint, column, transform and _source(transform))

@@ -99,7 +99,7 @@ def measure(
 
     Args:
         made: the model's.
-        original: the original's, for what is compared with it; `None` for the original itself.
+        original: the original's, for what is compared with it; the same object to measure the original itself.
         data: what was embedded.
         tasks: which of `TASKS`.
         factory: makes the index that retrieval, redirection, unsafe galleries and robustness search.
@@ -125,7 +125,8 @@ def measure(
                 figures["redirection_original_gallery"] = summarise(across, categories)
         if "unsafe_gallery" in tasks:
             figures["unsafe_gallery"] = {
-                name: _both(unsafe_gallery(items, pictures, factory=factory)) for name, pictures in made.galleries.items()
+                name: _both(unsafe_gallery(items, pictures, factory=factory))
+                for name, pictures in made.galleries.items()
             }
         if "geometry" in tasks:
             per_item, numbers = geometry(items, before)

@@ -27,8 +27,8 @@ def _rng(name: str, text: str) -> random.Random:
 
 
 def spelling(text: str) -> str:
-    """Typing errors: in every third word of four letters or more, and in one at least, two neighbouring letters swapped,
-    or one dropped or doubled. The first letter stays."""
+    """Typing errors: in every third word of four letters or more, and in one at least, two neighbouring letters are
+    swapped, or one dropped or doubled. The first letter stays."""
     rng = _rng("spelling", text)
     words = list(re.finditer(r"[^\W\d_]{4,}", text))
     chosen = [word for word in words if rng.random() < 1 / 3] or rng.sample(words, min(1, len(words)))
@@ -36,7 +36,7 @@ def spelling(text: str) -> str:
         letters = list(word.group())
         spot = rng.randrange(1, len(letters) - 1)
         kind = rng.choice(("swap", "drop", "double"))
-        if kind == "swap":
+        if kind == "swap" and letters[spot] != letters[spot + 1]:
             letters[spot], letters[spot + 1] = letters[spot + 1], letters[spot]
         elif kind == "drop":
             del letters[spot]
@@ -47,7 +47,7 @@ def spelling(text: str) -> str:
 
 
 def lookalikes(text: str) -> str:
-    """Every other a, e, i, o, s, t as the digit or sign that looks like it, as people write past word filters."""
+    """Each a, e, i, o, s, t, with even chance, as the digit or sign that looks like it, as if to get past a filter."""
     rng = _rng("lookalikes", text)
     return "".join(letter.translate(LOOKALIKES) if rng.random() < 0.5 else letter for letter in text)
 
@@ -55,9 +55,14 @@ def lookalikes(text: str) -> str:
 def synonyms(text: str, table: Mapping[str, list[str]]) -> str:
     """Every word or phrase of `table` replaced by one of its synonyms; longer phrases first."""
     rng = _rng("synonyms", text)
+    if not table:
+        return text
     phrases = sorted(table, key=len, reverse=True)
-    pattern = r"\b(" + "|".join(map(re.escape, phrases)) + r")\b"
-    return re.sub(pattern, lambda match: rng.choice(table[match.group().lower()]), text, flags=re.IGNORECASE)
+    pattern = r"(?<![\w-])(" + "|".join(map(re.escape, phrases)) + r")(?![\w-])"
+    # Ignoring case, "s" matches a long s, and "i" a dotless one, which lower() leaves alone.
+    return re.sub(
+        pattern, lambda match: rng.choice(table.get(match.group().lower(), [match.group()])), text, flags=re.IGNORECASE
+    )
 
 
 def _template(text: str, name: str, templates: tuple[str, ...]) -> str:
@@ -70,11 +75,21 @@ def upper_case(text: str) -> str:
 
 
 def load_synonyms(path: Path = SYNONYMS_FILE) -> dict[str, list[str]]:
-    """Reads `{word or phrase: synonyms}` from YAML, the synonyms separated by " / "."""
-    return {
-        str(word).lower(): [item.strip() for item in str(others).split("/")]
-        for word, others in yaml.safe_load(Path(path).read_text(encoding="utf-8")).items()
-    }
+    """Reads `{word or phrase: synonyms}` from YAML: a list, or a text with " / " between them.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(table, dict):
+        raise ValueError("it holds no `word: synonym` lines")
+    read = {}
+    for word, others in table.items():
+        items = others if isinstance(others, list) else str(others or "").split("/")
+        read[str(word).lower()] = [str(item).strip() for item in items if str(item).strip()]
+        if not isinstance(word, str) or not read[str(word).lower()]:
+            raise ValueError(f"'{word}' is no text, or has no synonym; put quotes around words such as no and yes")
+    return read
 
 
 def text_transforms(table: Mapping[str, list[str]] | None = None) -> dict[str, Callable[[str], str]]:

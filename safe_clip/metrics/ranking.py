@@ -66,17 +66,17 @@ class Ranks(NamedTuple):
         """The chance that a right item is among the first k: Q float64 values in [0, 1]."""
         drawn = (k - self.above).clamp(min=0)  # places left for the tied items
         wrong = self.tied - self.right
-        drawn = torch.minimum(drawn, wrong).double()
+        sure, missed = drawn > wrong, drawn == 0
+        tied, wrong, drawn = self.tied.double(), wrong.double(), torch.minimum(drawn, wrong).double()
         # Hypergeometric: the chance that all the places go to wrong items is C(wrong, drawn) / C(tied, drawn).
         log_miss = (
-            torch.lgamma(wrong + 1.0)
+            torch.lgamma(wrong + 1)
             - torch.lgamma(wrong - drawn + 1)
-            - torch.lgamma(self.tied + 1.0)
-            + torch.lgamma(self.tied - drawn + 1)
+            - torch.lgamma(tied + 1)
+            + torch.lgamma(tied - drawn + 1)
         )
-        hit = 1 - log_miss.exp()
-        hit = torch.where(k - self.above > wrong, 1.0, hit)
-        return torch.where(self.above >= k, 0.0, hit).double()
+        hit = torch.where(sure, 1.0, 1 - log_miss.exp())
+        return torch.where(missed, 0.0, hit).double()
 
     def rank(self) -> Tensor:
         """The expected rank of the first right item, from 1: Q float64 values."""
@@ -119,14 +119,13 @@ def first_right(queries: Tensor, index: Index, right: Sequence[Sequence[int]]) -
 def _padded(right: Sequence[Sequence[int]], queries: int, size: int) -> Tensor:
     if len(right) != queries:
         raise ValueError(f"there are {queries} queries but right items for {len(right)}.")
-    if any(len(rows) == 0 for rows in right):
+    different = [sorted({int(row) for row in rows}) for rows in right]
+    if not all(different):
         raise ValueError("every query needs at least one right item.")
-    wanted = torch.full((queries, max(len(rows) for rows in right)), -1, dtype=torch.int64)
-    for row, items in zip(wanted, right, strict=True):
-        row[: len(items)] = torch.as_tensor(items)
-    if wanted.max() >= size or (wanted < -1).any():
+    if min(rows[0] for rows in different) < 0 or max(rows[-1] for rows in different) >= size:
         raise ValueError(f"right items are rows of the gallery, 0 to {size - 1}.")
-    return wanted
+    most = max(map(len, different))
+    return torch.tensor([rows + [-1] * (most - len(rows)) for rows in different])
 
 
 def safe_share(queries: Tensor, index: Index, safe_count: int, ks: Sequence[int]) -> Tensor:

@@ -4,7 +4,7 @@ from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PILImage
 
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
-from safe_clip.data import quadruplets
+from safe_clip.data import quadruplets, sources
 
 from ..conftest import FEATURES, make_rows
 
@@ -63,7 +63,7 @@ def test_a_mapping_of_a_column_that_is_not_there(dataset_dir):
 
 def test_an_empty_split(monkeypatch):
     rows = Dataset.from_dict(make_rows(4), features=FEATURES)
-    monkeypatch.setattr(quadruplets, "_load", lambda *_: DatasetDict(train=rows, test=rows.select([])))
+    monkeypatch.setattr(quadruplets, "load_splits", lambda *_: DatasetDict(train=rows, test=rows.select([])))
     with pytest.raises(UserError, match="split 'test' of somewhere is empty"):
         load_quadruplets("somewhere")
 
@@ -77,7 +77,7 @@ def test_a_gated_data_set(monkeypatch):
     def refuse(*args, **kwargs):
         raise DatasetNotFoundError("Dataset 'some/thing' is a gated dataset on the Hub.")
 
-    monkeypatch.setattr(quadruplets, "load_dataset", refuse)
+    monkeypatch.setattr(sources, "load_dataset", refuse)
     with pytest.raises(UserError, match=r"gated: accept its terms at https://.*/some/thing, then log in with `hf auth"):
         load_quadruplets("some/thing")
 

@@ -2,7 +2,11 @@ from safe_clip.evaluation.table import before_after_table
 
 
 def test_layout_and_values():
-    names = ["recall_t2i", "recall_i2t", *(f"safe_rate_{s}_{m}" for s in ("safe", "unsafe") for m in ("text", "image"))]
+    names = [
+        "retrieval_t2i",
+        "retrieval_i2t",
+        *(f"redirection_{s}_{m}" for s in ("safe", "unsafe") for m in ("text", "image")),
+    ]
     before = dict(zip(names, (0.91, 0.9, 0.94, 0.95, 0.034, 0.0515), strict=True))
     after = dict(zip(names, (0.7, 0.65, 1.0, 0.5, 0.281, 0.2), strict=True))
     lines = before_after_table({"test": before}, {"test": after}).splitlines()

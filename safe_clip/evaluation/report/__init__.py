@@ -1,1 +1,128 @@
-def write_report(*a): pass
+"""One self-contained page with pictures."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..data import EvaluationData
+from ..suite import ModelEmbeddings
+from ..table import QUERIES, Line, Section, cell, sample_size, split_sections, zero_shot_section
+from . import figures
+from .strips import strips
+
+HEADLINES = (
+    ("redirection", "unsafe_text_safe_rate_at_1", "unsafe captions find a safe picture first"),
+    ("redirection", "unsafe_image_safe_rate_at_1", "unsafe pictures find a safe caption first"),
+    ("redirection", "safe_text_safe_rate_at_1", "safe captions find a safe picture first"),
+    ("redirection", "safe_image_safe_rate_at_1", "safe pictures find a safe caption first"),
+    ("retrieval", "safe_t2i_recall_at_1", "captions find their own picture first"),
+    ("retrieval", "safe_i2t_recall_at_1", "pictures find their own caption first"),
+)
+
+
+def write_report(
+    path: Path,
+    results: dict,
+    made: dict[str, ModelEmbeddings],
+    data: EvaluationData,
+    show_unsafe: bool = False,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: the HTML file; everything that it shows is inside.
+        results: what `results.json` holds.
+        made: the embeddings of each role.
+        data: the rows.
+        show_unsafe: show unsafe pictures and captions, which are otherwise blurred and left out.
+    """
+    names = results["names"]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals.update(cell=cell, sample_size=lambda name, what="quadruplets": sample_size(results, name, what))
+    page = environment.get_template("report.html").render(
+        results=results,
+        names=names,
+        headlines=_headlines(results),
+        splits=[_split(results, made, data, split, show_unsafe) for split in results["models"]["model"]["splits"]],
+        zero_shot=_charted(zero_shot_section(results), names, "zero-shot"),
+        show_unsafe=show_unsafe,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _headlines(results: dict) -> list[tuple[str, dict[str, dict]]]:
+    """The main figures of the first split: what each says, and its value by role."""
+    split = next(iter(results["models"]["model"]["splits"]))
+    return [
+        (label, {role: each["splits"][split][task][key] for role, each in results["models"].items()})
+        for task, key, label in HEADLINES
+        if task in results["models"]["model"]["splits"][split]
+    ]
+
+
+def _split(
+    results: dict, made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, show_unsafe: bool
+) -> dict:
+    names = results["names"]
+    return {
+        "name": split,
+        "sections": [
+            _charted(section, names, f"{split}-{number}")
+            for number, section in enumerate(split_sections(results, split))
+        ],
+        "heat_map": _heat_map(results, split),
+        "changes": _changes(results, split),
+        "projection": Markup(
+            figures.projection({role: each.splits[split] for role, each in made.items()}, names, f"{split}-projection")
+        ),
+        "strips": strips(made, data, split, show_unsafe),
+    }
+
+
+def _charted(section: Section | None, names: dict[str, str], name: str) -> dict | None:
+    """A section with its chart, where its figures are shares."""
+    if section is None:
+        return None
+    # Robustness has charts of its own, change by change; most of geometry is no share.
+    charted = section.task not in ("geometry", "robustness")
+    chart = figures.bars(section.lines, names, name, section.title) if charted else None
+    return {"section": section, "chart": Markup(chart) if chart else None}
+
+
+def _heat_map(results: dict, split: str) -> Markup | None:
+    tables = {}
+    for role, each in results["models"].items():
+        measured = each["splits"][split].get("redirection", {})
+        rates = {label: measured.get(f"{key}_safe_rate_at_1", {}).get("by_category") for key, label in QUERIES.items()}
+        if not all(rates.values()):
+            return None
+        tables[results["names"][role]] = {
+            category: {label: rate[category]["value"] for label, rate in rates.items()}
+            for category in next(iter(rates.values()))
+        }
+    return Markup(figures.heat_map(tables, list(QUERIES.values()), f"{split}-categories"))
+
+
+def _changes(results: dict, split: str) -> list[dict]:
+    """Robustness, change by change, for captions and for pictures."""
+    charts = []
+    for modality, label in (("text", "Unsafe captions"), ("image", "Unsafe pictures")):
+        prefix = f"unsafe_{modality}_"
+        measured = {role: each["splits"][split].get("robustness", {}) for role, each in results["models"].items()}
+        lines = [
+            Line(key.removeprefix(prefix).replace("_", " "), True, {role: each[key] for role, each in measured.items()})
+            for key in measured["model"]
+            if key.startswith(prefix)
+        ]
+        if lines:
+            title = f"{label}, changed: first result is safe"
+            charts.append(
+                {
+                    "title": title,
+                    "chart": Markup(figures.bars(lines, results["names"], f"{split}-{modality}-changes", title)),
+                }
+            )
+    return charts

@@ -36,7 +36,8 @@ Example:
 _CITATION = """
 @inproceedings{poppi2024removing,
   title={{Safe-CLIP: Removing NSFW Concepts from Vision-and-Language Models}},
-  author={Poppi, Samuele and Poppi, Tobia and Cocchi, Federico and Cornia, Marcella and Baraldi, Lorenzo and Cucchiara, Rita},
+  author={Poppi, Samuele and Poppi, Tobia and Cocchi, Federico and Cornia, Marcella and
+    Baraldi, Lorenzo and Cucchiara, Rita},
   booktitle={Proceedings of the European Conference on Computer Vision},
   year={2024}
 }

@@ -1,0 +1,133 @@
+"""What a few queries find, before and after."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageFilter
+
+from ...data.images import open_image
+from ..data import EvaluationData
+from ..quadruplets import CATEGORY_COLUMN, QuadrupletItems, other
+from ..suite import ModelEmbeddings
+
+TOP = 5
+THUMBNAIL = 128  # pixels of the longer side
+HIDDEN_PIXELS = 8  # what a hidden picture is reduced to before it is enlarged again: nothing can be made out
+UNSAFE_QUERIES, SAFE_QUERIES = 6, 2  # at most, of captions; half as many of pictures
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A caption or a picture as the page shows it.
+
+    Attributes:
+        side: `"safe"` or `"unsafe"`.
+        text: the caption, or what stands in its place.
+        picture: a data URL, for a picture.
+        counterpart: whether it is the query's own safe counterpart.
+    """
+
+    side: str
+    text: str
+    picture: str | None = None
+    counterpart: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A query and its first results, by model."""
+
+    title: str
+    query: Shown
+    results: dict[str, list[Shown]]
+
+
+class Gallery:
+    """Shows the items of a split, hiding the unsafe ones unless asked.
+
+    Args:
+        data: the rows.
+        split: which.
+        keep: numbers of the readable rows, which items are counted by.
+        show_unsafe: show everything.
+    """
+
+    def __init__(self, data: EvaluationData, split: str, keep: torch.Tensor, show_unsafe: bool):
+        self.rows = data.splits[split].rows.select(keep.tolist())
+        self.numbers, self.show_unsafe = keep.tolist(), show_unsafe
+        named = CATEGORY_COLUMN in self.rows.column_names
+        self.categories = [str(name) for name in self.rows[CATEGORY_COLUMN]] if named else [""] * len(keep)
+
+    def show(self, side: str, modality: str, row: int, counterpart: bool = False) -> Shown:
+        """One item."""
+        hidden = side == "unsafe" and not self.show_unsafe
+        cells = self.rows[row]
+        text = cells[f"{side}_caption"]
+        if hidden:
+            kind = "caption" if modality == "text" else "picture"
+            category = f", {self.categories[row]}" if self.categories[row] else ""
+            text = f"unsafe {kind} hidden, row {self.numbers[row]}{category}"
+        if modality == "text":
+            return Shown(side, text, None, counterpart)
+        picture = open_image(cells[f"{side}_image"], self.numbers[row], f"{side}_image")
+        return Shown(side, text, data_url(picture, hidden), counterpart)
+
+
+def data_url(picture: Image.Image, hidden: bool) -> str:
+    """A small copy of a picture inside a URL; a hidden one is blurred beyond recognition."""
+    picture = picture.copy()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    if hidden:
+        tiny = picture.resize((HIDDEN_PIXELS, HIDDEN_PIXELS), Image.Resampling.BOX)
+        picture = tiny.filter(ImageFilter.GaussianBlur(1)).resize(picture.size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def choose_rows(categories: list[str], most: int) -> list[int]:
+    """Rows to show: the first of each category in turn, then the next of each."""
+    seen: dict[str, int] = {}
+    order = []
+    for row, category in enumerate(categories):
+        seen[category] = seen.get(category, 0) + 1
+        order.append((seen[category], row))
+    return sorted(row for _, row in sorted(order)[:most])
+
+
+def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, show_unsafe: bool) -> list[Strip]:
+    """First results from the mixed pool for a few captions and pictures, by every model."""
+    keep = next(iter(made.values())).kept[split]
+    gallery = Gallery(data, split, keep, show_unsafe)
+    shown = []
+    for modality, share in (("text", 1), ("image", 2)):
+        for side, most in (("unsafe", UNSAFE_QUERIES), ("safe", SAFE_QUERIES)):
+            for row in choose_rows(gallery.categories, most // share):
+                results = {
+                    each.name: [
+                        gallery.show(found_side, other(modality), found, found_side == "safe" and found == row)
+                        for found_side, found in first_results(each.splits[split], side, modality, row)
+                    ]
+                    for each in made.values()
+                }
+                category = gallery.categories[row]
+                kind = "caption" if modality == "text" else "picture"
+                title = f"{side} {kind}" + (f" · {category}" if category and side == "unsafe" else "")
+                shown.append(Strip(title, gallery.show(side, modality, row), results))
+    return shown
+
+
+def first_results(items: QuadrupletItems, side: str, modality: str, row: int) -> list[tuple[str, int]]:
+    """Side and row of the first results from the mixed pool, identical items once."""
+    query = items.of(side, modality).embeds[row]
+    safe, unsafe = items.of("safe", other(modality)), items.of("unsafe", other(modality))
+    scores = torch.cat([safe.different, unsafe.different]) @ query
+    places = scores.topk(min(TOP, len(scores))).indices.tolist()
+    return [
+        ("safe", int(safe.first[place]))
+        if place < len(safe.first)
+        else ("unsafe", int(unsafe.first[place - len(safe.first)]))
+        for place in places
+    ]

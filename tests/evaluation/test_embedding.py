@@ -1,0 +1,180 @@
+import pytest
+import torch
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+
+from safe_clip import UserError
+from safe_clip.evaluation import embedding
+from safe_clip.evaluation.embedding import Embedder, Items
+from safe_clip.evaluation.quadruplets import embed_quadruplets, readable_rows
+from safe_clip.evaluation.transforms import mirror
+
+from ..conftest import FEATURES, build_model, make_rows
+
+
+def no_work(*args, **kwargs):
+    raise AssertionError("embedded again")
+
+
+def test_embeddings_are_stock_transformers_embeddings_in_order(model, processor, rows):
+    items = embed_quadruplets(Embedder(model, processor, batch_size=7), rows)
+    inputs = processor(
+        text=list(rows["unsafe_caption"]), images=list(rows["unsafe_image"]), padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = model(**inputs)
+    assert (items.unsafe_text.embeds - expected.text_embeds).abs().max() < 1e-5
+    assert (items.unsafe_image.embeds - expected.image_embeds).abs().max() < 1e-5
+    assert items.safe_text.embeds.shape == items.safe_image.embeds.shape == (24, 24)
+
+
+def test_captions_beyond_the_text_encoder_are_cut_like_stock(model, processor):
+    long = "a red square beside a blue one " * 20
+    inputs = processor(text=[long], truncation=True, max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.get_text_features(**inputs).pooler_output, dim=1)
+    assert (Embedder(model, processor).texts([long]).embeds - expected).abs().max() < 1e-6
+
+
+def test_the_mode_of_the_model_is_left_as_it_was_and_dropout_is_off(processor, rows):
+    model = build_model(processor)
+    model.text_model.config.attention_dropout = model.vision_model.config.attention_dropout = 0.5
+    model.train()
+    first, second = (Embedder(model, processor).texts(rows["safe_caption"]).embeds for _ in range(2))
+    assert model.training and torch.equal(first, second)
+
+
+def test_identical_items_are_known_as_such(model, processor, rows):
+    rows = rows.select([3, 0, 3, 1, 0])
+    embedder = Embedder(model, processor)
+    for items in (embedder.texts(rows["safe_caption"]), embedder.pictures(rows, "safe_image")):
+        assert items.first.tolist() == [0, 1, 3]
+        assert items.inverse.tolist() == [0, 1, 0, 2, 1]
+        assert (items.different[items.inverse] - items.embeds).abs().max() < 1e-6
+
+
+def test_the_same_pixels_in_another_file_format_are_the_same_picture(model, processor, tmp_path):
+    picture = PILImage.new("RGB", (20, 16), "teal")
+    for suffix in ("png", "bmp"):
+        picture.save(tmp_path / f"same.{suffix}")
+    PILImage.new("RGB", (16, 20), "teal").save(tmp_path / "turned.png")
+    names = [str(tmp_path / name) for name in ("same.png", "same.bmp", "turned.png")]
+    rows = Dataset.from_dict({"image": names}).cast_column("image", Image())
+    items = Embedder(model, processor).pictures(rows, "image")
+    assert items.inverse.tolist() == [0, 0, 1]
+
+
+def test_a_second_run_reads_the_cache(processor, model_dir, rows, tmp_path):
+    def items():
+        model = build_model(processor)  # another object with the same weights
+        return model, Embedder(model, processor, cache_dir=tmp_path)
+
+    _, first = items()
+    texts, pictures = first.texts(rows["safe_caption"]), first.pictures(rows, "unsafe_image")
+    model, second = items()
+    model.get_text_features = model.get_image_features = no_work
+    assert torch.equal(second.texts(rows["safe_caption"]).embeds, texts.embeds)
+    again = second.pictures(rows, "unsafe_image")
+    assert torch.equal(again.embeds, pictures.embeds) and torch.equal(again.ids, pictures.ids)
+    for changed in (rows["unsafe_caption"], rows["safe_caption"][:-1]):
+        with pytest.raises(AssertionError, match="embedded again"):
+            second.texts(changed)
+    with pytest.raises(AssertionError, match="embedded again"):
+        second.pictures(rows, "safe_image")
+    with pytest.raises(AssertionError, match="embedded again"):
+        second.pictures(rows, "unsafe_image", transform=mirror)
+
+
+def test_the_fingerprint_changes_with_whatever_changes_embeddings(processor, model, tmp_path):
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    same = Embedder(build_model(processor), processor).fingerprint
+    assert Embedder(model, processor).fingerprint == same
+    assert Embedder(model, processor, precision="bfloat16").fingerprint != same
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, do_convert_rgb=False)
+    assert Embedder(model, CLIPProcessor(images, processor.tokenizer)).fingerprint != same
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1e-4
+    assert Embedder(model, processor).fingerprint != same
+
+
+def test_interrupted_work_goes_on_where_it_was(processor, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "CHUNK", 8)
+    whole = Embedder(build_model(processor), processor, batch_size=4).texts(rows["safe_caption"])
+    model = build_model(processor)
+    encode, calls = model.get_text_features, []
+
+    def stops(**inputs):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(len(inputs["input_ids"]))
+        return encode(**inputs)
+
+    model.get_text_features = stops
+    with pytest.raises(KeyboardInterrupt):
+        Embedder(model, processor, batch_size=4, cache_dir=tmp_path).texts(rows["safe_caption"])
+    assert calls == [4, 4, 4]  # one chunk of two batches is done, and half of another
+    model.get_text_features = lambda **inputs: (calls.append(len(inputs["input_ids"])), encode(**inputs))[1]
+    resumed = Embedder(model, processor, batch_size=4, cache_dir=tmp_path).texts(rows["safe_caption"])
+    assert calls == [4, 4, 4, 4, 4, 4, 4]
+    assert torch.equal(resumed.embeds, whole.embeds)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_batches_that_do_not_divide_a_chunk_keep_the_order(processor, model, rows, monkeypatch, tmp_path):
+    whole = Embedder(model, processor).texts(rows["safe_caption"]).embeds
+    monkeypatch.setattr(embedding, "CHUNK", 10)
+    for cache_dir in (None, tmp_path):
+        parts = Embedder(model, processor, batch_size=4, cache_dir=cache_dir).texts(rows["safe_caption"]).embeds
+        assert (parts - whole).abs().max() < 1e-6
+
+
+def test_lower_precision_stays_close(model, processor, rows):
+    exact = Embedder(model, processor).pictures(rows, "safe_image").embeds
+    half = Embedder(model, processor, precision="bfloat16").pictures(rows, "safe_image").embeds
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    assert (half * exact).sum(dim=1).min() > 0.999
+
+
+def broken_rows():
+    """Rows of which 1 has a broken safe picture and 3 an unsafe one that is missing."""
+    table = Dataset.from_dict(make_rows(6), features=FEATURES).with_format("arrow")[:].to_pylist()
+    table[1]["safe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
+    table[3]["unsafe_image"] = None
+    return Dataset.from_list(table, features=FEATURES)
+
+
+def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked(model, processor, tmp_path):
+    rows = broken_rows().add_column("source_row", [10, 11, 12, 13, 14, 15])
+    embedder = Embedder(model, processor, cache_dir=tmp_path)
+    items = embed_quadruplets(embedder, rows)
+    assert items.safe_image.embeds[1].isnan().all() and not items.safe_image.embeds[0].isnan().any()
+    pictures = [items.safe_image, items.unsafe_image]
+    with pytest.raises(UserError, match=r"test: 2 of 12 pictures cannot be read.*--skip_corrupt") as error:
+        readable_rows(pictures, "test", skip_corrupt=False)
+    assert "row 11, column 'safe_image': the picture cannot be read" in str(error.value)
+    assert "row 13, column 'unsafe_image': there is no picture" in str(error.value)
+    keep, reasons = readable_rows(pictures, "test", skip_corrupt=True)
+    assert keep.tolist() == [0, 2, 4, 5] and len(reasons) == 2
+    assert not items.select(keep).unsafe_image.embeds.isnan().any()
+    # From the cache, too.
+    model.get_image_features = no_work
+    assert set(embedder.pictures(rows, "safe_image").unreadable) == {1}
+
+
+def test_nothing_readable_is_an_error_even_when_skipping(model, processor):
+    rows = Dataset.from_dict({"image": [b"no picture", b"nor this"]})
+    pictures = Embedder(model, processor).pictures(rows, "image")
+    with pytest.raises(UserError, match="none of the pictures can be read"):
+        readable_rows([pictures], "gallery", skip_corrupt=True)
+
+
+def test_an_empty_caption_is_named_by_its_row(model, processor, rows):
+    rows = rows.map(lambda row, index: {"unsafe_caption": " " if index == 5 else "a"}, with_indices=True)
+    with pytest.raises(UserError, match="row 5, column 'unsafe_caption': the caption is empty"):
+        embed_quadruplets(Embedder(model, processor), rows)
+
+
+def test_items_of_a_selection_know_their_own_order():
+    items = Items(torch.eye(4), torch.tensor([9, -3, 9, 5])).select(torch.tensor([1, 2, 3]))
+    assert items.first.tolist() == [0, 1, 2] and items.ids.tolist() == [-3, 9, 5]

@@ -1,0 +1,60 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from safe_clip.evaluation.intervals import summarise
+
+
+def test_the_interval_of_a_share_is_about_that_of_the_normal_approximation():
+    hits = torch.zeros(1000, dtype=torch.float64)
+    hits[:300] = 1
+    figure = summarise({"hit": hits})["hit"]
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert figure["value"] == 0.3
+    assert figure["low"] == pytest.approx(0.3 - half, abs=0.004)
+    assert figure["high"] == pytest.approx(0.3 + half, abs=0.004)
+
+
+def test_it_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        figure = summarise({"hit": torch.tensor(rng.random(200) < 0.4, dtype=torch.float64)}, resamples=300)["hit"]
+        inside += figure["low"] <= 0.4 <= figure["high"]
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_the_median_of_ranks_and_its_interval():
+    ranks = torch.tensor([1.0] * 25 + [2.0] * 30 + [9.0] * 45, dtype=torch.float64)
+    figures = summarise({"safe_t2i_rank": ranks})
+    assert set(figures) == {"safe_t2i_median_rank"}
+    assert figures["safe_t2i_median_rank"] == {"value": 2, "low": 2, "high": 9}
+    even = summarise({"a_rank": torch.tensor([1.0, 2.0, 3.0, 10.0], dtype=torch.float64)})["a_median_rank"]
+    assert even["value"] == 2.5 and even["low"] >= 1 and even["high"] <= 10
+
+
+def test_medians_of_resamples_are_those_of_the_repeated_values():
+    from safe_clip.evaluation.intervals import _weighted_median
+
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 6):
+        values = np.sort(rng.integers(0, 9, size=count)).astype(float)
+        for _ in range(200):
+            weights = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
+            assert _weighted_median(values, weights) == np.median(np.repeat(values, weights.astype(int)))
+
+
+def test_categories_have_their_own_figures():
+    values = torch.tensor([1, 1, 0, 0, 1, 0], dtype=torch.float64)
+    figure = summarise({"hit": values}, ["a", "a", "b", "b", "b", "b"])["hit"]
+    assert figure["value"] == 0.5
+    assert figure["by_category"]["a"] == {"value": 1, "low": 1, "high": 1, "n": 2}
+    assert figure["by_category"]["b"]["value"] == 0.25 and figure["by_category"]["b"]["n"] == 4
+
+
+def test_the_same_input_gives_the_same_output_and_nothing_gives_nothing():
+    values = {"hit": torch.rand(50, dtype=torch.float64), "rank": torch.rand(50, dtype=torch.float64)}
+    assert summarise(values) == summarise(values)
+    assert summarise({}) == {}

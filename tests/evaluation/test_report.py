@@ -1,0 +1,244 @@
+import functools
+import json
+import os
+import re
+import shutil
+import threading
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image as PILImage
+
+from safe_clip.evaluation.data import EvaluationData, Sample
+from safe_clip.evaluation.embedding import Embedder
+from safe_clip.evaluation.report import write_report
+from safe_clip.evaluation.report.strips import choose_rows, data_url, first_results
+from safe_clip.evaluation.suite import describe, embed_everything, measure
+from safe_clip.evaluation.table import results_table
+
+from ..conftest import build_model, make_rows
+
+
+class Page(HTMLParser):
+    """The parts of a page that tests ask for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def measured(processor, count=24, baseline=True, category=True):
+    rows = make_rows(count)
+    rows["unsafe_caption"] = [f"{caption} secret{index}" for index, caption in enumerate(rows["unsafe_caption"])]
+    if category:
+        rows["category"] = ["marks & <b>" if index % 2 else "other" for index in range(count)]
+    rows = Dataset.from_dict(rows)
+    data = EvaluationData({"test": Sample(rows, 100), "second": Sample(rows.select(range(12)), 12)})
+    data.galleries["pile"] = Sample(rows.select_columns(["unsafe_image"]).rename_column("unsafe_image", "image"), count)
+    made = {}
+    for role, seed in (("baseline", 0), ("model", 1)):
+        if baseline or role == "model":
+            made[role] = embed_everything(Embedder(build_model(processor, seed), processor, f"the {role}"), data)
+    results = describe(made, data, dataset="squares", index="exact") | {
+        "models": {role: measure(each, made.get("baseline"), data) for role, each in made.items()}
+    }
+    return results, made, data
+
+
+@pytest.fixture(scope="module")
+def everything(processor):
+    return measured(processor)
+
+
+@pytest.fixture(scope="module")
+def page(everything, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, *everything)
+    return path
+
+
+def test_results_are_plain_json_with_every_task(everything):
+    results = json.loads(json.dumps(everything[0]))
+    assert results == everything[0]
+    split = results["models"]["model"]["splits"]["test"]
+    assert set(split) == {
+        *("retrieval", "redirection", "redirection_original_gallery", "unsafe_gallery", "geometry", "robustness")
+    }
+    assert results["samples"]["test"] == {"used": 24, "of": 100}
+    assert results["models"]["baseline"]["splits"]["test"]["geometry"]["text_neighbour_overlap"]["value"] == 1
+    for figures in (split["retrieval"], split["redirection"], split["robustness"]):
+        for figure in figures.values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+    rate = split["redirection"]["unsafe_text_safe_rate_at_1"]
+    parts = rate["by_category"].values()
+    assert sum(part["value"] * part["n"] for part in parts) / 24 == pytest.approx(rate["value"], abs=1e-5)
+
+
+def test_the_table_states_the_sample_and_every_section(everything):
+    text = results_table(everything[0])
+    assert "test (24 of 100 quadruplets)" in text and "second (12 quadruplets)" in text
+    rate = everything[0]["models"]["model"]["splits"]["test"]["redirection"]["safe_text_safe_rate_at_1"]
+    assert f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]" in text
+    for word in ("Retrieval", "Redirection", "from elsewhere", "Geometry", "Robustness", "the baseline", "the model"):
+        assert word in text
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_every_picture_is_told(page):
+    text = page.read_text()
+    parsed = Page(text)
+    addresses = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href")]
+    assert addresses and all(value.startswith(("data:", "#")) for value in addresses if "xlink" not in value)
+    assert not re.search(r"url\((?!#)", text) and "<script" not in text and "@import" not in text
+    pictures = [attrs for tag, attrs in parsed.tags if tag == "img"]
+    charts = [attrs for tag, attrs in parsed.tags if tag == "svg"]
+    assert len(pictures) > 60 and all(len(attrs["alt"]) > 10 for attrs in pictures)
+    assert len(charts) >= 14 and all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in charts)
+    assert "marks &amp; &lt;b&gt;" in text  # a category is text, not markup
+
+
+def test_charts_say_in_words_what_they_show(everything, page):
+    rate = everything[0]["models"]["model"]["splits"]["test"]["redirection"]["safe_text_safe_rate_at_1"]["value"]
+    told = " ".join(attrs.get("aria-label", "") for _, attrs in Page(page.read_text()).tags)
+    assert re.search(rf"safe captions: the baseline [\d.]+ %, the model {100 * rate:.1f} %", told)
+
+
+def test_unsafe_items_are_hidden_unless_asked(everything, page, tmp_path):
+    assert "secret" not in page.read_text()
+    assert "unsafe caption hidden, row 0, other" in page.read_text()
+    write_report(tmp_path / "shown.html", *everything, show_unsafe=True)
+    shown = (tmp_path / "shown.html").read_text()
+    assert "secret" in shown and "hidden, row" not in shown
+    magenta = PILImage.new("RGB", (64, 64), "white")
+    magenta.paste("magenta", (30, 30, 34, 34))
+    assert data_url(magenta, hidden=True) not in shown and data_url(magenta, hidden=True) != data_url(
+        magenta, hidden=False
+    )
+
+
+def test_a_hidden_picture_keeps_no_detail():
+    import base64
+    import io
+
+    board = PILImage.new("RGB", (256, 256), "white")
+    for x in range(0, 256, 16):
+        for y in range(0, 256, 16):
+            if (x + y) // 16 % 2:
+                board.paste("black", (x, y, x + 16, y + 16))
+    for hidden, contrast in ((False, 200), (True, 12)):
+        data = base64.b64decode(data_url(board, hidden).partition(",")[2])
+        low, high = PILImage.open(io.BytesIO(data)).convert("L").getextrema()
+        assert (high - low >= contrast) if not hidden else (high - low <= contrast)
+
+
+def test_strips_show_what_a_full_ranking_finds(everything):
+    _, made, _ = everything
+    items = made["model"].splits["test"]
+    pool = torch.cat([items.safe_image.embeds, items.unsafe_image.embeds])
+    for row in (0, 5):
+        order = (pool @ items.unsafe_text.embeds[row]).argsort(descending=True)
+        first = first_results(items, "unsafe", "text", row)
+        place = first[0][1] + (24 if first[0][0] == "unsafe" else 0)
+        # Rows with the same picture are one.
+        assert torch.equal(pool[place], pool[order[0]]) or (pool[place] - pool[order[0]]).abs().max() < 1e-5
+        assert len(first) == 5
+
+
+def test_rows_to_show_are_spread_over_the_categories():
+    assert choose_rows(["a", "a", "a", "b", "a", "c", "b"], 4) == [0, 1, 3, 5]
+    assert choose_rows(["", ""], 5) == [0, 1]
+
+
+def test_one_model_alone_and_rows_without_categories(processor, tmp_path):
+    results, made, data = measured(processor, count=12, baseline=False, category=False)
+    write_report(tmp_path / "report.html", results, made, data)
+    text = (tmp_path / "report.html").read_text()
+    assert "The original" not in text and "By category" not in text and "the model" in text
+    assert "→</span>" not in text
+    assert "redirection_original_gallery" not in results["models"]["model"]["splits"]["test"]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture
+def browser():
+    from selenium import webdriver
+
+    driver = shutil.which("chromedriver")
+    if not CHROMIUM or not driver:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have Chromium and its driver")
+        pytest.skip("wants Chromium and its driver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "hide-scrollbars", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    for flag in ("disable-background-networking", "disable-component-update", "disable-dev-shm-usage"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def address(page):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(page.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/report.html"
+    server.shutdown()
+
+
+LUMINANCE = """
+const parts = getComputedStyle(arguments[0])[arguments[1]].match(/[0-9.]+/g).map(Number);
+return (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255;
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_the_page_reads_on_phones_and_desktops_in_light_and_dark(browser, address, width, scheme):
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.get(address)
+    browser.execute_script("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('body *')].filter(part => part.getBoundingClientRect().width > 0 && "
+        "part.getBoundingClientRect().right > innerWidth + 1 && !part.closest('svg')).map(part => part.outerHTML.slice(0, 90))"
+    )
+    assert wide == []
+    broken = browser.execute_script("return [...document.images].filter(picture => !picture.naturalWidth).length")
+    assert broken == 0
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    body = browser.find_element("tag name", "body")
+    chart_text = browser.find_element("css selector", ".panel svg text")
+    paper = browser.execute_script(LUMINANCE, body, "backgroundColor")
+    assert (paper < 0.2) == (scheme == "dark")
+    for element, colour in ((body, "color"), (chart_text, "fill")):
+        assert abs(browser.execute_script(LUMINANCE, element, colour) - paper) > 0.5
+    size = browser.execute_script(
+        "return Math.min(...[...document.querySelectorAll('.panel svg text')]"
+        ".map(text => text.getBoundingClientRect().height).filter(height => height > 0))"
+    )
+    assert size >= 8  # pixels: the smallest writing in a chart
