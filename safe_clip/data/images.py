@@ -36,7 +36,8 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
     # Pillow raises many types for broken files: OSError, SyntaxError, ValueError, its own.
     except Exception as error:
         name = f" ({value})" if isinstance(value, str | Path) else ""
+        reason = str(error).replace(repr(value), "its bytes")  # whose address in memory tells nobody anything
         raise UserError(
-            f"{where}{name}: the picture cannot be read ({type(error).__name__}: {error}). "
+            f"{where}{name}: the picture cannot be read ({type(error).__name__}: {reason}). "
             "Replace the file or remove the row."
         ) from error

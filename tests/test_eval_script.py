@@ -1,0 +1,168 @@
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from safe_clip import UserError
+
+from .conftest import FEATURES, build_model, make_rows
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow  # each test starts Python, torch and transformers anew
+
+
+def run_eval(*flags, cwd, launcher=(sys.executable,), **env):
+    return subprocess.run(
+        [*launcher, str(ROOT / "eval.py"), *map(str, flags)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.fixture(scope="module")
+def script():
+    """eval.py as a module."""
+    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["eval_script"] = module  # where its dataclass looks for names
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def other_model_dir(processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moved-clip")
+    build_model(processor, seed=1).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_one_process_and_two_give_the_same_results_to_the_last_digit(
+    model_dir, other_model_dir, tmp_path_factory, tmp_path
+):
+    # Several chunks, so that both processes have work; broken pictures, so that both know of them.
+    table = Dataset.from_dict(make_rows(600), features=FEATURES).with_format("arrow")[:].to_pylist()
+    table[300]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
+    DatasetDict(test=Dataset.from_list(table, features=FEATURES)).save_to_disk(tmp_path / "data")
+    flags = ["--model", other_model_dir, "--baseline", model_dir, "--dataset", tmp_path / "data", "--skip_corrupt"]
+    flags += ["--tasks", "retrieval", "redirection", "geometry", "robustness"]
+    one = run_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    two = run_eval(*flags, "--output_dir", "two", "--cache_dir", "cache2", cwd=tmp_path, launcher=launcher)
+    assert two.returncode == 0, two.stderr
+    assert (tmp_path / "two" / "results.json").read_bytes() == (tmp_path / "one" / "results.json").read_bytes()
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert results["samples"]["test"] == {"used": 599, "of": 600}
+    assert len(results["unreadable"]["test"]) == 1 and "row 300" in results["unreadable"]["test"][0]
+    assert two.stdout.count("Retrieval: finds the right item first") == 1
+    files = lambda cache: {file.name for file in (tmp_path / cache).rglob("*.safetensors")}  # noqa: E731
+    assert files("cache1") == files("cache2") != set()
+
+
+def test_with_no_arguments_it_measures_the_embedded_base_and_then_the_trained_model(tmp_path):
+    few = ["--max_samples", 40, "--tasks", "redirection", "zero_shot", "unsafe_gallery"]
+    done = run_eval(*few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "Measuring demo on demo."
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert results["names"] == {"model": "demo"}
+    assert results["samples"]["test"] == {"used": 40, "of": 1000}
+    assert results["samples"]["objects (noto)"] == {"used": 40, "of": 1088, "classes": 544}
+    assert set(results["models"]["model"]["splits"]) == {"test", "held_out_concepts", "held_out_style"}
+    assert "test (40 of 1,000 quadruplets)" in done.stdout
+    rates = results["models"]["model"]["splits"]["test"]["redirection"]
+    assert rates["safe_text_safe_rate_at_1"]["value"] > 0.8 > 0.3 > rates["unsafe_text_safe_rate_at_1"]["value"]
+    # What train.py leaves is found beside it.
+    shutil.copytree(ROOT / "safe_clip" / "demo" / "base", tmp_path / "safe-clip")
+    done = run_eval(*few, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == "Measuring safe-clip against demo on demo."
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert results["models"]["model"]["splits"]["test"]["redirection"] == rates
+    assert (tmp_path / "evaluation" / "report.html").stat().st_size > 50_000
+
+
+def test_galleries_labelled_pictures_and_an_approximate_index_from_the_command_line(model_dir, dataset_dir, tmp_path):
+    pytest.importorskip("faiss")
+    rows = make_rows(8)
+    for name, picture in zip("abcdefgh", rows["unsafe_image"], strict=True):
+        for folder in (tmp_path / "pile", tmp_path / "kinds" / ("red" if name < "e" else "blue")):
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"{name}.png")
+    (tmp_path / "list.txt").write_text("pile/a.png\npile/nowhere.png\n")
+    (tmp_path / "config.yaml").write_text(f"model: {model_dir}\ndataset: {dataset_dir}\nindex: faiss\n")
+    flags = ["config.yaml", "--unsafe_gallery", "pile", "list.txt", "--zero_shot", "kinds", "--faiss_factory", "Flat"]
+    done = run_eval(*flags, "--cache_dir", "cache", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert results["samples"]["pile"] == {"used": 8, "of": 8} and results["samples"]["list.txt"]["used"] == 1
+    assert results["unavailable"] == {"list.txt": ["list.txt, line 2 (pile/nowhere.png): there is no such file"]}
+    split = results["models"]["model"]["splits"]["test"]
+    assert split["index"]["recall_at_10_of_exact"]["value"] == 1  # a flat index is exact
+    assert set(results["models"]["model"]["zero_shot"]["kinds"]) == {"top_1"}
+    exact = run_eval(*flags, "--index", "exact", "--output_dir", "exact", "--cache_dir", "cache", cwd=tmp_path)
+    assert exact.returncode == 0, exact.stderr
+    exact = json.loads((tmp_path / "exact" / "results.json").read_text())["models"]["model"]["splits"]["test"]
+    assert {task: exact[task] for task in split if task != "index"} == {
+        task: figures for task, figures in split.items() if task != "index"
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "OTHER", "--dataset", "DATA"], "is a 'vit' model, not a CLIP"),
+        (
+            ["--model", "LARGER", "--dataset", "DATA"],
+            "the image processor makes pictures of 32x32 pixels, but the model",
+        ),
+        (["--model", "MODEL", "--dataset", "DATA", "--splits", "tset"], "has no split 'tset', only train, validation,"),
+        (["--model", "MODEL", "--dataset", "BROKEN"], "test: 1 of 8 pictures cannot be read. Leave them out with"),
+        (["--model", "MODEL", "--dataset", "TEXTS"], "lacks the columns 'safe_image', 'unsafe_image'"),
+        (
+            ["--model", "MODEL", "--dataset", "DATA", "--tasks", "retreival"],
+            "--tasks retreival: it must be among retri",
+        ),
+        (["--model", "MODEL", "--dataset", "DATA", "--max_samples", "0"], "--max_samples is 0; it must be 1 or more."),
+        (["--baseline", "MODEL"], "--baseline wants a --model to compare it with."),
+        (["--model", "MODEL", "--dataset", "DATA", "--zero_shot", "cifar=x"], "'cifar' is none of the presets"),
+        (["--model", "MODEL", "--dataset", "DATA", "--unsafe_gallery", "nowhere"], "--unsafe_gallery nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(
+    flags, message, script, model_dir, dataset_dir, tmp_path, processor, monkeypatch
+):
+    from transformers import CLIPImageProcessor, CLIPProcessor, ViTConfig
+
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    shutil.copytree(model_dir, tmp_path / "larger")
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, processor.tokenizer).save_pretrained(tmp_path / "larger")
+    table = Dataset.from_dict(make_rows(4), features=FEATURES)
+    broken = table.with_format("arrow")[:].to_pylist()
+    broken[2]["safe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
+    DatasetDict(test=Dataset.from_list(broken, features=FEATURES)).save_to_disk(tmp_path / "broken")
+    DatasetDict(test=table.select_columns(["safe_caption", "unsafe_caption"])).save_to_disk(tmp_path / "texts")
+    names = {"MODEL": model_dir, "DATA": dataset_dir, "OTHER": "vit", "LARGER": "larger"}
+    names |= {"BROKEN": "broken", "TEXTS": "texts"}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        script.main([*(names.get(flag, flag) for flag in flags), "--cache_dir", "cache"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_an_error_is_the_last_line_and_the_exit_status(tmp_path):
+    done = run_eval("--model", "demo", "--tsks", "retrieval", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: --tsks is no setting. Did you mean 'tasks'? --help lists them all."
