@@ -158,7 +158,11 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share, but the others are done
     factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
     results = suite.describe(
-        made, data, dataset=args.dataset, index=args.index if args.index == "exact" else args.faiss_factory
+        made,
+        data,
+        safe_clip=safe_clip.__version__,
+        dataset=args.dataset,
+        index=args.index if args.index == "exact" else args.faiss_factory,
     ) | {
         "models": {
             role: suite.measure(each, made.get("baseline"), data, args.tasks, factory) for role, each in made.items()

@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
 
-TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26"]
+TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26", "selenium>=4.11", "faiss-cpu>=1.9"]
 
 setup(
     name="safe-clip",
@@ -20,20 +20,32 @@ setup(
     license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
     python_requires=">=3.10",
     packages=find_packages(include=["safe_clip", "safe_clip.*"]),
-    package_data={"safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*"]},
+    package_data={
+        "safe_clip.data": ["*.yaml"],
+        "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*"],
+        "safe_clip.evaluation": ["*.yaml", "report/*.html"],
+        "safe_clip.metrics": ["*/*.py"],
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
         "datasets>=4.8",
         "accelerate>=1.15",
+        "evaluate>=0.4.6",
         "huggingface_hub>=1.5",
         "safetensors>=0.7",
         "peft>=0.19",
+        "aiohttp>=3.10",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=1.26",
         "pillow>=11",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "xxhash>=3.4",
     ],
     extras_require={
+        "faiss": ["faiss-cpu>=1.9"],
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],
         "test": [*TEST, "tensorboard>=2.19"],

@@ -27,12 +27,12 @@ SOURCES = b"".join(
     if path.is_file() and path.suffix in (".py", ".yaml", ".parquet", ".json", ".safetensors")
 )
 FIGURES = {
-    "safe_rate_safe_text": "safe caption",
-    "safe_rate_safe_image": "safe picture",
-    "safe_rate_unsafe_text": "unsafe caption",
-    "safe_rate_unsafe_image": "unsafe picture",
-    "recall_t2i": "recall@1 t2i",
-    "recall_i2t": "recall@1 i2t",
+    "redirection_safe_text": "safe caption",
+    "redirection_safe_image": "safe picture",
+    "redirection_unsafe_text": "unsafe caption",
+    "redirection_unsafe_image": "unsafe picture",
+    "retrieval_t2i": "recall@1 t2i",
+    "retrieval_i2t": "recall@1 i2t",
 }
 
 

@@ -1,7 +1,9 @@
 import ast
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,7 @@ def test_modules_import_only_from_rooms_before_them(source):
 
 
 def test_files_stay_small():
-    for source in [*SOURCES, ROOT / "train.py"]:
+    for source in [*SOURCES, ROOT / "train.py", ROOT / "eval.py"]:
         assert len(source.read_text().splitlines()) <= 400, source
 
 
@@ -81,3 +83,19 @@ def test_ci_runs_the_test_command_of_the_readme_as_it_stands():
     main, tests = (block for block in blocks if block.startswith("python3 -m venv"))
     assert main.endswith("python train.py")
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == tests
+
+
+@pytest.mark.slow
+def test_what_is_installed_holds_every_file_that_the_package_opens(tmp_path):
+    """The files of a built wheel, since an editable install would hide one that is left out."""
+    for item in ("safe_clip", "setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY_NOTICES.md"):
+        source = ROOT / item
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, tmp_path / item, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", "import setuptools.build_meta as b; b.build_wheel('wheel')"], check=True, cwd=tmp_path
+    )
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    installed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("safe_clip/")}
+    tracked = subprocess.run(["git", "ls-files", "safe_clip"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(tracked.stdout.split()) <= installed

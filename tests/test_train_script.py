@@ -37,7 +37,7 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
     assert set(results) == {"before", "after"} and set(results["after"]) == {"validation", "test"}
     for figure in results["after"]["test"].values():
         assert 0 <= figure <= 1
-    assert f"{100 * results['before']['test']['safe_rate_unsafe_text']:.1f}" in done.stdout
+    assert f"{100 * results['before']['test']['redirection_unsafe_text']:.1f}" in done.stdout
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
 
@@ -62,9 +62,9 @@ def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_pa
     assert set(results["before"]) == {"validation", "test", "held_out_concepts", "held_out_style"}
     base = results["before"]["test"]
     # What the README says of the base: it retrieves well and is unsafe.
-    assert base["recall_t2i"] > 0.6 and base["recall_i2t"] > 0.6
-    assert base["safe_rate_unsafe_text"] < 0.1 and base["safe_rate_unsafe_image"] < 0.1
-    assert base["safe_rate_safe_text"] > 0.8
+    assert base["retrieval_t2i"] > 0.6 and base["retrieval_i2t"] > 0.6
+    assert base["redirection_unsafe_text"] < 0.1 and base["redirection_unsafe_image"] < 0.1
+    assert base["redirection_safe_text"] > 0.8
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import CLIPModel, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, paper_lora_config
-from safe_clip.evaluation.quadruplets import compute_metrics
+from safe_clip.evaluation.summary import compute_metrics
 from safe_clip.objectives.safe_clip import PAPER_WEIGHTS, QuadrupletEmbeds, ReferenceEmbeds
 
 from .conftest import build_model
@@ -243,15 +243,15 @@ def test_safety_figures_can_select_the_best_model(processor, rows, tmp_path):
         eval_rows=rows,
         compute_metrics=compute_metrics,
         **keep_best_of_every(2),
-        metric_for_best_model="eval_safe_rate_unsafe_text",
+        metric_for_best_model="eval_redirection_safe_rate",
         greater_is_better=True,
     )
     trainer.train()
-    seen = [entry["eval_safe_rate_unsafe_text"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    seen = [entry["eval_redirection_safe_rate"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_metric == max(seen)
     # What the trainer measures is what the evaluation measures: no caption occurs twice here.
     figures = evaluate_quadruplets(trainer.model, processor, rows)
-    assert trainer.evaluate()["eval_recall_t2i"] == pytest.approx(figures["recall_t2i"])
+    assert {name: trainer.evaluate()[f"eval_{name}"] for name in figures} == pytest.approx(figures)
 
 
 def test_tensorboard_gets_the_terms(processor, rows, tmp_path):
@@ -300,7 +300,7 @@ def test_the_best_model_by_a_loss_term_is_the_lowest(tmp_path):
     common = {"output_dir": str(tmp_path), "eval_strategy": "epoch", "save_strategy": "epoch"}
     common |= {"load_best_model_at_end": True}
     by_term = SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_image_cosine", **common)
-    by_rate = SafeCLIPTrainingArguments(metric_for_best_model="eval_safe_rate_unsafe_text", **common)
+    by_rate = SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_safe_rate", **common)
     assert by_term.greater_is_better is False and by_rate.greater_is_better is True
 
 

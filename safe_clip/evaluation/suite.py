@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..metrics.faiss_index import FaissIndex, index_recall
 from ..metrics.ranking import ExactIndex
 from . import TASKS
@@ -170,7 +169,6 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
         for split, items in model.splits.items()
     }
     return {
-        "safe_clip": __version__,
         "names": {role: each.name for role, each in made.items()},
         **settings,
         "samples": samples,
