@@ -11,10 +11,10 @@ Compares, on the CPU, over random embeddings whose i-th gallery item is a noisy 
 - recall_at_k module: first_right behind `evaluate`, which passes the queries through Arrow;
 - bare product: the scores alone, chunk by chunk, which any exact ranking pays for.
 
-Prints, for each, the time as a ratio to the bare product and the peak memory beyond the inputs, then full sort
-against first_right and the module against first_right. All take turns, and a time is the median over rounds of the
-ratio within a round. Peak memory is read from Linux's /proc, each in a process of its own. Exits with an error where
-full sort and first_right rank a query differently (above 20,000 items: one of the first 1,000).
+Prints, for each, the time over that of the bare product and the peak memory beyond the inputs, then full sort and
+module over first_right. All take turns; a time is the median over rounds of the ratio within a round. Peak memory is
+read from Linux's /proc, each in a process of its own. Exits with an error where full sort and first_right rank a query
+differently (above 20,000 items: one of the first 1,000).
 """
 
 import argparse
@@ -85,7 +85,6 @@ def high_water() -> int:
 
 
 def print_peak(name: str, items: int, dimension: int) -> None:
-    """Prints the bytes by which one ranking raises this process's peak memory."""
     rankings(*embeddings(64, dimension))[name]()  # first calls load libraries and start threads
     work = rankings(*embeddings(items, dimension))[name]
     # Sets the high-water mark to what is held now. getrusage's cannot be set, and starts from the parent's.
@@ -96,6 +95,7 @@ def print_peak(name: str, items: int, dimension: int) -> None:
 
 
 def peak(name: str, items: int, dimension: int) -> int:
+    """Bytes by which one ranking raises the peak memory of a fresh process."""
     command = [sys.executable, __file__, "--items", str(items), "--dimension", str(dimension), "--peak_of", name]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
@@ -109,10 +109,9 @@ def check(queries: Tensor, gallery: Tensor) -> str:
     differ = (place <= ranks.above) | (place > ranks.above + ranks.tied)
     if differ.any():
         sys.exit(f"full sort and first_right differ on {int(differ.sum())} of {len(queries)} queries.")
-    return (
-        f"Same ranks for all of {len(queries)} queries: {int(place.min())} to {int(place.max())}, "
-        f"median {int(place.median())}; {int((ranks.tied > 1).sum())} have another item within {TIE:g} of the right one."
-    )
+    spread = f"{int(place.min())} to {int(place.max())}, median {int(place.median())}"
+    near = f"{int((ranks.tied > 1).sum())} have another item within {TIE:g} of the right one"
+    return f"Same ranks for all of {len(queries)} queries: {spread}; {near}."
 
 
 def main() -> None:
@@ -131,7 +130,8 @@ def main() -> None:
     works = rankings(queries, gallery)
     if "full sort" not in works:
         print(f"No full sort above {SORTABLE} items: it would hold {16 * args.items**2 / 2**30:.0f} GiB and more.")
-    rankings(*embeddings(64, args.dimension))["recall_at_k module"]()
+    for work in rankings(*embeddings(64, args.dimension)).values():
+        work()
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(args.repeats or (7 if args.items <= SORTABLE else 3)):
         for name, work in works.items():
