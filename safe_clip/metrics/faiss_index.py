@@ -34,7 +34,9 @@ class FaissIndex:
         self.size = len(gallery)
         self.rows = Dataset.from_dict({"embeds": gallery.numpy()}).with_format("numpy")
         try:
-            self.rows.add_faiss_index("embeds", string_factory=factory, metric_type=faiss.METRIC_INNER_PRODUCT)
+            self.rows.add_faiss_index(
+                "embeds", string_factory=factory, metric_type=faiss.METRIC_INNER_PRODUCT, train_size=self.size
+            )
         except RuntimeError as error:  # FAISS's own, for factory strings and for too few rows to train on
             reason = str(error).rpartition("Error: ")[2] or str(error)
             raise UserError(f"--faiss_factory {factory} cannot index {self.size} items: {reason}") from error

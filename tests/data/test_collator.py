@@ -2,6 +2,9 @@ import pytest
 import torch
 
 from safe_clip import QuadrupletCollator, QuadrupletRows
+from safe_clip.data.collator import item_ids
+
+from ..conftest import make_rows
 
 
 @pytest.fixture
@@ -33,3 +36,16 @@ def test_padding_to_the_longest_gives_the_embedding_of_padding_to_77(batch, mode
         long = model.get_text_features(**full).pooler_output
     assert full["input_ids"].shape == (5, 77)
     assert (short - long).abs().max() < 1e-5
+
+
+def test_ids_are_equal_where_items_are_and_whatever_they_are_padded_to(processor):
+    rows = make_rows(3)
+    rows = [{name: rows[name][index] for name in rows} for index in (0, 1, 0, 2)]
+    rows[3]["safe_caption"] = rows[0]["unsafe_caption"]
+    collate = QuadrupletCollator(processor, max_length=77)
+    ids = item_ids(collate(rows))
+    assert ids.shape == (4, 4) and ids.dtype == torch.int64
+    assert torch.equal(ids[0], ids[2]) and (ids[0] != ids[1]).all()
+    assert ids[3, 0] == ids[0, 1]  # the same caption on the other side
+    padded = collate([*rows, {**rows[1], "safe_caption": "a red square " * 9}])
+    assert torch.equal(item_ids(padded)[:4], ids)
