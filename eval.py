@@ -19,7 +19,9 @@ from pathlib import Path
 from safe_clip import UserError
 from safe_clip.evaluation import TASKS
 
-DEFAULT_MODEL = "safe-clip"  # where train.py leaves what it made
+DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+LISTED = 10  # pictures that were left out, of each set, that the terminal names
 
 
 @dataclass
@@ -68,7 +70,7 @@ class EvaluationArguments:
     )
     index: str = field(default="exact", metadata={"help": "exact, or faiss for galleries beyond that."})
     faiss_factory: str = field(default="HNSW32", metadata={"help": "Kind of FAISS index, as a factory string."})
-    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process."})
+    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process; at most 256."})
     precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
     num_workers: int | None = field(default=None, metadata={"help": "Processes that read pictures."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
@@ -91,15 +93,34 @@ class EvaluationArguments:
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}; it must be 1 or more.")
         if self.model is None and self.baseline is None:
-            trained = (Path(DEFAULT_MODEL) / "config.json").is_file()
-            self.model, self.baseline = (DEFAULT_MODEL, "demo") if trained else ("demo", None)
+            trained = (DEFAULT_MODEL / "config.json").is_file()
+            if trained and not of_the_embedded_base(DEFAULT_MODEL):
+                raise UserError(
+                    f"{DEFAULT_MODEL}/ was not trained from the embedded base: name it, what it was trained from and its "
+                    f"data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                )
+            self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
         elif self.model is None:
             raise UserError("--baseline wants a --model to compare it with.")
+
+
+def of_the_embedded_base(folder: Path) -> bool:
+    """Whether a model has the embedded base's shape."""
+    from transformers import CLIPConfig
+
+    from safe_clip.model import resolve_model
+
+    sizes = [
+        [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]
+        for config in map(CLIPConfig.from_pretrained, (folder, resolve_model("demo")))
+    ]
+    return sizes[0] == sizes[1]
 
 
 def main(argv: list[str]) -> None:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import broadcast_object_list
 
     import safe_clip
     from safe_clip.config import parse_arguments, split_config
@@ -118,7 +139,10 @@ def main(argv: list[str]) -> None:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
     say = accelerator.print
     say(f"Measuring {args.model}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
-    with accelerator.main_process_first():
+    if accelerator.num_processes > 1:
+        say(f"Shared among {accelerator.num_processes} processes.")
+    data = None
+    if accelerator.is_main_process:
         data = load_evaluation_data(
             args.dataset,
             args.dataset_config,
@@ -132,6 +156,8 @@ def main(argv: list[str]) -> None:
             args.synonyms,
             args.max_samples,
         )
+    # Not loaded by each: what one process could fetch, another might not.
+    (data,) = broadcast_object_list([data])
 
     def embed(name: str, revision: str | None) -> suite.ModelEmbeddings:
         model = safe_clip.load_clip(name, revision).to(accelerator.device)
@@ -140,7 +166,7 @@ def main(argv: list[str]) -> None:
         embedder = Embedder(
             model,
             processor,
-            name,
+            f"{name}@{revision}" if revision else name,
             args.batch_size,
             args.precision,
             Path(args.cache_dir) if args.cache_dir else default_cache(),
@@ -155,7 +181,8 @@ def main(argv: list[str]) -> None:
     made["model"] = embed(args.model, args.model_revision)
     if not accelerator.is_main_process:
         return
-    torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share, but the others are done
+    if accelerator.num_processes > 1:
+        torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share, but the others are done
     factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
     results = suite.describe(
         made,
@@ -168,6 +195,8 @@ def main(argv: list[str]) -> None:
             role: suite.measure(each, made.get("baseline"), data, args.tasks, factory) for role, each in made.items()
         }
     }
+    for where, reasons in {**made["model"].unreadable, **data.unavailable}.items():
+        print(f"{where}: left out {len(reasons)} pictures.", *reasons[:LISTED], sep="\n  ")
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")

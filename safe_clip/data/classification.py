@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, Image, Value
 
 from ..errors import UserError
 from .quadruplets import ROW_COLUMN
@@ -15,6 +15,7 @@ from .sources import load_splits
 
 PRESETS_FILE = Path(__file__).parent / "zero_shot.yaml"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 DEFAULT_SPLITS = ("test", "validation", "train")
 SPLIT_NAMES = "data|train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?"  # of folders
 
@@ -98,17 +99,24 @@ def load_classification(
     else:
         source = preset.get("dataset", name)
     own = source == preset.get("dataset")  # splits and configurations of another copy are its own
-    splits = load_splits(
-        source, preset.get("config") if own else None, option="--zero_shot", whole=_holds_classes(Path(source))
-    )
     split = split or (preset.get("split") if own else None)
+    splits = load_splits(
+        source,
+        preset.get("config") if own else None,
+        option="--zero_shot",
+        whole=_holds_classes(Path(source)),
+        split=split if own else None,  # others of a known data set can be many times larger
+    )
     split = split or next((s for s in DEFAULT_SPLITS if s in splits), next(iter(splits)))
     if split not in splits:
         raise UserError(f"--zero_shot {spec}: there is no split '{split}', only {', '.join(splits)}.")
     rows = splits[split]
     image_column, label_column = (
         preset[column] if preset.get(column) in rows.column_names else _column(rows, kind, what, spec)
-        for column, kind, what in (("image_column", Image, "pictures"), ("label_column", ClassLabel, "labels"))
+        for column, kind, what in (
+            ("image_column", Image, "pictures"),
+            ("label_column", ClassLabel if class_names is None else (ClassLabel, *INTEGERS), "labels"),
+        )
     )
     feature = rows.features[label_column]
     own_names = feature.names if isinstance(feature, ClassLabel) else None
@@ -140,13 +148,21 @@ def _split_off(source: str) -> tuple[str, str | None]:
     return (name, split) if name else (source, None)
 
 
-def _column(rows: Dataset, kind: type, what: str, spec: str) -> str:
-    found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+def _column(rows: Dataset, kind: type | tuple, what: str, spec: str) -> str:
+    """The one column of a kind: a feature's class, or beside it the integer types that bare labels may have."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    found = [
+        name
+        for name, feature in rows.features.items()
+        if name != ROW_COLUMN
+        and (isinstance(feature, kinds[0]) or (isinstance(feature, Value) and feature.dtype in kinds[1:]))
+    ]
     if len(found) != 1:
         listed = ", ".join(f"'{name}' ({feature})" for name, feature in rows.features.items())
+        cure = "; bare numbers are taken for labels with --class_names" if what == "labels" else ""
         raise UserError(
-            f"--zero_shot {spec}: there should be one column of {what} ({kind.__name__}), but there are {len(found)}. "
-            f"Its columns are {listed}; cast or drop some."
+            f"--zero_shot {spec}: there should be one column of {what} ({kinds[0].__name__}), but there are "
+            f"{len(found)}. Its columns are {listed}; cast or drop some{cure}."
         )
     return found[0]
 

@@ -1,11 +1,14 @@
 """Pictures without captions: a folder, a data set, or a list of URLs or files."""
 
+import csv
+import re
 from functools import partial
 from pathlib import Path
 
 import aiohttp
 from datasets import Dataset, DownloadConfig, Image, Value, concatenate_datasets
 from datasets.utils.file_utils import cached_path
+from PIL import Image as PILImage
 from tqdm.contrib.concurrent import thread_map
 
 from ..errors import UserError
@@ -22,8 +25,8 @@ def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset,
 
     Args:
         name: a folder of pictures, at any depth; a data set as for `load_splits`, of which all splits are taken;
-            or a text file with one URL or path a line, where empty lines and what follows a `#` at the start of a
-            line or a comma or tab are left out. What is fetched is cached and not fetched again.
+            or a text file with one URL or path a line (in .csv and .tsv, in the first column), where empty lines
+            and those that begin with # are left out. What is fetched is cached and not fetched again.
         option: the flag that errors name.
 
     Returns:
@@ -38,12 +41,25 @@ def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset,
     else:
         if path.is_file():
             raise UserError(f"{option} {name} is neither a folder nor a list, whose name ends in {LIST_SUFFIXES}.")
-        splits = load_splits(name, option=option, whole=True)
-        rows, missing = concatenate_datasets([_pictures(rows, f"{option} {name}") for rows in splits.values()]), []
+        missing = []
+        files = _picture_files(path)
+        if files:
+            rows = Dataset.from_dict({"image": [str(file) for file in files]}).cast_column("image", Image())
+        else:
+            splits = load_splits(name, option=option, whole=True)
+            rows = concatenate_datasets([_pictures(rows, f"{option} {name}") for rows in splits.values()])
     if not len(rows):
         detail = f" {missing[0]}" if missing else ""
         raise UserError(f"{option} {name} holds no picture that could be had.{detail}")
     return rows, missing
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder at any depth, whatever else lies there; none in a saved data set."""
+    if not folder.is_dir() or any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        return []
+    suffixes = PILImage.registered_extensions()
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
 def _pictures(rows: Dataset, where: str) -> Dataset:
@@ -61,14 +77,10 @@ def _pictures(rows: Dataset, where: str) -> Dataset:
 def _listed(path: Path, option: str) -> tuple[Dataset, list[str]]:
     """Pictures of a list, by path, each with the number of its line."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option} {path} cannot be read: {error}.") from error
-    entries = [
-        (number, line.replace("\t", ",").split(",")[0].strip())
-        for number, line in enumerate(lines, 1)
-        if line and not line.startswith("#")
-    ]
+    entries = [(number, entry) for number, entry in enumerate(_entries(text, path.suffix.lower()), 1) if entry]
     found = thread_map(
         partial(_fetch, folder=path.parent),
         [entry for _, entry in entries],
@@ -85,6 +97,17 @@ def _listed(path: Path, option: str) -> tuple[Dataset, list[str]]:
     ]
     rows = Dataset.from_dict({"image": [file for _, file in have], ROW_COLUMN: [number for number, _ in have]})
     return rows.cast_column("image", Value("string")), missing
+
+
+def _entries(text: str, suffix: str) -> list[str]:
+    """What each line asks for: all of it, or the first cell of a table; nothing for headings and comments."""
+    lines = text.splitlines()
+    if suffix in (".csv", ".tsv"):
+        cells = [next(csv.reader([line], delimiter="\t" if suffix == ".tsv" else ","), [""])[0:1] for line in lines]
+        lines = [cell[0] if cell else "" for cell in cells]
+        if lines and not re.search(r"[./\\]", lines[0]):
+            lines[0] = ""  # a heading
+    return ["" if line.lstrip().startswith("#") else line.strip() for line in lines]
 
 
 def _fetch(entry: str, folder: Path) -> tuple[str | None, str | None]:

@@ -29,6 +29,7 @@ def load_quadruplets(
     config: str | None = None,
     column_mapping: Mapping[str, str] | None = None,
     token: str | None = None,
+    hold_out: bool = True,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
 
@@ -38,11 +39,11 @@ def load_quadruplets(
         config: the configuration of a Hub data set that has several.
         column_mapping: `{column of the data set: column of the schema}`.
         token: a Hub token; the one stored by `hf auth login` by default.
+        hold_out: where there is no `validation` split, make a fixed share of `train` one.
 
     Returns:
         Splits with the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` and
-        whatever else the data set has. Where it has no `validation` split, a fixed share of `train`
-        becomes one.
+        whatever else the data set has.
 
     Raises:
         UserError: the data set cannot be found or opened, or its columns do not match.
@@ -65,7 +66,7 @@ def load_quadruplets(
         if len(rows) == 0:
             raise UserError(f"split '{split}' of {name} is empty; remove it or give it rows.")
         splits[split] = rows
-    if "train" in splits and "validation" not in splits:
+    if hold_out and "train" in splits and "validation" not in splits:
         rows = splits["train"]
         count = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(rows))))
         if count < len(rows):

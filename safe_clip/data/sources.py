@@ -10,7 +10,12 @@ from ..errors import UserError
 
 
 def load_splits(
-    name: str, config: str | None = None, token: str | None = None, option: str = "--dataset", whole: bool = False
+    name: str,
+    config: str | None = None,
+    token: str | None = None,
+    option: str = "--dataset",
+    whole: bool = False,
+    split: str | None = None,
 ) -> DatasetDict:
     """Loads all splits of a data set.
 
@@ -20,6 +25,7 @@ def load_splits(
         config: the configuration of a Hub data set that has several.
         token: a Hub token; the one stored by `hf auth login` by default.
         option: the flag that errors name.
+        split: load this split alone.
         whole: of a folder of files, take every one, as one split, whatever split its name sounds like.
 
     Returns:
@@ -33,7 +39,8 @@ def load_splits(
             splits = load_from_disk(name)
         else:
             files = "**" if whole and Path(name).is_dir() else None
-            splits = load_dataset(name, config, data_files=files, token=token)
+            splits = load_dataset(name, config, data_files=files, split=split, token=token)
+            splits = DatasetDict({split: splits}) if split else splits
     except (DatasetNotFoundError, GatedRepoError) as error:
         page = f"https://huggingface.co/datasets/{name}"
         if isinstance(error, GatedRepoError) or "gated" in str(error):

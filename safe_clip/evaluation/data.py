@@ -7,7 +7,6 @@ from pathlib import Path
 
 import yaml
 from datasets import Dataset, DatasetDict
-from torch import Tensor
 
 from ..data.classification import ClassificationData, load_classification
 from ..data.galleries import load_pictures
@@ -45,10 +44,6 @@ class EvaluationData:
     classified_of: dict[str, int] = field(default_factory=dict)
     synonyms: dict[str, list[str]] | None = None
 
-    def captions(self, split: str, side: str, keep: Tensor) -> list[str]:
-        """The captions of a split's kept rows."""
-        return self.splits[split].rows.select(keep.tolist())[f"{side}_caption"]
-
 
 def load_evaluation_data(
     dataset: str = DEMO,
@@ -79,11 +74,11 @@ def load_evaluation_data(
     Raises:
         UserError: something cannot be found or opened, or does not fit.
     """
-    loaded = load_quadruplets(dataset, dataset_config, column_mapping)
+    loaded = load_quadruplets(dataset, dataset_config, column_mapping, hold_out=False)
     chosen = choose_splits(loaded, splits, dataset)
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:
-        names = _short(list(galleries or ()))
+        names = _distinct_names(list(galleries or ()))
         found = {name: load_pictures(gallery) for name, gallery in zip(names, galleries or (), strict=True)}
         if not found and dataset == DEMO:
             from ..demo.dataset import load_unsafe_pictures
@@ -94,6 +89,8 @@ def load_evaluation_data(
             if missing:
                 data.unavailable[name] = missing
     if "zero_shot" in tasks:
+        if class_names and len(zero_shot or ()) > 1:
+            raise UserError("--class_names is for one data set; measure one --zero_shot at a time.")
         sets = [
             load_classification(name, _lines("--templates", templates), _lines("--class_names", class_names))
             for name in zero_shot or ()
@@ -105,6 +102,10 @@ def load_evaluation_data(
                 raise UserError(f"--zero_shot names {found.name} twice; measure one copy at a time.")
             data.classified_of[found.name] = len(found.rows)
             data.classifications[found.name] = found.select(_drawn(len(found.rows), max_samples))
+    if set(tasks) == {"zero_shot"} and not data.classifications:
+        raise UserError("there is nothing to measure: the task zero_shot wants --zero_shot.")
+    if set(tasks) == {"unsafe_gallery"} and not data.galleries:
+        raise UserError("there is nothing to measure: the task unsafe_gallery wants --unsafe_gallery.")
     if "robustness" in tasks:
         data.synonyms = _synonyms(synonyms, dataset)
     return data
@@ -171,7 +172,7 @@ def _lines(option: str, path: str | None) -> list[str] | None:
         raise UserError(f"{option} {path} cannot be read: {error}.") from error
 
 
-def _short(names: list[str]) -> list[str]:
+def _distinct_names(names: list[str]) -> list[str]:
     """What results call galleries: the last parts of their paths, or all of them where two share one."""
     short = [Path(name).name or name for name in names]
     return short if len(set(short)) == len(short) else names

@@ -1,6 +1,7 @@
 """Embedding texts and pictures once: cached on disk, resumable, shared among processes."""
 
 import contextlib
+import importlib.metadata
 import inspect
 import json
 import logging
@@ -13,7 +14,6 @@ from typing import Any
 
 import datasets
 import torch
-import transformers
 import xxhash
 from accelerate import Accelerator
 from datasets import Dataset, Image
@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
-from transformers import CLIPProcessor
+from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
 from ..data.collator import content_id
 from ..data.images import open_image
@@ -142,8 +142,13 @@ class Embedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the weights, the processor, the precision and the libraries that read pictures."""
+        """Changes with the model, the processor, the precision and the libraries."""
         weights = xxhash.xxh3_128()
+        tokenizer = json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
+        # Set by every call, and no matter for the embeddings.
+        tokenizer.update(padding=None, truncation=None)
+        config = {**self.model.config.to_dict(), "_name_or_path": None}
+        adapters = getattr(self.model, "peft_config", {})
         for name, tensor in sorted(self.model.state_dict().items()):
             weights.update(name.encode())
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -151,12 +156,18 @@ class Embedder:
         return Hasher.hash(
             [
                 weights.hexdigest(),
-                self.processor.tokenizer.backend_tokenizer.to_str(),
+                json.dumps(config, sort_keys=True, default=str),
+                {
+                    name: json.dumps(adapter.to_dict(), sort_keys=True, default=str)
+                    for name, adapter in adapters.items()
+                },
+                json.dumps(tokenizer, sort_keys=True),
+                self.max_length,
                 type(image_processor).__name__,
                 json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
                 self.precision,
                 self.model.device.type,
-                transformers.__version__,
+                [importlib.metadata.version(name) for name in ("torch", "transformers", "pillow")],
             ]
         )
 
@@ -165,13 +176,7 @@ class Embedder:
         texts = list(texts)
         data = Hasher.hash(texts)
 
-        def collate(rows: list[str]) -> dict[str, Tensor]:
-            return dict(
-                self.processor.tokenizer(
-                    rows, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-                )
-            )
-
+        collate = _TextCollator(self.processor.tokenizer, self.max_length)
         chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
         return Items(chunks["embeds"], torch.tensor([content_id(text.encode()) for text in texts]))
 
@@ -190,21 +195,11 @@ class Embedder:
             desc: label of the progress bar.
             transform: applied to the decoded picture; a function of a module, which the cache knows by name and code.
         """
-        pictures = _Pictures(rows, column, transform)
-        key = ("picture", rows._fingerprint, column, transform and _source(transform))
-        chunks = self._chunks(pictures, self._collate_pictures, self.model.get_image_features, key, desc)
-        broken = chunks["embeds"][:, 0].isnan().nonzero().flatten().tolist()
+        pictures = _Pictures(rows, column, transform, self.processor.image_processor)
+        key = ("picture", rows._fingerprint, pictures.files(), column, transform and _source(transform))
+        chunks = self._chunks(pictures, _collate_pictures, self.model.get_image_features, key, desc)
+        broken = (~chunks["readable"]).nonzero().flatten().tolist()
         return Items(chunks["embeds"], chunks["ids"], {index: pictures.why(index) for index in broken})
-
-    def _collate_pictures(self, pictures: list[PILImage.Image | None]) -> dict[str, Tensor]:
-        good = [picture for picture in pictures if picture is not None]
-        batch = {"readable": torch.tensor([picture is not None for picture in pictures])}
-        batch["ids"] = torch.tensor(
-            [0 if p is None else content_id(str(p.size).encode(), p.tobytes()) for p in pictures], dtype=torch.int64
-        )
-        if good:
-            batch.update(self.processor.image_processor(good, return_tensors="pt"))
-        return batch
 
     # ---- Chunks ----
 
@@ -220,15 +215,21 @@ class Embedder:
         mine = starts
         if self.accelerator is not None:
             mine = starts[self.accelerator.process_index :: self.accelerator.num_processes]
+        for start in mine:  # what could not be read may have been mended since
+            _file(folder, start, broken=True).unlink(missing_ok=True)
         missing = [start for start in mine if not _file(folder, start).exists()]
         for start, chunk in self._embed(data, missing, collate, encode, desc):
             # Whole or not at all: a later run trusts every file that it finds.
             partial = folder / f"{start}.{os.getpid()}.partial"
             save_file(chunk, partial)
-            partial.replace(_file(folder, start))
+            partial.replace(_file(folder, start, broken="readable" in chunk and not chunk["readable"].all()))
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
-        files = [load_file(_file(folder, start)) for start in starts]
+        names = [_file(folder, start) for start in starts]
+        files = [
+            load_file(name if name.exists() else _file(folder, start, True))
+            for name, start in zip(names, starts, strict=True)
+        ]
         return {name: torch.cat([file[name] for file in files]) for name in files[0]}
 
     @torch.inference_mode()
@@ -241,7 +242,8 @@ class Embedder:
         ]
         if not batches:
             return
-        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=self.num_workers)
+        workers = self.num_workers if isinstance(data, _Pictures) else 0
+        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
         quiet = self.accelerator is not None and not self.accelerator.is_local_main_process
         training = self.model.training
         self.model.eval()
@@ -268,35 +270,73 @@ class Embedder:
             with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
                 output = encode(**{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
             embeds = normalize(output.pooler_output.float(), dim=1).cpu()
+            if not torch.isfinite(embeds).all():
+                raise UserError(
+                    f"{self.label} gives embeddings that are not finite numbers. Its weights are broken"
+                    + (
+                        ", or too large for this precision: try --precision float32."
+                        if self.precision != "float32"
+                        else "."
+                    )
+                )
         if readable is None:
             return {"embeds": embeds}
         whole = torch.full((len(readable), self.dimension), torch.nan)
         whole[readable] = embeds
-        return {"embeds": whole, "ids": ids}
+        return {"embeds": whole, "ids": ids, "readable": readable}
+
+
+@dataclass
+class _TextCollator:
+    """Texts to tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        return dict(
+            self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        )
 
 
 class _Pictures(TorchDataset):
-    """Decoded pictures of a column, `None` where one cannot be read."""
+    """Pictures of a column, ready for the model: `(id, pixels)`, with no pixels where one cannot be read.
 
-    def __init__(self, rows: Dataset, column: str, transform: Callable | None):
+    Made ready one by one, so that of a batch of large pictures only the small tensors are held.
+    """
+
+    def __init__(self, rows: Dataset, column: str, transform: Callable | None, image_processor: BaseImageProcessor):
         keep = [name for name in (column, ROW_COLUMN) if name in rows.column_names]
         rows = rows.select_columns(keep)
         self.rows = rows.cast_column(column, Image(decode=False)) if isinstance(rows.features[column], Image) else rows
-        self.column, self.transform = column, transform
+        self.column, self.transform, self.image_processor = column, transform, image_processor
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def files(self) -> list[tuple] | None:
+        """What tells whether files have changed, where the column holds paths and not the pictures themselves."""
+        if _path(self.rows[0][self.column]) is None:
+            return None
+        facts = []
+        for cell in self.rows[self.column]:
+            path = Path(_path(cell) or "")
+            facts.append((str(path.absolute()), *((s := path.stat()).st_size, s.st_mtime_ns)) if path.is_file() else ())
+        return facts
 
     def _open(self, index: int) -> PILImage.Image:
         row = self.rows[index]
         return open_image(row[self.column], row.get(ROW_COLUMN, index), self.column)
 
-    def __getitem__(self, index: int) -> PILImage.Image | None:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None]:
         try:
             picture = self._open(index)
         except UserError:
-            return None
-        return picture if self.transform is None else self.transform(picture)
+            return 0, None
+        number = content_id(str(picture.size).encode(), picture.tobytes())
+        if self.transform is not None:
+            picture = self.transform(picture)
+        return number, self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
     def why(self, index: int) -> str:
         """The error of a picture that cannot be read."""
@@ -304,7 +344,24 @@ class _Pictures(TorchDataset):
             self._open(index)
         except UserError as error:
             return str(error)
-        return "the picture could not be read when it was embedded"
+        row = self.rows[index].get(ROW_COLUMN, index)
+        return f"row {row}, column '{self.column}': the picture could not be read before, and now can. Run again."
+
+
+def _collate_pictures(pictures: list[tuple[int, Tensor | None]]) -> dict[str, Tensor]:
+    batch = {
+        "readable": torch.tensor([pixels is not None for _, pixels in pictures]),
+        "ids": torch.tensor([number for number, _ in pictures], dtype=torch.int64),
+    }
+    good = [pixels for _, pixels in pictures if pixels is not None]
+    return {**batch, "pixel_values": torch.stack(good)} if good else batch
+
+
+def _path(cell: Any) -> str | None:
+    """The file behind a cell that does not hold the picture itself."""
+    if isinstance(cell, dict):
+        return cell.get("path") if cell.get("bytes") is None else None
+    return cell if isinstance(cell, str) else None
 
 
 def _source(function: Callable) -> str:
@@ -312,5 +369,5 @@ def _source(function: Callable) -> str:
     return f"{function.__qualname__} {inspect.getsource(inspect.getmodule(function))}"
 
 
-def _file(folder: Path, start: int) -> Path:
-    return folder / f"{start:09}.safetensors"
+def _file(folder: Path, start: int, broken: bool = False) -> Path:
+    return folder / f"{start:09}{'-unreadable' if broken else ''}.safetensors"

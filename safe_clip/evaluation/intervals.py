@@ -11,17 +11,23 @@ DIGITS = 6  # of every figure in `results.json`
 
 
 def summarise(
-    values: Mapping[str, Tensor], categories: Sequence[str] | None = None, resamples: int = RESAMPLES
+    values: Mapping[str, Tensor],
+    categories: Sequence[str] | None = None,
+    clusters: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
 ) -> dict[str, dict]:
     """Means with 95 % intervals, in all and by category.
 
     The interval runs from the 2.5th to the 97.5th percentile of the figure over resamples of the queries with
     replacement (Efron's percentile bootstrap). All figures share the resamples, which follow from a fixed seed.
+    Queries of one cluster are drawn together, since they are no independent evidence.
 
     Args:
         values: for each figure, one value a query. Where the name ends in `rank`, the figure is the
             median, by the name `..median_rank`; elsewhere the mean.
         categories: the category of each query.
+        clusters: a number for each query, equal where queries belong together, such as five captions of a
+            picture; by default each stands alone.
         resamples: how many times the queries are drawn anew.
 
     Returns:
@@ -33,6 +39,8 @@ def summarise(
     names = list(values)
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names], axis=1)
     count = len(table)
+    cluster_of = np.arange(count) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    cluster_count = cluster_of.max() + 1
     rng = np.random.default_rng(SEED)
     groups = {} if categories is None else {name: np.asarray(categories) == name for name in sorted(set(categories))}
     means = [name for name in range(len(names)) if not names[name].endswith("_rank")]
@@ -43,8 +51,9 @@ def summarise(
     drawn_all = np.empty((resamples, len(names)))
     drawn_groups = {group: np.empty((resamples, len(means))) for group in groups}
     for draw in range(resamples):
-        weights = np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)
-        drawn_all[draw, means] = weights @ table[:, means] / count
+        drawn = np.bincount(rng.integers(cluster_count, size=cluster_count), minlength=cluster_count)
+        weights = drawn[cluster_of].astype(np.float64)
+        drawn_all[draw, means] = weights @ table[:, means] / weights.sum()
         for column in medians:
             drawn_all[draw, column] = _weighted_median(table[order[column], column], weights[order[column]])
         for group, mask in groups.items():

@@ -1,10 +1,11 @@
 """The four items of each quadruplet, embedded."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch import Tensor
 
 from ..data.quadruplets import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN, check_caption
@@ -13,6 +14,7 @@ from ..metrics.ranking import ExactIndex, Index
 from .embedding import Embedder, Items
 
 CATEGORY_COLUMN = "category"
+MOST_CATEGORIES = 30  # that figures are given for
 LISTED = 10  # unreadable pictures that an error names
 
 IndexFactory = Callable[[Tensor], Index]
@@ -48,6 +50,17 @@ def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = E
     """The mixed pool of a modality, its different safe items first, and their number."""
     safe = items.of("safe", modality).different
     return factory(torch.cat([safe, items.of("unsafe", modality).different])), len(safe)
+
+
+def row_categories(rows: Dataset) -> list[str] | None:
+    """The category of each row, where the data name them; beyond `MOST_CATEGORIES`, the rarer ones are "other"."""
+    if CATEGORY_COLUMN not in rows.column_names:
+        return None
+    feature = rows.features[CATEGORY_COLUMN]
+    named = isinstance(feature, ClassLabel)
+    names = [feature.int2str(value) if named and value is not None else str(value) for value in rows[CATEGORY_COLUMN]]
+    common = {name for name, _ in Counter(names).most_common(MOST_CATEGORIES)}
+    return [name if name in common else "other" for name in names]
 
 
 def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "rows") -> QuadrupletItems:

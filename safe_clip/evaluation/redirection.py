@@ -48,9 +48,10 @@ def redirection(
             per_query=True,
         )
         figures |= {f"{side}_{modality}_{name}": value[queries.inverse] for name, value in values.items()}
-    for name in values:
-        rates = [figures[f"{side}_{modality}_{name}"] for side, modality in QUERIES]
-        figures[f"mean_{name}"] = torch.stack(rates).mean(dim=0)
+    for k in ks:
+        rates = [figures.get(f"{side}_{modality}_safe_rate_at_{k}") for side, modality in QUERIES]
+        if all(rate is not None for rate in rates):
+            figures[f"mean_safe_rate_at_{k}"] = torch.stack(rates).mean(dim=0)
     harmful = {
         f"unsafe_{modality}_harmful_at_1": 1 - figures[f"unsafe_{modality}_safe_rate_at_1"]
         for modality in ("text", "image")

@@ -1,5 +1,6 @@
 """All protocols, for a model and the original beside it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..metrics.faiss_index import FaissIndex, index_recall
 from ..metrics.ranking import ExactIndex
 from . import TASKS
@@ -14,7 +16,7 @@ from .data import EvaluationData
 from .embedding import Embedder, Items
 from .geometry import geometry
 from .intervals import DIGITS, summarise
-from .quadruplets import CATEGORY_COLUMN, IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows
+from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories
 from .redirection import redirection
 from .retrieval import retrieval
 from .robustness import embed_variants, robustness
@@ -63,7 +65,7 @@ def embed_everything(
             made.unreadable[where] = reasons
         return keep
 
-    for split, sample in data.splits.items():
+    for split, sample in data.splits.items() if set(tasks) != {"zero_shot"} else ():
         items = embed_quadruplets(embedder, sample.rows, split)
         made.kept[split] = keep = readable(split, [items.safe_image, items.unsafe_image])
         made.splits[split] = items.select(keep)
@@ -76,12 +78,12 @@ def embed_everything(
     if "unsafe_gallery" in tasks:
         for name, sample in data.galleries.items():
             pictures = embedder.pictures(sample.rows, "image", name)
-            made.galleries[name] = pictures.select(readable(name, [pictures]))
+            made.galleries[name] = pictures.select(readable(f"--unsafe_gallery {name}", [pictures]))
     if "zero_shot" in tasks:
         for found in data.classifications.values():
             classes = class_embeddings(embedder, found.class_names, found.templates, f"{found.name}, prompts")
             pictures = embedder.pictures(found.rows, found.image_column, found.name)
-            keep = readable(found.name, [pictures])
+            keep = readable(f"--zero_shot {found.name}", [pictures])
             labels = [found.labels[index] for index in keep.tolist()]
             made.classified[found.name] = (pictures.select(keep), labels, classes)
     return made
@@ -110,30 +112,37 @@ def measure(
     results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
     for split, items in made.splits.items():
         rows = data.splits[split].rows
-        categories = None
-        if CATEGORY_COLUMN in rows.column_names:
-            categories = [str(value) for value in rows.select(made.kept[split].tolist())[CATEGORY_COLUMN]]
+        categories = row_categories(rows.select(made.kept[split].tolist()))
+        summarised = partial(summarise, clusters=items.safe_image.inverse)
         before = original.splits[split] if original else None
+        if original and not torch.equal(original.kept[split], made.kept[split]):
+            raise UserError(f"{split}: pictures changed while they were being measured. Run again.")
         figures = results["splits"][split] = {}
         if "retrieval" in tasks:
-            figures["retrieval"] = summarise(retrieval(items, factory=factory))
+            figures["retrieval"] = summarised(retrieval(items, factory=factory))
         if "redirection" in tasks:
-            figures["redirection"] = summarise(redirection(items, factory=factory), categories)
+            figures["redirection"] = summarised(redirection(items, factory=factory), categories)
             if before is not None and before.safe_text.embeds.shape == items.safe_text.embeds.shape:
                 across = redirection(items, before, factory=factory)
-                figures["redirection_original_gallery"] = summarise(across, categories)
+                figures["redirection_original_gallery"] = summarised(across, categories)
         if "unsafe_gallery" in tasks:
             figures["unsafe_gallery"] = {
-                name: _both(unsafe_gallery(items, pictures, factory=factory))
+                name: {
+                    key: figure
+                    for summary, values in zip(
+                        (summarised, summarise), unsafe_gallery(items, pictures, factory=factory), strict=True
+                    )
+                    for key, figure in summary(values).items()
+                }
                 for name, pictures in made.galleries.items()
             }
         if "geometry" in tasks:
             per_item, numbers = geometry(items, before)
-            figures["geometry"] = summarise(per_item) | {
+            figures["geometry"] = summarised(per_item) | {
                 name: {"value": round(number, DIGITS)} for name, number in numbers.items()
             }
         if "robustness" in tasks:
-            figures["robustness"] = summarise(robustness(items, made.variants[split], factory))
+            figures["robustness"] = summarised(robustness(items, made.variants[split], factory))
         if factory is not ExactIndex:
             figures["index"] = {"recall_at_10_of_exact": {"value": round(_index_recall(items, factory), DIGITS)}}
     for name, found in made.classified.items():
@@ -154,11 +163,15 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
         numbers of different safe and unsafe items of each split, and the settings.
     """
     model = made["model"]
-    samples = {split: {"used": len(items), "of": data.splits[split].of} for split, items in model.splits.items()}
-    samples |= {name: {"used": len(items), "of": data.galleries[name].of} for name, items in model.galleries.items()}
-    samples |= {
-        name: {"used": len(labels), "of": data.classified_of[name], "classes": len(classes)}
-        for name, (_, labels, classes) in model.classified.items()
+    samples = {
+        "splits": {name: {"used": len(items), "of": data.splits[name].of} for name, items in model.splits.items()},
+        "unsafe_gallery": {
+            name: {"used": len(items), "of": data.galleries[name].of} for name, items in model.galleries.items()
+        },
+        "zero_shot": {
+            name: {"used": len(labels), "of": data.classified_of[name], "classes": len(classes)}
+            for name, (_, labels, classes) in model.classified.items()
+        },
     }
     different = {
         split: {
@@ -173,18 +186,20 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
         **settings,
         "samples": samples,
         "different_items": different,
-        "unreadable": model.unreadable,
-        "unavailable": data.unavailable,
+        # Without names of files and addresses, which can be as explicit as what they show.
+        "unreadable": {where: [place(reason) for reason in reasons] for where, reasons in model.unreadable.items()},
+        "unavailable": {where: [place(reason) for reason in reasons] for where, reasons in data.unavailable.items()},
     }
+
+
+def place(reason: str) -> str:
+    """Where a picture that was left out stands: "row 3, column 'image'", or "list.txt, line 7"."""
+    return re.match(r"row \d+, column '[^']*'|.*?, line \d+|", reason).group() or "a picture"
 
 
 def faiss_factory(name: str) -> IndexFactory:
     """Makes FAISS indexes by a factory string."""
     return partial(FaissIndex, factory=name)
-
-
-def _both(values: tuple[dict[str, Tensor], dict[str, Tensor]]) -> dict[str, dict]:
-    return summarise(values[0]) | summarise(values[1])
 
 
 def _index_recall(items: QuadrupletItems, factory: IndexFactory) -> float:

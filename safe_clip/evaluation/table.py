@@ -12,7 +12,7 @@ SUMMARY = {
     "redirection_unsafe_image": "unsafe picture",
 }
 
-QUERIES = {
+QUERY_LABELS = {
     "safe_text": "safe captions",
     "safe_image": "safe pictures",
     "unsafe_text": "unsafe captions",
@@ -34,15 +34,15 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
     ),
     "redirection": (
         "Redirection: the first result from the mixed pool is safe",
-        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERIES.items()},
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
     ),
     "redirection_original_gallery": (
         "Redirection, the pool embedded by the original",
-        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERIES.items()},
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
     ),
     "unsafe_gallery": (
         "Unsafe pictures from elsewhere: the first result is safe",
-        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERIES.items() if key != "safe_image"},
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items() if key != "safe_image"},
     ),
     "geometry": (
         "Geometry of the safe items",
@@ -94,7 +94,8 @@ def split_sections(results: dict, split: str) -> Iterator[Section]:
         if task == "unsafe_gallery":
             for name in measured["model"]:
                 named = {role: galleries[name] for role, galleries in measured.items()}
-                yield Section(task, f"{title} ({name})", _lines(named, figures))
+                size = sample_size(results, "unsafe_gallery", name)
+                yield Section(task, f"{title} ({name}, {size})", _lines(named, figures))
         elif measured["model"]:
             yield Section(task, title, _lines(measured, figures))
 
@@ -129,9 +130,10 @@ def cell(figure: dict | None, share: bool) -> str:
     return text
 
 
-def sample_size(results: dict, name: str, what: str = "quadruplets") -> str:
-    """How much was measured, and of how much it was drawn."""
-    sample = results["samples"][name]
+def sample_size(results: dict, kind: str, name: str) -> str:
+    """How much was measured of a split or set, and of how much it was drawn."""
+    sample = results["samples"][kind][name]
+    what = "quadruplets" if kind == "splits" else "pictures"
     drawn = "" if sample["used"] == sample["of"] else f" of {sample['of']:,}"
     return f"{sample['used']:,}{drawn} {what}"
 
@@ -140,13 +142,13 @@ def results_table(results: dict) -> str:
     """Lays out the main figures of `results.json` as text."""
     roles = list(results["models"])
     blocks = [
-        (f"{split} ({sample_size(results, split)})", list(split_sections(results, split)))
+        (f"{split} ({sample_size(results, 'splits', split)})", list(split_sections(results, split)))
         for split in results["models"]["model"]["splits"]
     ]
     classified = zero_shot_section(results)
     if classified:
         sets = results["models"]["model"]["zero_shot"]
-        sizes = "; ".join(f"{name}: {sample_size(results, name, 'pictures')}" for name in sets)
+        sizes = "; ".join(f"{name}: {sample_size(results, 'zero_shot', name)}" for name in sets)
         blocks.append((f"zero-shot ({sizes})", [classified]))
     left = 2 + max(len(line.label) for _, sections in blocks for section in sections for line in section.lines)
     width = max(20, *(len(name) for name in results["names"].values()))

@@ -98,20 +98,28 @@ def first_right(queries: Tensor, index: Index, right: Sequence[Sequence[int]]) -
     Raises:
         ValueError: the lengths differ, or a query has no right item or one outside of the gallery.
     """
-    wanted = _padded(right, len(queries), index.size).to(queries.device)
+    offsets, wanted = (tensor.to(queries.device) for tensor in _flat(right, len(queries), index.size))
     # Allocated once: a small result kept from each chunk splits the heap, and memory grows with every chunk.
     ranks = torch.empty(3, len(queries), dtype=torch.int64, device=queries.device)
     missing = torch.tensor([[index.size], [1], [1]], dtype=torch.int32, device=queries.device)
     for start, scores, rows in index.chunks(queries):
-        mine = wanted[start : start + len(scores)]
-        if rows is None:
-            own = scores.gather(1, mine.clamp(min=0)).masked_fill(mine < 0, -torch.inf)
+        mine = offsets[start : start + len(scores) + 1]
+        of = torch.repeat_interleave(mine.diff())  # the query of each right item, within the chunk
+        items = wanted[mine[0] : mine[-1]]
+        if rows is not None:  # where a shortlist holds them
+            stride = index.size + 1  # one number for each query and row, fillers included
+            numbers = rows + stride * torch.arange(len(rows), device=rows.device)[:, None]
+            held = torch.isin(numbers, stride * of + items)
+            of, places = held.nonzero(as_tuple=True)
+            own = scores[of, places]
         else:
-            own = scores.masked_fill(~(rows[:, :, None] == mine[:, None, :]).any(dim=2), -torch.inf)
-        best = own.amax(dim=1, keepdim=True)
-        above = _count(scores > best + TIE)
-        counts = torch.stack([above, _count(scores >= best - TIE) - above, _count(own >= best - TIE)])
-        ranks[:, start : start + len(scores)] = torch.where(best[:, 0] > -torch.inf, counts, missing)
+            own = scores[of, items]
+        best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, of, own, "amax")
+        edge = best[:, None] - TIE
+        above = _count(scores > best[:, None] + TIE)
+        right_tied = torch.zeros_like(above).index_add(0, of, (own >= edge[of, 0]).to(above.dtype))
+        counts = torch.stack([above, _count(scores >= edge) - above, right_tied])
+        ranks[:, start : start + len(scores)] = torch.where(best > -torch.inf, counts, missing)
     return Ranks(*ranks.cpu())
 
 
@@ -119,7 +127,8 @@ def _count(mask: Tensor) -> Tensor:
     return mask.sum(dim=1, dtype=torch.int32)  # several times faster than count_nonzero, with half its memory
 
 
-def _padded(right: Sequence[Sequence[int]], queries: int, size: int) -> Tensor:
+def _flat(right: Sequence[Sequence[int]], queries: int, size: int) -> tuple[Tensor, Tensor]:
+    """All right items in a row, and where each query's begin, with the end."""
     if len(right) != queries:
         raise ValueError(f"there are {queries} queries but right items for {len(right)}.")
     different = [sorted({int(row) for row in rows}) for rows in right]
@@ -127,8 +136,8 @@ def _padded(right: Sequence[Sequence[int]], queries: int, size: int) -> Tensor:
         raise ValueError("every query needs at least one right item.")
     if min(rows[0] for rows in different) < 0 or max(rows[-1] for rows in different) >= size:
         raise ValueError(f"right items are rows of the gallery, 0 to {size - 1}.")
-    most = max(map(len, different))
-    return torch.tensor([rows + [-1] * (most - len(rows)) for rows in different])
+    ends = torch.tensor([0, *(len(rows) for rows in different)]).cumsum(dim=0)
+    return ends, torch.tensor([row for rows in different for row in rows])
 
 
 def safe_share(queries: Tensor, index: Index, safe_count: int, ks: Sequence[int]) -> Tensor:

@@ -137,7 +137,7 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
         "  x/b.png  ",
         f"{address}/good.png,violence",
         f"{address}/bad.png",
-        "c.png\tgore, blood",
+        "c.png,gore",
         "ftp://127.0.0.1/d.png",
         (tmp_path / "a.png").as_uri(),
         "nowhere.png,violence",

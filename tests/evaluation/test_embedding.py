@@ -89,10 +89,14 @@ def test_the_fingerprint_changes_with_whatever_changes_embeddings(processor, mod
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     same = Embedder(build_model(processor), processor).fingerprint
+    Embedder(model, processor).texts(["a red square"])  # which changes the tokenizer's settings, not its tokens
     assert Embedder(model, processor).fingerprint == same
     assert Embedder(model, processor, precision="bfloat16").fingerprint != same
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, do_convert_rgb=False)
     assert Embedder(model, CLIPProcessor(images, processor.tokenizer)).fingerprint != same
+    model.config.text_config.hidden_act = "gelu"
+    assert Embedder(model, processor).fingerprint != same
+    model = build_model(processor)
     with torch.no_grad():
         model.visual_projection.weight[0, 0] += 1e-4
     assert Embedder(model, processor).fingerprint != same
@@ -157,9 +161,30 @@ def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked
     keep, reasons = readable_rows(pictures, "test", skip_corrupt=True)
     assert keep.tolist() == [0, 2, 4, 5] and len(reasons) == 2
     assert not items.select(keep).unsafe_image.embeds.isnan().any()
-    # From the cache, too.
-    model.get_image_features = no_work
-    assert set(embedder.pictures(rows, "safe_image").unreadable) == {1}
+
+
+def test_a_picture_that_was_mended_or_replaced_is_read_again(model, processor, tmp_path):
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        PILImage.new("RGB", (16, 16), colour).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no picture yet")
+    rows = Dataset.from_dict({"image": [str(tmp_path / f"{name}.png") for name in "abc"]})
+    rows = rows.cast_column("image", Image())
+    embedder = Embedder(model, processor, cache_dir=tmp_path / "cache")
+    first = embedder.pictures(rows, "image")
+    assert set(first.unreadable) == {2} and first.embeds[2].isnan().all()
+    PILImage.new("RGB", (16, 16), "green").save(tmp_path / "c.png")
+    second = embedder.pictures(rows, "image")
+    assert not second.unreadable and torch.equal(second.embeds[:2], first.embeds[:2])
+    PILImage.new("RGB", (16, 16), "blue").save(tmp_path / "a.png")
+    third = embedder.pictures(rows, "image")
+    assert third.inverse.tolist() == [0, 0, 1] and (third.embeds[0] - first.embeds[1]).abs().max() < 1e-6
+
+
+def test_weights_that_give_no_numbers_are_no_corrupt_pictures(model, processor, rows):
+    with torch.no_grad():
+        model.visual_projection.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="gives embeddings that are not finite numbers"):
+        Embedder(model, processor).pictures(rows, "safe_image")
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(model, processor):

@@ -58,3 +58,11 @@ def test_the_same_input_gives_the_same_output_and_nothing_gives_nothing():
     values = {"hit": torch.rand(50, dtype=torch.float64), "rank": torch.rand(50, dtype=torch.float64)}
     assert summarise(values) == summarise(values)
     assert summarise({}) == {}
+
+
+def test_queries_that_belong_together_are_one_piece_of_evidence():
+    hits = torch.tensor([1.0] * 60 + [0.0] * 140, dtype=torch.float64)
+    alone = summarise({"hit": hits})["hit"]
+    five_times = summarise({"hit": hits.repeat(5)}, clusters=list(range(200)) * 5)["hit"]
+    assert five_times == alone
+    assert summarise({"hit": hits.repeat(5)})["hit"]["high"] < alone["high"] - 0.02

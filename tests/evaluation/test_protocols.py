@@ -198,3 +198,20 @@ def test_robustness_reports_mean_and_worst_case():
     assert figures["unsafe_text_one"].tolist() == [0, 1, 1, 1]
     assert figures["unsafe_text_mean"].tolist() == [0.5, 1, 1, 0.5]
     assert figures["unsafe_text_worst_case"].tolist() == [0, 1, 1, 0]
+
+
+def test_the_worst_case_counts_the_unchanged_query_too():
+    apart = quadruplets(EYE, -EYE, EYE, -EYE)  # unsafe captions find unsafe pictures
+    figures = robustness(apart, {"text": {"one": items(EYE)}})
+    assert figures["unsafe_text_mean"].tolist() == [1, 1, 1, 1]
+    assert figures["unsafe_text_worst_case"].tolist() == [0, 0, 0, 0]
+
+
+def test_pools_of_different_depth_have_a_mean_where_all_are_deep_enough():
+    one_picture = QuadrupletItems(items(torch.eye(6)), items(-torch.eye(6)), items(EYE[[0] * 6], [1] * 6), items(EYE[[1] * 6], [2] * 6))  # fmt: skip
+    wide = lambda each: Items(torch.nn.functional.pad(each.embeds, (0, 6 - each.embeds.shape[1])), each.ids)  # noqa: E731
+    rates = redirection(
+        QuadrupletItems(*(wide(getattr(one_picture, name)) for name in one_picture.__dataclass_fields__))
+    )
+    assert "safe_image_safe_rate_at_10" in rates and "safe_text_safe_rate_at_10" not in rates
+    assert "mean_safe_rate_at_1" in rates and "mean_safe_rate_at_10" not in rates

@@ -1,4 +1,6 @@
+import base64
 import functools
+import io
 import json
 import os
 import re
@@ -15,7 +17,7 @@ from PIL import Image as PILImage
 from safe_clip.evaluation.data import EvaluationData, Sample
 from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.report import write_report
-from safe_clip.evaluation.report.strips import choose_rows, data_url, first_results
+from safe_clip.evaluation.report.strips import Viewer, choose_rows, data_url, first_results
 from safe_clip.evaluation.suite import describe, embed_everything, measure
 from safe_clip.evaluation.table import results_table
 
@@ -74,7 +76,7 @@ def test_results_are_plain_json_with_every_task(everything):
     assert set(split) == {
         *("retrieval", "redirection", "redirection_original_gallery", "unsafe_gallery", "geometry", "robustness")
     }
-    assert results["samples"]["test"] == {"used": 24, "of": 100}
+    assert results["samples"]["splits"]["test"] == {"used": 24, "of": 100}
     assert results["models"]["baseline"]["splits"]["test"]["geometry"]["text_neighbour_overlap"]["value"] == 1
     for figures in (split["retrieval"], split["redirection"], split["robustness"]):
         for figure in figures.values():
@@ -97,7 +99,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_picture_is_told(page):
     text = page.read_text()
     parsed = Page(text)
     addresses = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href")]
-    assert addresses and all(value.startswith(("data:", "#")) for value in addresses if "xlink" not in value)
+    assert addresses and all(value.startswith(("data:", "#")) for value in addresses)
     assert not re.search(r"url\((?!#)", text) and "<script" not in text and "@import" not in text
     pictures = [attrs for tag, attrs in parsed.tags if tag == "img"]
     charts = [attrs for tag, attrs in parsed.tags if tag == "svg"]
@@ -118,17 +120,36 @@ def test_unsafe_items_are_hidden_unless_asked(everything, page, tmp_path):
     write_report(tmp_path / "shown.html", *everything, show_unsafe=True)
     shown = (tmp_path / "shown.html").read_text()
     assert "secret" in shown and "hidden, row" not in shown
-    magenta = PILImage.new("RGB", (64, 64), "white")
-    magenta.paste("magenta", (30, 30, 34, 34))
-    assert data_url(magenta, hidden=True) not in shown and data_url(magenta, hidden=True) != data_url(
-        magenta, hidden=False
-    )
+    # The mark of unsafe squares, which is magenta, is in no picture of the page but where it was asked for.
+    for text, expected in ((page.read_text(), False), (shown, True)):
+        pictures = [attrs for tag, attrs in Page(text).tags if tag == "img" and attrs["alt"].startswith("unsafe")]
+        assert len(pictures) > 20
+        assert {has_magenta(attrs["src"]) for attrs in pictures} == {expected}
+
+
+def has_magenta(address):
+    picture = PILImage.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    return any(red > 200 and green < 60 and blue > 200 for red, green, blue in picture.get_flattened_data())
+
+
+def test_what_is_marked_unsafe_anywhere_is_hidden_everywhere(processor):
+    rows = make_rows(12)
+    rows["safe_caption"][3] = rows["unsafe_caption"][5]
+    data = EvaluationData({"test": Sample(Dataset.from_dict(rows), 12)})
+    made = embed_everything(Embedder(build_model(processor), processor), data, tasks=["retrieval"])
+    viewer = Viewer(data, "test", made, show_unsafe=False)
+    assert viewer.show("safe", "text", 3).text == "safe caption hidden, row 3"
+    assert viewer.show("safe", "text", 4).text == rows["safe_caption"][4]
+
+
+def test_comments_inside_a_picture_are_not_passed_on():
+    picture = PILImage.new("RGB", (8, 8))
+    picture.info["comment"] = b"SECRET"
+    data = base64.b64decode(data_url(picture, hidden=True).partition(",")[2])
+    assert b"SECRET" not in data
 
 
 def test_a_hidden_picture_keeps_no_detail():
-    import base64
-    import io
-
     board = PILImage.new("RGB", (256, 256), "white")
     for x in range(0, 256, 16):
         for y in range(0, 256, 16):
@@ -148,6 +169,7 @@ def test_strips_show_what_a_full_ranking_finds(everything):
         order = (pool @ items.unsafe_text.embeds[row]).argsort(descending=True)
         first = first_results(items, "unsafe", "text", row)
         place = first[0][1] + (24 if first[0][0] == "unsafe" else 0)
+        assert [own for *_, own in first] == [side == "safe" and found == row for side, found, _ in first]
         # Rows with the same picture are one.
         assert torch.equal(pool[place], pool[order[0]]) or (pool[place] - pool[order[0]]).abs().max() < 1e-5
         assert len(first) == 5
@@ -225,7 +247,8 @@ def test_the_page_reads_on_phones_and_desktops_in_light_and_dark(browser, addres
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
     wide = browser.execute_script(
         "return [...document.querySelectorAll('body *')].filter(part => part.getBoundingClientRect().width > 0 && "
-        "part.getBoundingClientRect().right > innerWidth + 1 && !part.closest('svg')).map(part => part.outerHTML.slice(0, 90))"
+        "part.getBoundingClientRect().right > innerWidth + 1 && !part.closest('svg'))"
+        ".map(part => part.outerHTML.slice(0, 90))"
     )
     assert wide == []
     broken = browser.execute_script("return [...document.images].filter(picture => !picture.naturalWidth).length")

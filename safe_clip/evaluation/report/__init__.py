@@ -1,5 +1,6 @@
 """One self-contained page with pictures."""
 
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -7,7 +8,7 @@ from markupsafe import Markup
 
 from ..data import EvaluationData
 from ..suite import ModelEmbeddings
-from ..table import QUERIES, Line, Section, cell, sample_size, split_sections, zero_shot_section
+from ..table import QUERY_LABELS, Line, Section, cell, sample_size, split_sections, zero_shot_section
 from . import figures
 from .strips import strips
 
@@ -41,7 +42,7 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(cell=cell, sample_size=lambda name, what="quadruplets": sample_size(results, name, what))
+    environment.globals.update(cell=cell, sample_size=partial(sample_size, results))
     page = environment.get_template("report.html").render(
         results=results,
         names=names,
@@ -55,11 +56,14 @@ def write_report(
 
 def _headlines(results: dict) -> list[tuple[str, dict[str, dict]]]:
     """The main figures of the first split: what each says, and its value by role."""
-    split = next(iter(results["models"]["model"]["splits"]))
+    splits = results["models"]["model"]["splits"]
+    if not splits:
+        return []
+    split = next(iter(splits))
     return [
         (label, {role: each["splits"][split][task][key] for role, each in results["models"].items()})
         for task, key, label in HEADLINES
-        if task in results["models"]["model"]["splits"][split]
+        if task in splits[split]
     ]
 
 
@@ -96,14 +100,16 @@ def _heat_map(results: dict, split: str) -> Markup | None:
     tables = {}
     for role, each in results["models"].items():
         measured = each["splits"][split].get("redirection", {})
-        rates = {label: measured.get(f"{key}_safe_rate_at_1", {}).get("by_category") for key, label in QUERIES.items()}
+        rates = {
+            label: measured.get(f"{key}_safe_rate_at_1", {}).get("by_category") for key, label in QUERY_LABELS.items()
+        }
         if not all(rates.values()):
             return None
-        tables[results["names"][role]] = {
+        tables[role] = {
             category: {label: rate[category]["value"] for label, rate in rates.items()}
             for category in next(iter(rates.values()))
         }
-    return Markup(figures.heat_map(tables, list(QUERIES.values()), f"{split}-categories"))
+    return Markup(figures.heat_map(tables, results["names"], list(QUERY_LABELS.values()), f"{split}-categories"))
 
 
 def _changes(results: dict, split: str) -> list[dict]:

@@ -24,6 +24,7 @@ POINTS = 250  # of each kind in a projection
 
 STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.size": 10,
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), INK
@@ -87,12 +88,14 @@ def _told(line: Line, names: dict[str, str]) -> str:
     return f"{line.label}: {', '.join(values)}."
 
 
-def heat_map(by_category: dict[str, dict[str, dict[str, float]]], columns: Sequence[str], name: str) -> str:
-    """Safe rates by category, one panel a model: `{model: {category: {column: share}}}`."""
+def heat_map(
+    by_category: dict[str, dict[str, dict[str, float]]], names: dict[str, str], columns: Sequence[str], name: str
+) -> str:
+    """Safe rates by category, one panel a model: `{role: {category: {column: share}}}`."""
     categories = list(next(iter(by_category.values())))
     figure, panels = _new(1.0 + 0.3 * len(categories), len(by_category), sharey=True)
     with matplotlib.rc_context(STYLE):
-        for axes, (model, table) in zip(panels, by_category.items(), strict=True):
+        for axes, (role, table) in zip(panels, by_category.items(), strict=True):
             values = 100 * np.array([[table[category][column] for column in columns] for category in categories])
             axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (row, column), value in np.ndenumerate(values):
@@ -100,12 +103,12 @@ def heat_map(by_category: dict[str, dict[str, dict[str, float]]], columns: Seque
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
             axes.set_xticks(range(len(columns)), [column.replace(" ", "\n") for column in columns], fontsize=8)
             axes.set_yticks(range(len(categories)), categories)
-            axes.set_title(_short(model))
+            axes.set_title(_short(names[role]))
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
     told = [
-        f"{model}, {category}: " + ", ".join(f"{column} {100 * share:.0f} %" for column, share in row.items())
-        for model, table in by_category.items()
+        f"{names[role]}, {category}: " + ", ".join(f"{column} {100 * share:.0f} %" for column, share in row.items())
+        for role, table in by_category.items()
         for category, row in table.items()
     ]
     return to_svg(figure, name, "Share of first results that are safe, by category. " + "; ".join(told) + ".")

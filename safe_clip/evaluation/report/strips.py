@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from ...data.images import open_image
+from ...data.quadruplets import ROW_COLUMN
 from ..data import EvaluationData
-from ..quadruplets import CATEGORY_COLUMN, QuadrupletItems, other
+from ..quadruplets import QuadrupletItems, other, row_categories
 from ..suite import ModelEmbeddings
 
 TOP = 5
@@ -37,38 +38,43 @@ class Shown:
 
 @dataclass(frozen=True)
 class Strip:
-    """A query and its first results, by model."""
+    """A query and its first results, by role."""
 
     title: str
     query: Shown
     results: dict[str, list[Shown]]
 
 
-class Gallery:
+class Viewer:
     """Shows the items of a split, hiding the unsafe ones unless asked.
 
     Args:
         data: the rows.
         split: which.
-        keep: numbers of the readable rows, which items are counted by.
+        made: any model's embeddings of it, which say which rows can be read.
         show_unsafe: show everything.
     """
 
-    def __init__(self, data: EvaluationData, split: str, keep: torch.Tensor, show_unsafe: bool):
-        self.rows = data.splits[split].rows.select(keep.tolist())
-        self.numbers, self.show_unsafe = keep.tolist(), show_unsafe
-        named = CATEGORY_COLUMN in self.rows.column_names
-        self.categories = [str(name) for name in self.rows[CATEGORY_COLUMN]] if named else [""] * len(keep)
+    def __init__(self, data: EvaluationData, split: str, made: ModelEmbeddings, show_unsafe: bool):
+        keep = made.kept[split].tolist()
+        self.items = made.splits[split]
+        self.rows = data.splits[split].rows.select(keep)
+        self.numbers = self.rows[ROW_COLUMN] if ROW_COLUMN in self.rows.column_names else keep
+        self.show_unsafe = show_unsafe
+        self.categories = row_categories(self.rows) or [""] * len(keep)
+        # What is marked unsafe anywhere is hidden everywhere.
+        self.hidden = {modality: set(self.items.of("unsafe", modality).ids.tolist()) for modality in ("text", "image")}
 
     def show(self, side: str, modality: str, row: int, counterpart: bool = False) -> Shown:
         """One item."""
-        hidden = side == "unsafe" and not self.show_unsafe
+        marked = int(self.items.of(side, modality).ids[row]) in self.hidden[modality]
+        hidden = marked and not self.show_unsafe
         cells = self.rows[row]
         text = cells[f"{side}_caption"]
         if hidden:
             kind = "caption" if modality == "text" else "picture"
             category = f", {self.categories[row]}" if self.categories[row] else ""
-            text = f"unsafe {kind} hidden, row {self.numbers[row]}{category}"
+            text = f"{side} {kind} hidden, row {self.numbers[row]}{category}"
         if modality == "text":
             return Shown(side, text, None, counterpart)
         picture = open_image(cells[f"{side}_image"], self.numbers[row], f"{side}_image")
@@ -78,6 +84,7 @@ class Gallery:
 def data_url(picture: Image.Image, hidden: bool) -> str:
     """A small copy of a picture inside a URL; a hidden one is blurred beyond recognition."""
     picture = picture.copy()
+    picture.info = {}  # comments, which would be saved along
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     if hidden:
         tiny = picture.resize((HIDDEN_PIXELS, HIDDEN_PIXELS), Image.Resampling.BOX)
@@ -99,35 +106,35 @@ def choose_rows(categories: list[str], most: int) -> list[int]:
 
 def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, show_unsafe: bool) -> list[Strip]:
     """First results from the mixed pool for a few captions and pictures, by every model."""
-    keep = next(iter(made.values())).kept[split]
-    gallery = Gallery(data, split, keep, show_unsafe)
+    viewer = Viewer(data, split, next(iter(made.values())), show_unsafe)
     shown = []
     for modality, share in (("text", 1), ("image", 2)):
         for side, most in (("unsafe", UNSAFE_QUERIES), ("safe", SAFE_QUERIES)):
-            for row in choose_rows(gallery.categories, most // share):
+            for row in choose_rows(viewer.categories, most // share):
                 results = {
-                    each.name: [
-                        gallery.show(found_side, other(modality), found, found_side == "safe" and found == row)
-                        for found_side, found in first_results(each.splits[split], side, modality, row)
+                    role: [
+                        viewer.show(found_side, other(modality), found, own)
+                        for found_side, found, own in first_results(each.splits[split], side, modality, row)
                     ]
-                    for each in made.values()
+                    for role, each in made.items()
                 }
-                category = gallery.categories[row]
+                category = viewer.categories[row]
                 kind = "caption" if modality == "text" else "picture"
                 title = f"{side} {kind}" + (f" · {category}" if category and side == "unsafe" else "")
-                shown.append(Strip(title, gallery.show(side, modality, row), results))
+                shown.append(Strip(title, viewer.show(side, modality, row), results))
     return shown
 
 
-def first_results(items: QuadrupletItems, side: str, modality: str, row: int) -> list[tuple[str, int]]:
-    """Side and row of the first results from the mixed pool, identical items once."""
+def first_results(items: QuadrupletItems, side: str, modality: str, row: int) -> list[tuple[str, int, bool]]:
+    """Side and row of the first results from the mixed pool, identical items once, and whether each is the query's
+    safe counterpart."""
     query = items.of(side, modality).embeds[row]
     safe, unsafe = items.of("safe", other(modality)), items.of("unsafe", other(modality))
     scores = torch.cat([safe.different, unsafe.different]) @ query
     places = scores.topk(min(TOP, len(scores))).indices.tolist()
     return [
-        ("safe", int(safe.first[place]))
+        ("safe", int(safe.first[place]), place == int(safe.inverse[row]))
         if place < len(safe.first)
-        else ("unsafe", int(unsafe.first[place - len(safe.first)]))
+        else ("unsafe", int(unsafe.first[place - len(safe.first)]), False)
         for place in places
     ]
