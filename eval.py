@@ -96,8 +96,8 @@ class EvaluationArguments:
             trained = (DEFAULT_MODEL / "config.json").is_file()
             if trained and not of_the_embedded_base(DEFAULT_MODEL):
                 raise UserError(
-                    f"{DEFAULT_MODEL}/ was not trained from the embedded base: name it, what it was trained from and its "
-                    f"data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                    f"{DEFAULT_MODEL}/ was not trained from the embedded base: name it, what it was trained from and "
+                    f"its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
                 )
             self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
         elif self.model is None:

@@ -208,10 +208,8 @@ def test_the_worst_case_counts_the_unchanged_query_too():
 
 
 def test_pools_of_different_depth_have_a_mean_where_all_are_deep_enough():
-    one_picture = QuadrupletItems(items(torch.eye(6)), items(-torch.eye(6)), items(EYE[[0] * 6], [1] * 6), items(EYE[[1] * 6], [2] * 6))  # fmt: skip
-    wide = lambda each: Items(torch.nn.functional.pad(each.embeds, (0, 6 - each.embeds.shape[1])), each.ids)  # noqa: E731
-    rates = redirection(
-        QuadrupletItems(*(wide(getattr(one_picture, name)) for name in one_picture.__dataclass_fields__))
-    )
+    wide = torch.eye(12)
+    one, two = (Items(wide[[place] * 6], torch.full((6,), place)) for place in (0, 1))  # one picture each
+    rates = redirection(QuadrupletItems(items(wide[:6]), items(wide[6:]), one, two))
     assert "safe_image_safe_rate_at_10" in rates and "safe_text_safe_rate_at_10" not in rates
     assert "mean_safe_rate_at_1" in rates and "mean_safe_rate_at_10" not in rates
