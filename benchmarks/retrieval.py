@@ -8,7 +8,7 @@ Compares, on the CPU, over random embeddings whose i-th gallery item is a noisy 
 - full sort: the similarity matrix whole, an argsort of every row, the right item's place in it, as the public
   Safe-CLIP training script has it; left out above 20,000 items, where it needs 16 bytes per score and more;
 - first_right and safe_share: the chunked ranking behind the metrics;
-- recall_at_k module: first_right behind `evaluate`, which passes the queries through Arrow;
+- recall_at_k module: first_right behind `evaluate`;
 - bare product: the scores alone, chunk by chunk, which any exact ranking pays for.
 
 Prints, for each, the time over that of the bare product and the peak memory beyond the inputs, then full sort and

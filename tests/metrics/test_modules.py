@@ -96,3 +96,17 @@ def test_neighbour_overlap_of_what_did_not_move_is_one_and_turning_changes_nothi
     turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
     assert overlap.compute(before=items.numpy(), after=items.numpy())["neighbour_overlap"] == 1
     assert overlap.compute(before=items.numpy(), after=(items @ turn).numpy())["neighbour_overlap"] == 1
+
+
+def test_batches_that_are_added_give_what_whole_inputs_give():
+    recall = load_metric("recall_at_k")
+    options = {"gallery": GALLERY, "k": [1, 2]}
+    whole = recall.compute(queries=QUERIES, references=[[0], [1], [2]], **options)
+    for index, query in enumerate(QUERIES):
+        recall.add_batch(queries=[query], references=[[index]])
+    assert recall.compute(**options) == whole
+
+
+def test_inputs_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="differ in length"):
+        load_metric("neighbour_overlap").compute(before=QUERIES, after=QUERIES[:2], k=1)

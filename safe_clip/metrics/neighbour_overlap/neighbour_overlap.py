@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 import torch
 
+from safe_clip.metrics.direct import DirectCompute
 from safe_clip.metrics.ranking import shared_neighbours
 from safe_clip.metrics.tensors import as_embeddings
 
@@ -38,11 +39,11 @@ _CITATION = """
 """
 
 
-class NeighbourOverlap(evaluate.Metric):
+class NeighbourOverlap(DirectCompute, evaluate.Metric):
     """Jaccard overlap of nearest neighbours."""
 
     def _info(self) -> evaluate.MetricInfo:
-        info = evaluate.MetricInfo(
+        return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
@@ -53,8 +54,6 @@ class NeighbourOverlap(evaluate.Metric):
                 }
             ),
         )
-        info.format = "numpy"  # set here, since the constructor allows it for plain values only; lists are slow
-        return info
 
     def _compute(
         self, before: np.ndarray, after: np.ndarray, k: int = 10, per_query: bool = False

@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 import torch
 
+from safe_clip.metrics.direct import DirectCompute
 from safe_clip.metrics.ranking import ExactIndex, first_right
 from safe_clip.metrics.tensors import as_embeddings
 
@@ -44,11 +45,11 @@ _CITATION = """
 """
 
 
-class RecallAtK(evaluate.Metric):
+class RecallAtK(DirectCompute, evaluate.Metric):
     """Recall@k and median rank of the first right item."""
 
     def _info(self) -> evaluate.MetricInfo:
-        info = evaluate.MetricInfo(
+        return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
@@ -59,8 +60,6 @@ class RecallAtK(evaluate.Metric):
                 }
             ),
         )
-        info.format = "numpy"  # set here, since the constructor allows it for plain values only; lists are slow
-        return info
 
     def _compute(
         self,

@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 import torch
 
+from safe_clip.metrics.direct import DirectCompute
 from safe_clip.metrics.ranking import ExactIndex, safe_share
 from safe_clip.metrics.tensors import as_embeddings
 
@@ -44,18 +45,16 @@ _CITATION = """
 """
 
 
-class SafeRate(evaluate.Metric):
+class SafeRate(DirectCompute, evaluate.Metric):
     """Share of safe items among the first k results."""
 
     def _info(self) -> evaluate.MetricInfo:
-        info = evaluate.MetricInfo(
+        return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
             features=datasets.Features({"queries": datasets.Sequence(datasets.Value("float32"))}),
         )
-        info.format = "numpy"  # set here, since the constructor allows it for plain values only; lists are slow
-        return info
 
     def _compute(
         self,
