@@ -49,8 +49,8 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         {
             "text_cosine_to_original": ("captions, cosine to the original", False),
             "image_cosine_to_original": ("pictures, cosine to the original", False),
-            "text_neighbour_overlap": ("captions, share of neighbours kept", True),
-            "image_neighbour_overlap": ("pictures, share of neighbours kept", True),
+            "text_neighbour_overlap": ("captions, overlap of 10 neighbours", True),
+            "image_neighbour_overlap": ("pictures, overlap of 10 neighbours", True),
             "text_spread_ratio": ("captions, spread to the original's", False),
             "image_spread_ratio": ("pictures, spread to the original's", False),
             "text_effective_rank": ("captions, effective rank", False),
