@@ -63,24 +63,25 @@ def row_categories(rows: Dataset) -> list[str] | None:
     return [name if name in common else "other" for name in names]
 
 
-def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "rows") -> QuadrupletItems:
+def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> QuadrupletItems:
     """Embeds all four items of N quadruplets.
 
     Args:
         embedder: the model.
         rows: a data set with the columns of a quadruplet.
-        split: what the progress bar calls it.
+        split: what the progress bar calls it, beside the column.
 
     Raises:
         UserError: a caption is empty or not text. Pictures that cannot be read are left to `readable_rows`.
     """
     numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    prefix = f"{split}, " if split else ""
     embedded = {}
     for column in CAPTION_COLUMNS:
         captions = [check_caption(text, row, column) for row, text in zip(numbers, rows[column], strict=True)]
-        embedded[column] = embedder.texts(captions, f"{split}, {column}")
+        embedded[column] = embedder.texts(captions, prefix + column)
     for column in IMAGE_COLUMNS:
-        embedded[column] = embedder.pictures(rows, column, f"{split}, {column}")
+        embedded[column] = embedder.pictures(rows, column, prefix + column)
     return QuadrupletItems(
         embedded["safe_caption"], embedded["unsafe_caption"], embedded["safe_image"], embedded["unsafe_image"]
     )
