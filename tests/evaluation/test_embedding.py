@@ -174,7 +174,7 @@ def test_a_picture_that_was_mended_or_replaced_is_read_again(model, processor, t
     assert set(first.unreadable) == {2} and first.embeds[2].isnan().all()
     PILImage.new("RGB", (16, 16), "green").save(tmp_path / "c.png")
     second = embedder.pictures(rows, "image")
-    assert not second.unreadable and torch.equal(second.embeds[:2], first.embeds[:2])
+    assert not second.unreadable and (second.embeds[:2] - first.embeds[:2]).abs().max() < 1e-6
     PILImage.new("RGB", (16, 16), "blue").save(tmp_path / "a.png")
     third = embedder.pictures(rows, "image")
     assert third.inverse.tolist() == [0, 0, 1] and (third.embeds[0] - first.embeds[1]).abs().max() < 1e-6
