@@ -32,7 +32,7 @@ class FaissIndex:
             raise UserError("--index faiss wants FAISS: `pip install 'safe-clip[faiss]'`.") from error
         gallery = as_embeddings(gallery).cpu()
         self.size = len(gallery)
-        self.rows = Dataset.from_dict({"embeds": gallery.numpy()}).with_format("numpy")
+        self.rows = Dataset.from_dict({"embeds": gallery.numpy()})
         try:
             self.rows.add_faiss_index(
                 "embeds", string_factory=factory, metric_type=faiss.METRIC_INNER_PRODUCT, train_size=self.size
