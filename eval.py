@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from safe_clip import UserError
+from safe_clip.config import json_object, parse_arguments, split_config
 from safe_clip.evaluation import TASKS
 
 DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
@@ -77,8 +78,6 @@ class EvaluationArguments:
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
 
     def __post_init__(self):
-        from safe_clip.config import json_object
-
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
         for name, values, known in (
             ("tasks", self.tasks, TASKS),
@@ -123,7 +122,6 @@ def main(argv: list[str]) -> None:
     from accelerate.utils import broadcast_object_list
 
     import safe_clip
-    from safe_clip.config import parse_arguments, split_config
     from safe_clip.evaluation import suite
     from safe_clip.evaluation.data import load_evaluation_data
     from safe_clip.evaluation.embedding import Embedder, default_cache

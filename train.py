@@ -15,6 +15,7 @@ from pathlib import Path
 
 import safe_clip
 from safe_clip import UserError
+from safe_clip.config import json_object, parse_arguments, split_config
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -39,8 +40,6 @@ class ScriptArguments:
     lora_dropout: float = field(default=0.1, metadata={"help": "Share of adapter inputs dropped in training."})
 
     def __post_init__(self):
-        from safe_clip.config import json_object
-
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
 
 
@@ -50,16 +49,14 @@ def uses_demo(flags: list[str]) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    named = bool(argv) and argv[0].endswith((".yaml", ".yml"))
-    if not named and uses_demo(argv):
+    config, flags = split_config(argv)
+    if config is None and uses_demo(flags):
         print("No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes.")
-        argv = [str(DEMO_CONFIG), *argv]
+        config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
-    from safe_clip.config import parse_arguments, split_config
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
 
-    config, flags = split_config(argv)
     script, args = parse_arguments(
         [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
         flags,

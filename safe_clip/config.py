@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from .errors import UserError
 
@@ -26,6 +25,8 @@ def parse_arguments(
     Raises:
         UserError: the file cannot be read, or a setting has no such name.
     """
+    from transformers import HfArgumentParser  # slow, and the rest of this file is wanted before it
+
     parser = HfArgumentParser(dataclasses, formatter_class=_HelpFormatter, **parser_options)
     known = [action.dest for action in parser._actions]
     if yaml_file is not None:

@@ -1,6 +1,7 @@
 """The embedded world as a `DatasetDict` with the columns that a Hub dataset would have."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, Value
@@ -38,6 +39,7 @@ def _rows(split: str, count: int, styles: tuple[str, ...], held_out: bool, diges
         yield world.draw_quadruplet(f"{split}/{index}", styles, concepts)
 
 
+@cache
 def _digest() -> str:
     modules = (Path(__file__), Path(vocabulary.__file__), Path(world.__file__))
     sources = (vocabulary.VOCABULARY_FILE, world.SPRITES_FILE, *modules)

@@ -1,7 +1,7 @@
 """The four items of each quadruplet, embedded."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.quadruplets import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN, check_caption
 from ..errors import UserError
+from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
 from .embedding import Embedder, Items
 
@@ -49,7 +50,23 @@ def other(modality: str) -> str:
 def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = ExactIndex) -> tuple[Index, int]:
     """The mixed pool of a modality, its different safe items first, and their number."""
     safe = items.of("safe", modality).different
-    return factory(torch.cat([safe, items.of("unsafe", modality).different])), len(safe)
+    made = items.__dict__.setdefault("_union_indexes", {})  # several protocols search it, and some are slow to make
+    if (modality, factory) not in made:
+        made[modality, factory] = factory(torch.cat([safe, items.of("unsafe", modality).different]))
+    return made[modality, factory], len(safe)
+
+
+def safe_rates(queries: Items, index: Index, safe_count: int, ks: Sequence[int] = (1,)) -> dict[str, Tensor]:
+    """`safe_rate_at_{k}` of N queries in a pool whose first `safe_count` items are safe, for the depths that it has: N
+    shares each."""
+    values = load_metric("safe_rate").compute(
+        queries=queries.different.numpy(),
+        index=index,
+        safe_count=safe_count,
+        k=[k for k in ks if k <= index.size],
+        per_query=True,
+    )
+    return {name: value[queries.inverse] for name, value in values.items()}
 
 
 def row_categories(rows: Dataset) -> list[str] | None:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex
-from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
+from .quadruplets import IndexFactory, QuadrupletItems, other, safe_rates, union_index
 
 KS = (1, 10)
 QUERIES = tuple((side, modality) for side in ("safe", "unsafe") for modality in ("text", "image"))
@@ -33,21 +32,11 @@ def redirection(
         named after its query; `mean_safe_rate_at_{k}` of the four; `unsafe_{text,image}_harmful_at_1`, the
         harmful-top-1 rate of ShieldCLIP: whether an unsafe query's first result is unsafe.
     """
-    metric = load_metric("safe_rate")
     gallery = items if gallery is None else gallery
-    pools = {modality: union_index(gallery, modality, factory) for modality in ("text", "image")}
     figures = {}
     for side, modality in QUERIES:
-        queries = items.of(side, modality)
-        index, safe_count = pools[other(modality)]
-        values = metric.compute(
-            queries=queries.different.numpy(),
-            index=index,
-            safe_count=safe_count,
-            k=[k for k in ks if k <= index.size],
-            per_query=True,
-        )
-        figures |= {f"{side}_{modality}_{name}": value[queries.inverse] for name, value in values.items()}
+        rates = safe_rates(items.of(side, modality), *union_index(gallery, other(modality), factory), ks)
+        figures |= {f"{side}_{modality}_{name}": rate for name, rate in rates.items()}
     for k in ks:
         rates = [figures.get(f"{side}_{modality}_safe_rate_at_{k}") for side, modality in QUERIES]
         if all(rate is not None for rate in rates):

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex
 from .embedding import Embedder, Items
-from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
+from .quadruplets import IndexFactory, QuadrupletItems, other, safe_rates, union_index
 from .transforms import IMAGE_TRANSFORMS, text_transforms
 
 
@@ -45,14 +44,11 @@ def robustness(
         `unsafe_{text,image}_worst_case`: whether it is safe unchanged and under every single transform, as somebody
         finds who tries them all.
     """
-    metric = load_metric("safe_rate")
     figures = {}
     for modality, changed in variants.items():
-        index, safe_count = union_index(items, other(modality), factory)
+        pool = union_index(items, other(modality), factory)
         rates = {
-            name: metric.compute(queries=queries.embeds.numpy(), index=index, safe_count=safe_count, per_query=True)[
-                "safe_rate_at_1"
-            ]
+            name: safe_rates(queries, *pool)["safe_rate_at_1"]
             for name, queries in {"unchanged": items.of("unsafe", modality), **changed}.items()
         }
         table = torch.stack(list(rates.values()))

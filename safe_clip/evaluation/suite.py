@@ -16,7 +16,7 @@ from .data import EvaluationData
 from .embedding import Embedder, Items
 from .geometry import geometry
 from .intervals import DIGITS, summarise
-from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories
+from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories, union_index
 from .redirection import redirection
 from .retrieval import retrieval
 from .robustness import embed_variants, robustness
@@ -126,16 +126,10 @@ def measure(
                 across = redirection(items, before, factory=factory)
                 figures["redirection_original_gallery"] = summarised(across, categories)
         if "unsafe_gallery" in tasks:
-            figures["unsafe_gallery"] = {
-                name: {
-                    key: figure
-                    for summary, values in zip(
-                        (summarised, summarise), unsafe_gallery(items, pictures, factory=factory), strict=True
-                    )
-                    for key, figure in summary(values).items()
-                }
-                for name, pictures in made.galleries.items()
-            }
+            figures["unsafe_gallery"] = {}
+            for name, pictures in made.galleries.items():
+                by_caption, by_picture = unsafe_gallery(items, pictures, factory=factory)
+                figures["unsafe_gallery"][name] = summarised(by_caption) | summarise(by_picture)
         if "geometry" in tasks:
             per_item, numbers = geometry(items, before)
             figures["geometry"] = summarised(per_item) | {
@@ -203,5 +197,5 @@ def faiss_factory(name: str) -> IndexFactory:
 
 
 def _index_recall(items: QuadrupletItems, factory: IndexFactory) -> float:
-    gallery = torch.cat([items.safe_image.different, items.unsafe_image.different])
-    return index_recall(items.safe_text.embeds[:INDEX_QUERIES], factory(gallery), gallery)
+    exact, index = (union_index(items, "image", make)[0] for make in (ExactIndex, factory))
+    return index_recall(items.safe_text.embeds[:INDEX_QUERIES], index, exact.gallery)

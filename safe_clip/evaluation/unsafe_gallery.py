@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex
 from .embedding import Items
-from .quadruplets import IndexFactory, QuadrupletItems, union_index
+from .quadruplets import IndexFactory, QuadrupletItems, safe_rates, union_index
 
 KS = (1, 10)
 
@@ -30,22 +29,12 @@ def unsafe_gallery(
         `unsafe_image_safe_rate_at_{k}`, of safe captions among the first k of the quadruplets' safe and unsafe
         captions, by the unsafe pictures.
     """
-    metric = load_metric("safe_rate")
-
-    def rates(queries: Items, index, safe_count: int) -> dict[str, Tensor]:
-        depths = [k for k in ks if k <= index.size]
-        found = metric.compute(
-            queries=queries.different.numpy(), index=index, safe_count=safe_count, k=depths, per_query=True
-        )
-        return {name: value[queries.inverse] for name, value in found.items()}
-
     safe = items.safe_image.different
     pool = factory(torch.cat([safe, pictures.different]))
     by_caption = {
         f"{side}_text_{name}": value
         for side in ("safe", "unsafe")
-        for name, value in rates(items.of(side, "text"), pool, len(safe)).items()
+        for name, value in safe_rates(items.of(side, "text"), pool, len(safe), ks).items()
     }
-    captions, safe_captions = union_index(items, "text", factory)
-    by_picture = {f"unsafe_image_{name}": value for name, value in rates(pictures, captions, safe_captions).items()}
-    return by_caption, by_picture
+    by_picture = safe_rates(pictures, *union_index(items, "text", factory), ks)
+    return by_caption, {f"unsafe_image_{name}": value for name, value in by_picture.items()}
