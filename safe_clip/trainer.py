@@ -26,13 +26,15 @@ from .data.collator import QuadrupletCollator, item_ids
 from .data.quadruplets import QuadrupletRows
 from .errors import UserError
 from .model import check_processor, load_clip, load_processor, paper_lora_config
-from .objectives.safe_clip import QuadrupletEmbeds, ReferenceEmbeds, SafeCLIPLoss
+from .objectives import build_objective
+from .objectives.base import QuadrupletEmbeds
 from .reference import FrozenReference
+from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
 
 class SafeCLIPTrainer(Trainer):
-    """Fine-tunes a CLIP with the Safe-CLIP objective; everything else is `transformers.Trainer`'s.
+    """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
     repository get the drop-in: a plain `CLIPModel` with the adapter merged into its weights.
@@ -90,7 +92,9 @@ class SafeCLIPTrainer(Trainer):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
         self.reference = FrozenReference(model)
-        self.objective = SafeCLIPLoss(args.logit_scale or self.reference.logit_scale, args.loss_weights)
+        self.objective = build_objective(
+            args.objective, args.logit_scale or self.reference.logit_scale, args.loss_weights, args.objective_options
+        )
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
 
         train_dataset = None if train_dataset is None else QuadrupletRows(train_dataset)
@@ -117,6 +121,7 @@ class SafeCLIPTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("FSDP and DeepSpeed are not supported; run on one device or with DDP (accelerate launch).")
+        self.targets = Targets(self.reference, self.objective, self.accelerator)
         self.add_callback(_StopBeforeBadStep(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -139,6 +144,14 @@ class SafeCLIPTrainer(Trainer):
             resume_from_checkpoint = str(saved[-1])
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a checkpoint.")
+        if self.train_dataset is not None:
+            self.targets.prepare(
+                self.train_dataset,
+                self.data_collator,
+                self.args.eval_batch_size,
+                self.args.dataloader_num_workers,
+                progress=not self.args.disable_tqdm,
+            )
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -168,10 +181,8 @@ class SafeCLIPTrainer(Trainer):
         Raises:
             UserError: the loss is not finite.
         """
-        with self.accelerator.autocast():
-            reference = ReferenceEmbeds(
-                *self.reference(inputs["safe_input_ids"], inputs["safe_attention_mask"], inputs["safe_pixel_values"])
-            )
+        progress = self.state.global_step / self.state.max_steps if self.state.max_steps else 1.0
+        reference = self.targets(inputs, model.training, min(progress, 1.0))
         # One forward for all four inputs, through whatever wraps the model.
         output = model(
             **{

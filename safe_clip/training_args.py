@@ -6,7 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import UserError
-from .objectives.safe_clip import PAPER_WEIGHTS, check_weights
+from .objectives import OBJECTIVES, build_objective
 
 
 @dataclass
@@ -14,12 +14,17 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     r"""All of `transformers.TrainingArguments`, with these of our own and these other defaults.
 
     Args:
+        objective (`str`, defaults to `"safe_ranking"`):
+            The method, by its name in `safe_clip.objectives.OBJECTIVES`: `safe_ranking` ([`SafeRankingLoss`]),
+            `safe_clip` (the paper's), `safer_clip` or `shield_clip`.
+        objective_options (`dict`, *optional*):
+            Arguments of the objective's class besides these, such as `{"anchors": 4096}`.
         logit_scale (`float`, *optional*):
-            Factor before the cosines of the contrastive terms. By default the one that the original
+            Factor before the cosines of contrastive and ranking terms. By default the one that the original
             model learned, which for OpenAI's CLIP is the paper's 100.
         loss_weights (`dict[str, float]`, *optional*):
-            Weights of single loss terms in place of the paper's; 0 switches a term off. See
-            [`SafeCLIPLoss`] for the terms.
+            Weights of single loss terms in place of the objective's own; 0 switches a term off. See the
+            objective's class for its terms.
         early_stopping_patience (`int`, *optional*):
             Stop after so many evaluations without an improvement of `metric_for_best_model`.
             Wants an `eval_strategy` and `load_best_model_at_end`.
@@ -37,7 +42,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Captions and pictures are not arguments of the model's `forward`, yet the collator wants them.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights", "objective_options"]
 
     output_dir: str | None = field(
         default="safe-clip", metadata={"help": "Where the trained model and the checkpoints are written."}
@@ -50,13 +55,19 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Keep this off: the collator wants columns that `forward` does not name."}
     )
+    objective: str = field(
+        default="safe_ranking", metadata={"help": "The method: safe_ranking, safe_clip, safer_clip or shield_clip."}
+    )
+    objective_options: dict | str | None = field(
+        default=None, metadata={"help": "Further arguments of the objective as JSON, e.g. '{\"anchors\": 4096}'."}
+    )
     logit_scale: float | None = field(
         default=None,
-        metadata={"help": "Factor before the cosines of the contrastive terms; the original model's own by default."},
+        metadata={"help": "Factor before the cosines of contrastive terms; the original model's own by default."},
     )
     loss_weights: dict | str | None = field(
         default=None,
-        metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"redirection_image_cosine\": 0.4}'."},
+        metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"preservation_text_cosine\": 400}'."},
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
@@ -64,7 +75,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and metric in PAPER_WEIGHTS:
+        if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
         super().__post_init__()
         if not torch.accelerator.is_available():
@@ -73,7 +84,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError("--remove_unused_columns must stay off: the collator wants captions and pictures.")
         if not isinstance(self.loss_weights, dict | None):
             raise UserError(f"--loss_weights must be a JSON object, not {self.loss_weights!r}.")
-        check_weights(self.loss_weights or {})
+        if not isinstance(self.objective_options, dict | None):
+            raise UserError(f"--objective_options must be a JSON object, not {self.objective_options!r}.")
+        build_objective(self.objective, 1.0, self.loss_weights, self.objective_options)  # says what does not fit
         if self.logit_scale is not None and not self.logit_scale > 0:
             raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:

@@ -21,6 +21,7 @@ ROOMS = [
     "model",
     "reference",
     "objectives",
+    "targets",
     "training_args",
     "trainer",
     "metrics",

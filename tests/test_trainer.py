@@ -10,16 +10,19 @@ from transformers import CLIPModel, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, paper_lora_config
 from safe_clip.evaluation.summary import compute_metrics
-from safe_clip.objectives.safe_clip import PAPER_WEIGHTS, QuadrupletEmbeds, ReferenceEmbeds
+from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
+from safe_clip.objectives.safe_clip import SafeCLIPLoss
 
 from .conftest import build_model
 
+PAPER_WEIGHTS = SafeCLIPLoss.WEIGHTS
 COSINE_ONLY = {name: 0.0 for name in PAPER_WEIGHTS if name.endswith("contrastive")}
 NO_DROPOUT = paper_lora_config(lora_alpha=16, lora_dropout=0.0)
 
 
 def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None, compute_metrics=None, **settings):
     defaults = {
+        "objective": "safe_clip",
         "max_steps": 4,
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
@@ -192,8 +195,8 @@ def test_gradient_checkpointing_gives_the_same_weights(processor, rows, tmp_path
     layer = checkpointed.model.base_model.model.text_model.encoder.layers[1].mlp
     layer.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     checkpointed.train()
-    # Per step: the reference in eval mode, the forward, and the forward done again for the backward.
-    assert calls == [False, True, True] * 2
+    # The reference in eval mode, once for each batch of rows; per step the forward, and again for the backward.
+    assert calls == [False] * 3 + [True, True] * 2
     assert largest_difference(weights(plain), weights(checkpointed)) < 1e-5
 
 

@@ -7,6 +7,8 @@ import torch
 import xxhash
 from transformers import CLIPProcessor
 
+from .quadruplets import LABEL_COLUMNS
+
 
 @dataclass
 class QuadrupletCollator:
@@ -22,7 +24,8 @@ class QuadrupletCollator:
     Returns:
         `safe_input_ids`, `unsafe_input_ids`, `safe_attention_mask`, `unsafe_attention_mask`
         (B x length, one length for both sides) and `safe_pixel_values`, `unsafe_pixel_values`
-        (B x 3 x height x width).
+        (B x 3 x height x width); and of the rows that have them, `row` (B integers) and the labels
+        `unsafe_caption_is_safe`, `unsafe_image_is_safe` (B booleans).
     """
 
     processor: CLIPProcessor
@@ -36,11 +39,13 @@ class QuadrupletCollator:
         )
         pixels = self.processor.image_processor(pictures, return_tensors="pt")
         batch = {**text, **pixels}
-        return {
+        sides = {
             f"{side}_{name}": half
             for name, tensor in batch.items()
             for side, half in zip(("safe", "unsafe"), tensor.chunk(2), strict=True)
         }
+        known = [column for column in ("row", *LABEL_COLUMNS) if all(column in row for row in rows)]
+        return sides | {column: torch.tensor([row[column] for row in rows]) for column in known}
 
 
 def item_ids(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -15,6 +15,8 @@ from .sources import load_splits
 CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
 IMAGE_COLUMNS = ("safe_image", "unsafe_image")
 REQUIRED_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
+# Where a data set has them: items of the unsafe side that came out harmless.
+LABEL_COLUMNS = ("unsafe_caption_is_safe", "unsafe_image_is_safe")
 
 # Kept by rows that were picked out of a data set, so that errors name the row the person knows.
 ROW_COLUMN = "source_row"
@@ -107,6 +109,13 @@ def check_caption(value: Any, row: int, column: str) -> str:
     return value
 
 
+def check_label(value: Any, row: int, column: str) -> bool:
+    """Returns a label if it is true or false, and raises `UserError` otherwise."""
+    if value not in (True, False):
+        raise UserError(f"row {row}, column '{column}': a label must be true or false, not {value!r}. Fill the cell.")
+    return bool(value)
+
+
 def _listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
@@ -118,7 +127,8 @@ class QuadrupletRows(TorchDataset):
         rows: anything with a length and integer indexing that gives dictionaries with the required
             columns, such as a `datasets.Dataset`.
 
-    Each item is `{safe_caption, unsafe_caption: str, safe_image, unsafe_image: RGB PIL.Image}`.
+    Each item is `{safe_caption, unsafe_caption: str, safe_image, unsafe_image: RGB PIL.Image, row: int}`, where `row`
+    is its number in `rows`, with the booleans `unsafe_caption_is_safe`, `unsafe_image_is_safe` where `rows` has them.
     """
 
     def __init__(self, rows: Any):
@@ -128,7 +138,8 @@ class QuadrupletRows(TorchDataset):
             raise UserError(f"this is a dictionary of splits ({_listed(list(rows))}); name one, such as rows['train'].")
         if isinstance(rows, Dataset):
             check_columns(rows.column_names, "the data set")
-            rows = rows.select_columns([name for name in (*REQUIRED_COLUMNS, ROW_COLUMN) if name in rows.column_names])
+            wanted = (*REQUIRED_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN)
+            rows = rows.select_columns([name for name in wanted if name in rows.column_names])
             for column in IMAGE_COLUMNS:
                 # Decoding lazily and here is what lets a broken picture be named by row and column.
                 if isinstance(rows.features[column], Image):
@@ -140,8 +151,11 @@ class QuadrupletRows(TorchDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        index = row.get(ROW_COLUMN, index)
-        check_columns(list(row), f"row {index}")
-        return {column: check_caption(row[column], index, column) for column in CAPTION_COLUMNS} | {
-            column: open_image(row[column], index, column) for column in IMAGE_COLUMNS
+        number = row.get(ROW_COLUMN, index)
+        check_columns(list(row), f"row {number}")
+        return {
+            **{column: check_caption(row[column], number, column) for column in CAPTION_COLUMNS},
+            **{column: open_image(row[column], number, column) for column in IMAGE_COLUMNS},
+            **{column: check_label(row[column], number, column) for column in LABEL_COLUMNS if column in row},
+            "row": index,
         }

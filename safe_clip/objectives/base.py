@@ -1,0 +1,116 @@
+"""What objectives share: what they are given, how their terms are weighted and summed."""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+class QuadrupletEmbeds(NamedTuple):
+    """Unit-length embeddings of B quadruplets, each B x dimension, by the model in training."""
+
+    safe_text: Tensor
+    unsafe_text: Tensor
+    safe_image: Tensor
+    unsafe_image: Tensor
+
+
+class ReferenceEmbeds(NamedTuple):
+    """Unit-length embeddings by the frozen original, and what else is known of a batch of B quadruplets.
+
+    Attributes:
+        safe_text, safe_image: the safe items, B x dimension.
+        unsafe_text, unsafe_image: the unsafe items, B x dimension; there where the objective `reads_unsafe`.
+        anchor_text, anchor_image: safe pairs of the training data, K x dimension; there where the objective
+            wants `anchors`.
+        unsafe_text_is_safe, unsafe_image_is_safe: B booleans, true where an item of the unsafe side is labelled
+            harmless; `None` where the data have no labels.
+        progress: share of training that is done, in [0, 1].
+    """
+
+    safe_text: Tensor
+    safe_image: Tensor
+    unsafe_text: Tensor | None = None
+    unsafe_image: Tensor | None = None
+    anchor_text: Tensor | None = None
+    anchor_image: Tensor | None = None
+    unsafe_text_is_safe: Tensor | None = None
+    unsafe_image_is_safe: Tensor | None = None
+    progress: float = 1.0
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of `1 - cos` over the rows of two B x dimension tensors; in [0, 2]."""
+    return (1 - F.cosine_similarity(a, b, dim=-1)).mean()
+
+
+def contrastive(queries: Tensor, targets: Tensor, logit_scale: float) -> Tensor:
+    """Symmetric InfoNCE over a batch whose i-th query belongs to its i-th target; at least 0."""
+    logits = logit_scale * F.normalize(queries, dim=-1) @ F.normalize(targets, dim=-1).T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+class Objective(nn.Module):
+    """A weighted sum of named terms over the embeddings of a batch.
+
+    A method is a subclass: its `WEIGHTS` name the terms, and its `terms` gives a function for each.
+
+    Args:
+        logit_scale: factor before cosines in contrastive terms.
+        weights: `{term: weight >= 0}` in place of the class's; a term of weight 0 is not computed.
+
+    Raises:
+        UserError: a weight names no term or is negative, or all are 0.
+    """
+
+    WEIGHTS: ClassVar[dict[str, float]]
+    # What the trainer has to bring along.
+    reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
+    anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them
+
+    def __init__(self, logit_scale: float = 100.0, weights: Mapping[str, float] | None = None):
+        super().__init__()
+        self.logit_scale = logit_scale
+        self.weights = self.WEIGHTS | check_weights(weights or {}, self.WEIGHTS)
+        if sum(self.weights.values()) == 0:
+            raise UserError("--loss_weights switches every term off; leave at least one above 0.")
+
+    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Callable[[], Tensor]]:
+        """A function for each term, called where the term has a weight; each gives a scalar."""
+        raise NotImplementedError
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The loss of the terms that have a weight: their weighted sum."""
+        return sum(self.weights[name] * term for name, term in terms.items())
+
+    def forward(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the loss of a batch.
+
+        Returns:
+            The scalar loss and the unweighted value of each term that has a weight, in float32.
+        """
+        # Logits of up to 100 have no business in half precision.
+        with torch.autocast(embeds.safe_text.device.type, enabled=False):
+            embeds = QuadrupletEmbeds(*map(_float32, embeds))
+            reference = ReferenceEmbeds(*map(_float32, reference))
+            terms = {name: term() for name, term in self.terms(embeds, reference).items() if self.weights[name]}
+            return self.total(terms), terms
+
+
+def _float32(value):
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def check_weights(weights: Mapping[str, float], terms: Mapping[str, float]) -> dict[str, float]:
+    """Returns the weights as floats, or raises `UserError` for one that names no term or is negative."""
+    for name, weight in weights.items():
+        if name not in terms:
+            raise UserError(f"--loss_weights names '{name}'; the terms are {', '.join(terms)}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+            raise UserError(f"--loss_weights sets '{name}' to {weight!r}; a weight is a number of at least 0.")
+    return {name: float(weight) for name, weight in weights.items()}

@@ -1,0 +1,105 @@
+"""What the terms of an objective compare a batch with."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from .data.collator import QuadrupletCollator
+from .objectives.base import Objective, ReferenceEmbeds
+from .reference import FrozenReference
+
+# The table's columns, and the inputs that each of its two halves is made of.
+SIDES = ("safe", "unsafe")
+
+
+class Targets:
+    """Gives each batch the original's embeddings of its items and the anchors that its objective wants.
+
+    Training rows are embedded once, before training, since the original never changes: N x dimension float32 numbers
+    for captions and as many for pictures (twice that where the objective reads unsafe items too) stay on the device of
+    training. Other rows are embedded when they come.
+
+    Args:
+        reference: the frozen original.
+        objective: what the targets are for.
+        accelerator: the trainer's, for its device, precision and other processes.
+    """
+
+    def __init__(self, reference: FrozenReference, objective: Objective, accelerator: Accelerator):
+        self.reference = reference
+        self.accelerator = accelerator
+        self.anchors = objective.anchors
+        self.sides = SIDES if objective.reads_unsafe else SIDES[:1]
+        self.rows: Dataset | None = None
+        self.table: dict[str, Tensor] = {}
+
+    def prepare(
+        self, rows: Dataset, collator: QuadrupletCollator, batch_size: int, workers: int = 0, progress: bool = True
+    ) -> None:
+        """Embeds N training rows, each process its share of them; does nothing for rows that it has embedded already.
+
+        Args:
+            rows: the training rows.
+            collator: makes batches of them, which number their rows.
+            batch_size: rows at a time.
+            workers: processes that read pictures.
+            progress: show a bar.
+
+        Raises:
+            UserError: a row cannot be used.
+        """
+        if rows is self.rows:
+            return
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        mine = Subset(rows, range(process, len(rows), processes))
+        loader = DataLoader(mine, batch_size, collate_fn=collator, num_workers=workers)
+        bar = tqdm(loader, desc="Embedding the training rows by the original", disable=not (progress and process == 0))
+        parts = [self._embed(send_to_device(batch, self.accelerator.device)) for batch in bar]
+        self.table = {}
+        for name in parts[0] if parts else ():
+            column = torch.cat([part[name] for part in parts])
+            # Rows were dealt out in turn; the last round may not have reached every process.
+            column = self.accelerator.gather(self.accelerator.pad_across_processes(column))
+            column = column.view(processes, -1, column.shape[-1]).transpose(0, 1)
+            self.table[name] = column.reshape(-1, column.shape[-1])[: len(rows)].contiguous()
+        self.rows = rows
+
+    def __call__(self, inputs: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
+        """The targets of a batch.
+
+        Args:
+            inputs: what the collator made of B rows.
+            training: whether they are training rows, which the table has where it was prepared. Anchors are then
+                drawn anew; else they are the first rows of the table.
+            progress: share of training that is done.
+        """
+        if training and self.table:
+            values = {name: column[inputs["row"]] for name, column in self.table.items()}
+        else:
+            values = self._embed(inputs)
+        if self.table and self.anchors != 0:
+            text, image = self.table["safe_text"], self.table["safe_image"]
+            if self.anchors is not None and self.anchors < len(text):
+                # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
+                drawn = torch.randint(len(text), (self.anchors,)) if training else torch.arange(self.anchors)
+                drawn = drawn.to(text.device)
+                text, image = text[drawn], image[drawn]
+            values |= {"anchor_text": text, "anchor_image": image}
+        labels = {
+            "unsafe_text_is_safe": inputs.get("unsafe_caption_is_safe"),
+            "unsafe_image_is_safe": inputs.get("unsafe_image_is_safe"),
+        }
+        return ReferenceEmbeds(**values, **labels, progress=progress)
+
+    def _embed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = ("input_ids", "attention_mask", "pixel_values")
+        with self.accelerator.autocast():
+            embeds = self.reference(*(torch.cat([inputs[f"{side}_{name}"] for side in self.sides]) for name in names))
+        return {
+            f"{side}_{modality}": half.float()
+            for modality, both in zip(("text", "image"), embeds, strict=True)
+            for side, half in zip(self.sides, both.chunk(len(self.sides)), strict=True)
+        }
