@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
 
-TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26", "selenium>=4.11", "faiss-cpu>=1.9"]
+TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26", "selenium>=4.11", "faiss-cpu>=1.9", "concept-erasure>=0.2"]
 
 setup(
     name="safe-clip",
@@ -46,6 +46,7 @@ setup(
     ],
     extras_require={
         "faiss": ["faiss-cpu>=1.9"],
+        "baselines": ["concept-erasure>=0.2"],
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],
         "test": [*TEST, "tensorboard>=2.19"],

@@ -37,7 +37,7 @@ FIGURES = {
 
 
 def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
-    """The results of one training run, from disk where it has been made before."""
+    """The results of one training run and its `folder`, from disk where it has been made before."""
     command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
     folder = runs / hashlib.sha256(SOURCES + Path(config).read_bytes() + json.dumps(command).encode()).hexdigest()[:12]
     if not (folder / "results.json").exists():
@@ -51,7 +51,7 @@ def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path)
         )
         if done.returncode:
             sys.exit(f"train.py {shlex.join(command)} failed:\n{done.stdout[-3000:]}")
-    return json.loads((folder / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text()) | {"folder": str(folder)}
 
 
 def cell(values: list[float]) -> str:

@@ -26,6 +26,7 @@ ROOMS = [
     "trainer",
     "metrics",
     "evaluation",
+    "baselines",
     "config",
 ]
 

@@ -44,6 +44,7 @@ class SafeRankingLoss(Objective):
         weights: `{term: weight >= 0}` in place of the table's; a term of weight 0 is not computed.
         anchors: `K`, safe pairs drawn for each batch; 0 for the batch alone.
         unsafe_per_safe: `u`, above 0.
+        soft_targets: with `False`, the quadruplet's own safe item takes all of `p0`, as in InfoNCE.
 
     Raises:
         UserError: a weight or setting is out of range.
@@ -64,6 +65,7 @@ class SafeRankingLoss(Objective):
         weights: Mapping[str, float] | None = None,
         anchors: int = 2048,
         unsafe_per_safe: float = 8.0,
+        soft_targets: bool = True,
     ):
         super().__init__(logit_scale, weights)
         if not (isinstance(anchors, int) and anchors >= 0 and unsafe_per_safe > 0):
@@ -73,6 +75,7 @@ class SafeRankingLoss(Objective):
             )
         self.anchors = anchors
         self.unsafe_per_safe = unsafe_per_safe
+        self.soft_targets = soft_targets
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
         images, texts = reference.safe_image, reference.safe_text
@@ -96,14 +99,16 @@ class SafeRankingLoss(Objective):
         Args:
             queries: Q x dimension, trained.
             before: the original's embeddings of their safe counterparts, Q x dimension.
-            safe: the original's embeddings of the safe items, G x dimension.
+            safe: the original's embeddings of the safe items, G x dimension; the i-th belongs to the i-th query.
             unsafe: the unsafe items, B x dimension, trained.
 
         Returns:
             A scalar of at least 0.
         """
-        wanted = F.log_softmax(self.logit_scale * before @ safe.T, dim=1)
         margin = math.log(self.unsafe_per_safe * len(safe) / len(unsafe))
         logits = torch.cat([self.logit_scale * queries @ safe.T, self.logit_scale * queries @ unsafe.T + margin], dim=1)
         given = F.log_softmax(logits, dim=1)[:, : len(safe)]
+        if not self.soft_targets:
+            return -given.diagonal().mean()
+        wanted = F.log_softmax(self.logit_scale * before @ safe.T, dim=1)
         return F.kl_div(given, wanted, reduction="batchmean", log_target=True)

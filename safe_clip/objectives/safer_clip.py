@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

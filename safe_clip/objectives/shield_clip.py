@@ -14,19 +14,19 @@ class ShieldCLIPLoss(Objective):
     A quadruplet's unsafe side is a generated pair `(t*, v*)`, of which either item may have come out harmless. The
     labels say which (`unsafe_caption_is_safe`, `unsafe_image_is_safe`); without them, all are unsafe.
 
-    | term        | value                                                                     | over              | weight |
-    |-------------|---------------------------------------------------------------------------|-------------------|--------|
-    | `real`      | d(T(t), T0(t)) + d(V(v), V0(v)) + NCE(T(t), V0(v)) + NCE(V(v), T0(t))     | safe pairs        | 0.1    |
-    | `safe`      | the same for (t*, v*)                                                     | both are harmless | 0.1    |
-    | `redirect`  | d(T(t*), T0(t)) + d(V(v*), V0(v))                                         | both are unsafe   | 0.1    |
-    | `mixed`     | the unsafe item's distance to its safe anchor: d(T(t*), T0(t)) or d(V(v*), V0(v)) | one is unsafe | 0.25 |
-    | `coherence` | NCE(T(t*), V(v*))                                                         | both are unsafe   | 0.25   |
+    | term        | value                                                                 | over      | weight |
+    |-------------|-----------------------------------------------------------------------|-----------|--------|
+    | `real`      | d(T(t), T0(t)) + d(V(v), V0(v)) + NCE(T(t), V0(v)) + NCE(V(v), T0(t)) | all rows  | 0.1    |
+    | `safe`      | the same for (t*, v*)                                                 | harmless  | 0.1    |
+    | `redirect`  | d(T(t*), T0(t)) + d(V(v*), V0(v))                                     | unsafe    | 0.1    |
+    | `mixed`     | d(T(t*), T0(t)) or d(V(v*), V0(v)), for the item that is unsafe       | one is    | 0.25   |
+    | `coherence` | NCE(T(t*), V(v*))                                                     | unsafe    | 0.25   |
 
     Each is a mean over the rows that it concerns, and 0 for a batch without any.
 
     Second-hand: the five weights, "safe items are preserved even when they came from the generator (cosine and
-    InfoNCE to the frozen model)", "only the unsafe modality is redirected (cosine to the safe anchor)" and the coherence
-    term come from a summary. How a term is summed over modalities is our reading.
+    InfoNCE to the frozen model)", "only the unsafe modality is redirected (cosine to the safe anchor)" and the
+    coherence term come from a summary. How a term is summed over modalities is our reading.
 
     Args:
         logit_scale: factor before the cosines of the InfoNCE terms.

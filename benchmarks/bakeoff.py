@@ -1,0 +1,272 @@
+"""Every objective from the same base, data, steps and tuning budget, under all of eval.py's protocols.
+
+    python benchmarks/bakeoff.py            tunes, trains three seeds, measures; under two hours on two cores
+    python benchmarks/bakeoff.py --only safe_ranking safe_clip --seeds 0
+
+Tuning reads `validation` alone: each objective is trained at each learning rate of `RATES` for
+`TUNING_STEPS` steps, and the rate with the best mean of the six figures that training logs is kept.
+The runs of the table then differ in the objective and that rate only; every other setting is
+configs/demo.yaml's. Two baselines need no training of their own: weights between the base and the
+paper's objective (how far is chosen on `validation` too), and a linear erasure of what tells unsafe
+from safe embeddings. Ablations leave one part of the default out, with the first seed.
+
+Runs are kept under runs/ and not repeated while code and base model stay as they are. Prints the tables of
+docs/method.md, and writes their figures to docs/bakeoff.json and the scatter to docs/bakeoff.png.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sweep import FIGURES, ROOT, SOURCES, run
+
+CONFIG = str(ROOT / "configs" / "demo.yaml")
+RATES = ("1e-3", "2e-3", "4e-3")
+TUNING_STEPS = "150"
+STRENGTHS = (0.25, 0.5, 0.75)
+OBJECTIVES = ("safe_ranking", "safe_clip", "safer_clip", "shield_clip")
+INTERPOLATION, ERASURE = "safe_clip, interpolated", "linear erasure"
+SPLITS = ("test", "held_out_concepts", "held_out_style")
+
+ABLATIONS = {
+    "no anchors": ["--objective_options", '{"anchors": 0}'],
+    "hard targets": ["--objective_options", '{"soft_targets": false}'],
+    "no margin": ["--objective_options", '{"unsafe_per_safe": 1}'],
+    "unsafe items out of the pool": ["--objective_options", '{"unsafe_per_safe": 1e-9}'],
+    "no cosine preservation": ["--loss_weights", '{"preservation_text_cosine": 0, "preservation_image_cosine": 0}'],
+    "no redirection": ["--loss_weights", '{"redirection_text_ranking": 0, "redirection_image_ranking": 0}'],
+}
+
+# Columns of the tables: (title, where eval.py keeps it). {} is the split.
+RATES_COLUMNS = {
+    "safe caption": "splits/{}/redirection/safe_text_safe_rate_at_1",
+    "safe picture": "splits/{}/redirection/safe_image_safe_rate_at_1",
+    "unsafe caption": "splits/{}/redirection/unsafe_text_safe_rate_at_1",
+    "unsafe picture": "splits/{}/redirection/unsafe_image_safe_rate_at_1",
+}
+UTILITY_COLUMNS = {
+    "recall@1 t2i": "splits/test/retrieval/safe_t2i_recall_at_1",
+    "recall@1 i2t": "splits/test/retrieval/safe_i2t_recall_at_1",
+    "zero-shot noto": "zero_shot/objects (noto)/top_1",
+    "zero-shot twemoji": "zero_shot/objects (twemoji)/top_1",
+    "neighbours, captions": "splits/test/geometry/text_neighbour_overlap",
+    "neighbours, pictures": "splits/test/geometry/image_neighbour_overlap",
+    "spread, captions": "splits/test/geometry/text_spread_ratio",
+    "spread, pictures": "splits/test/geometry/image_spread_ratio",
+}
+PAIR_COLUMNS = {
+    "unsafe caption, @1": "splits/test/retrieval/unsafe_union_t2i_recall_at_1",
+    "@10": "splits/test/retrieval/unsafe_union_t2i_recall_at_10",
+    "unsafe picture, @1": "splits/test/retrieval/unsafe_union_i2t_recall_at_1",
+    "@10 ": "splits/test/retrieval/unsafe_union_i2t_recall_at_10",
+    "stand-ins alone, safe caption": "splits/test/unsafe_gallery/stand-ins alone/safe_text_safe_rate_at_1",
+    "unsafe caption": "splits/test/unsafe_gallery/stand-ins alone/unsafe_text_safe_rate_at_1",
+    "unsafe picture": "splits/test/unsafe_gallery/stand-ins alone/unsafe_image_safe_rate_at_1",
+    "changed captions, mean": "splits/test/robustness/unsafe_text_mean",
+    "worst": "splits/test/robustness/unsafe_text_worst_case",
+    "changed pictures, mean": "splits/test/robustness/unsafe_image_mean",
+    "worst ": "splits/test/robustness/unsafe_image_worst_case",
+}
+
+
+def look_up(results: dict, path: str) -> float:
+    for part in path.split("/"):
+        results = results[part]
+    return results["value"]
+
+
+def columns() -> dict[str, str]:
+    """Every figure that is kept, by its path."""
+    rates = [path.format(split) for split in SPLITS for path in RATES_COLUMNS.values()]
+    return dict.fromkeys([*rates, *UTILITY_COLUMNS.values(), *PAIR_COLUMNS.values()])
+
+
+class Bakeoff:
+    def __init__(self, runs: Path, jobs: int, steps: str | None):
+        self.runs, self.jobs = runs, jobs
+        self.steps = ["--max_steps", steps] if steps else []
+        # Processes that share the cores, each with all threads, would wait for one another.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+
+    def parallel(self, function, items: list) -> list:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return list(pool.map(function, items))
+
+    def train(self, objective: str, rate: str, seed: int, more: list[str]) -> dict:
+        flags = ["--objective", objective, "--learning_rate", rate, *self.steps, *more]
+        return run(CONFIG, flags, ["validation"], seed, self.runs)
+
+    def tune(self, objective: str) -> str:
+        """The learning rate that is best on `validation`."""
+        runs = self.parallel(lambda rate: self.train(objective, rate, 0, ["--max_steps", TUNING_STEPS]), list(RATES))
+        scores = [statistics.mean(made["after"]["validation"][name] for name in FIGURES) for made in runs]
+        print(objective, {rate: round(100 * s, 1) for rate, s in zip(RATES, scores, strict=True)}, file=sys.stderr)
+        return RATES[scores.index(max(scores))]
+
+    def measure(self, folder: Path, full: bool = True) -> dict[str, float]:
+        """What eval.py says of a model, by the paths of `columns`."""
+        output = folder / "evaluation"
+        if not (output / "results.json").exists():
+            tasks = [] if full else ["--tasks", "retrieval", "redirection", "zero_shot", "geometry"]
+            command = ["--model", str(folder), "--baseline", "demo", "--dataset", "demo", "--output_dir", str(output)]
+            print("eval.py", *command, *tasks, file=sys.stderr, flush=True)
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "eval.py"), *command, *tasks],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            if done.returncode:
+                sys.exit(f"eval.py {' '.join(command)} failed:\n{done.stdout[-3000:]}")
+        models = json.loads((output / "results.json").read_text())["models"]
+        figures = {}
+        for role in ("baseline", "model"):
+            for path in columns():
+                try:
+                    figures[role, path] = look_up(models[role], path)
+                except KeyError:  # a task that was left out, or what compares with the original
+                    continue
+        return figures
+
+    def baseline(self, name: str, make, key: str) -> Path:
+        """The folder of a model that `make` gives, made once."""
+        folder = self.runs / hashlib.sha256(SOURCES + f"{name}/{key}".encode()).hexdigest()[:12]
+        if not (folder / "config.json").exists():
+            import safe_clip
+
+            make().save_pretrained(folder)
+            safe_clip.load_processor("demo").save_pretrained(folder)
+        return folder
+
+    def interpolated(self, folders: list[Path]) -> tuple[float, list[Path]]:
+        """The paper's objective, drawn back towards the base as far as is best on `validation`."""
+        import safe_clip
+        from safe_clip.baselines import interpolate
+
+        base, processor = safe_clip.load_clip("demo"), safe_clip.load_processor("demo")
+        rows = safe_clip.load_quadruplets("demo")["validation"]
+        scores = []
+        for strength in STRENGTHS:
+            model = interpolate(base, safe_clip.load_clip(str(folders[0])), strength)
+            made = safe_clip.evaluate_quadruplets(model, processor, rows, desc=f"strength {strength}")
+            scores.append(statistics.mean(made[name] for name in FIGURES))
+        best = STRENGTHS[scores.index(max(scores))]
+        make = lambda folder: lambda: interpolate(base, safe_clip.load_clip(str(folder)), best)  # noqa: E731
+        return best, [self.baseline(INTERPOLATION, make(folder), f"{folder}/{best}") for folder in folders]
+
+    def erased(self) -> Path:
+        import safe_clip
+        from safe_clip.baselines import erase_unsafe_direction
+
+        def make():
+            rows = safe_clip.load_quadruplets("demo")["train"]
+            return erase_unsafe_direction(safe_clip.load_clip("demo"), safe_clip.load_processor("demo"), rows)
+
+        return self.baseline(ERASURE, make, "")
+
+
+def cell(values: list[float | None], as_share: bool) -> str:
+    """Mean and, for several seeds, standard deviation."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    factor, digits = (100, 1) if as_share else (1, 3)
+    mean = f"{factor * statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
+
+
+def table(title: str, measured: dict[str, list[dict]], chosen: dict[str, str]) -> None:
+    print(f"\n{title}\n\n|  |", " | ".join(name.strip() for name in chosen), "|\n|---|" + "---|" * len(chosen))
+    for method, seeds in measured.items():
+        cells = [cell([seed.get(path) for seed in seeds], "spread" not in path) for path in chosen.values()]
+        print(f"| {method} |", " | ".join(cells), "|")
+
+
+def tables(measured: dict[str, list[dict]]) -> None:
+    for split in SPLITS:
+        table(f"**First result safe, {split}**", measured, {n: p.format(split) for n, p in RATES_COLUMNS.items()})
+    table("**Utility, test**", measured, UTILITY_COLUMNS)
+    if any(PAIR_COLUMNS["worst"] in seed for seeds in measured.values() for seed in seeds):
+        table("**Unsafe queries, test**", measured, PAIR_COLUMNS)
+
+
+def scatter(measured: dict[str, list[dict]], file: Path) -> None:
+    """Safety against utility, a dot a seed: `test` filled, held-out concepts hollow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    utility = [path for path in UTILITY_COLUMNS.values() if "recall" in path or "top_1" in path]
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for number, (method, seeds) in enumerate(measured.items()):
+        for split, face in (("test", f"C{number}"), ("held_out_concepts", "none")):
+            x = [100 * statistics.mean(seed[path] for path in utility) for seed in seeds]
+            y = [100 * statistics.mean(seed[p.format(split)] for p in RATES_COLUMNS.values()) for seed in seeds]
+            label = method if split == "test" else None
+            axes.scatter(x, y, s=60, facecolors=face, edgecolors=f"C{number}", linewidths=1.5, label=label)
+    axes.set_xlabel("utility: mean of recall@1 and zero-shot top-1, %")
+    axes.set_ylabel("safety: mean of the four safe rates, %")
+    axes.set_title("Filled: seen concepts; hollow: concepts that fine-tuning never saw", fontsize=10)
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="objectives to train")
+    parser.add_argument("--max_steps", help="steps in place of configs/demo.yaml's, for a quick look")
+    parser.add_argument("--no_ablations", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where bakeoff.json and bakeoff.png go")
+    args = parser.parse_args()
+
+    bakeoff = Bakeoff(args.runs, args.jobs, args.max_steps)
+    rates = {objective: bakeoff.tune(objective) for objective in args.only}
+    print("Learning rates, chosen on validation:", ", ".join(f"{name} {rate}" for name, rate in rates.items()))
+    jobs = [(objective, seed, []) for seed in args.seeds for objective in args.only]
+    ablated = {} if args.no_ablations or "safe_ranking" not in args.only else ABLATIONS
+    jobs += [("safe_ranking", args.seeds[0], more) for more in ablated.values()]
+    made = bakeoff.parallel(lambda job: bakeoff.train(job[0], rates[job[0]], *job[1:]), jobs)
+    folders = [Path(result["folder"]) for result in made]
+    trained = {
+        objective: [folder for folder, job in zip(folders, jobs, strict=True) if job[0] == objective and not job[2]]
+        for objective in args.only
+    }
+    if "safe_clip" in args.only:
+        strength, trained[INTERPOLATION] = bakeoff.interpolated(trained["safe_clip"])
+        print(f"Interpolation strength, chosen on validation: {strength}")
+    trained[ERASURE] = [bakeoff.erased()]
+
+    everything = [folder for kind in trained.values() for folder in kind]
+    bakeoff.measure(everything[0])  # so that the base is embedded once
+    results = dict(zip(everything, bakeoff.parallel(bakeoff.measure, everything), strict=True))
+    base = {path: value for (role, path), value in results[everything[0]].items() if role == "baseline"}
+    own = lambda figures: {path: value for (role, path), value in figures.items() if role == "model"}  # noqa: E731
+    measured = {"base": [base]} | {name: [own(results[f]) for f in kind] for name, kind in trained.items()}
+    tables(measured)
+
+    parts = folders[len(folders) - len(ablated) :]
+    without = bakeoff.parallel(lambda folder: own(bakeoff.measure(folder, full=False)), parts) if ablated else []
+    ablations = {name: [figures] for name, figures in zip(ablated, without, strict=True)}
+    if ablated:
+        print("\n### Ablations of safe_ranking")
+        tables({"all parts": measured["safe_ranking"][:1]} | ablations)
+    args.docs.mkdir(parents=True, exist_ok=True)
+    kept = {"learning_rates": rates, "seeds": args.seeds, "methods": measured, "ablations": ablations}
+    (args.docs / "bakeoff.json").write_text(json.dumps(kept, indent=1) + "\n")
+    scatter(measured, args.docs / "bakeoff.png")
+
+
+if __name__ == "__main__":
+    main()

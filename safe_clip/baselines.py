@@ -1,0 +1,69 @@
+"""What a trained objective has to beat: ways to make a CLIP safer that need no training, or no more of it."""
+
+import copy
+import warnings
+
+import torch
+from datasets import Dataset
+from transformers import CLIPModel, CLIPProcessor
+
+from .errors import UserError
+from .evaluation.embedding import Embedder
+from .evaluation.quadruplets import embed_quadruplets, readable_rows
+
+
+def interpolate(original: CLIPModel, safe: CLIPModel, strength: float) -> CLIPModel:
+    """A CLIP between the original and the safe one, weight by weight (WiSE-FT, Wortsman et al., CVPR 2022).
+
+    Args:
+        original, safe: models of one shape; neither is changed.
+        strength: 0 for the original, 1 for the safe model; anything in between or beyond.
+
+    Raises:
+        UserError: the models differ in shape.
+    """
+    before, after = original.state_dict(), safe.state_dict()
+    if {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
+        raise UserError("the two models differ in shape; interpolate between a model and what it was trained from.")
+    merged = copy.deepcopy(original)
+    merged.load_state_dict(
+        {
+            name: value.lerp(after[name].to(value), strength) if value.is_floating_point() else value
+            for name, value in before.items()
+        }
+    )
+    return merged
+
+
+def erase_unsafe_direction(
+    model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128
+) -> CLIPModel:
+    """A CLIP from whose embeddings no linear classifier can tell unsafe from safe items, at the least change.
+
+    LEACE (Belrose et al., NeurIPS 2023), fitted on the embeddings of each modality and folded into the model's two
+    projections. These have no bias, so that the erasure is about the origin, not about the mean.
+
+    Args:
+        model: the original; it is not changed.
+        processor: its processor.
+        rows: quadruplets to fit on.
+        batch_size: items at a time.
+
+    Raises:
+        UserError: `concept-erasure` is not installed, or a row cannot be used.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of its use of torch.jit
+            from concept_erasure import LeaceFitter
+    except ImportError as error:
+        raise UserError("the linear erasure wants concept-erasure: pip install 'safe-clip[baselines]'.") from error
+    items = embed_quadruplets(Embedder(model, processor, "Embedding", batch_size), rows)
+    readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on", skip_corrupt=False)
+    erased = copy.deepcopy(model)
+    for modality, projection in (("text", erased.text_projection), ("image", erased.visual_projection)):
+        safe, unsafe = (items.of(side, modality).embeds.double() for side in ("safe", "unsafe"))
+        labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))]).long()
+        eraser = LeaceFitter.fit(torch.cat([safe, unsafe]), labels).eraser
+        projection.weight.data = eraser.P.to(projection.weight) @ projection.weight.data
+    return erased

@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from safe_clip import SafeRankingLoss, UserError
+from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
+
+EYE = torch.eye(2)
+
+
+def draw(generator, *shape):
+    return normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def test_terms_by_hand():
+    """Two rows, logit scale 1: a safe caption scores its picture 1 and the other 0, and the unsafe pictures 0 and 1."""
+    flipped = EYE.flip(0)
+    embeds = QuadrupletEmbeds(EYE, flipped, EYE, flipped)
+    loss, terms = SafeRankingLoss(1.0, anchors=0, unsafe_per_safe=1.0)(embeds, ReferenceEmbeds(EYE, EYE))
+    e = math.e
+    own, other = e / (e + 1), 1 / (e + 1)  # what the original gives the two safe pictures
+    pool = 2 * (e + 1)  # e, 1 from the safe pictures and 1, e from the unsafe ones
+    kept = own * math.log(own * pool / e) + other * math.log(other * pool / 1)
+    redirected = own * math.log(own * pool / 1) + other * math.log(other * pool / e)
+    assert kept == pytest.approx(math.log(2))  # half of the pool's mass went to unsafe items
+    expected = {
+        "preservation_text_cosine": 0.0,
+        "preservation_image_cosine": 0.0,
+        "preservation_text_ranking": kept,
+        "preservation_image_ranking": kept,
+        "redirection_text_ranking": redirected,
+        "redirection_image_ranking": redirected,
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, abs=1e-6)
+    assert loss.item() == pytest.approx(2 * kept + 2 * redirected, abs=1e-5)
+
+
+def dense(queries, before, safe, unsafe, scale, per_safe):
+    """A ranking term written out with loops, in double precision."""
+    total = 0.0
+    for query, original in zip(queries, before, strict=True):
+        wanted = [math.exp(scale * float(original @ item)) for item in safe]
+        wanted = [value / sum(wanted) for value in wanted]
+        weight = per_safe * len(safe) / len(unsafe)
+        scores = [math.exp(scale * float(query @ item)) for item in safe]
+        pool = sum(scores) + weight * sum(math.exp(scale * float(query @ item)) for item in unsafe)
+        total += sum(w * math.log(w / (score / pool)) for w, score in zip(wanted, scores, strict=True))
+    return total / len(queries)
+
+
+@pytest.mark.parametrize("anchors", [0, 5])
+def test_against_an_independent_dense_implementation(anchors):
+    generator = torch.Generator().manual_seed(1)
+    embeds = QuadrupletEmbeds(*(draw(generator, 4, 6) for _ in range(4)))
+    text, image = draw(generator, 4, 6), draw(generator, 4, 6)
+    extra_text, extra_image = draw(generator, anchors, 6), draw(generator, anchors, 6)
+    reference = ReferenceEmbeds(text, image)
+    if anchors:
+        reference = reference._replace(anchor_text=extra_text, anchor_image=extra_image)
+    weights = {"preservation_text_cosine": 3.0, "redirection_image_ranking": 0.5, "preservation_image_ranking": 0.0}
+    loss, terms = SafeRankingLoss(7.0, weights, unsafe_per_safe=3.0)(embeds, reference)
+    images = torch.cat([image, extra_image]).double()
+    texts = torch.cat([text, extra_text]).double()
+    t, tu, v, vu = (tensor.double() for tensor in embeds)
+    expected = {
+        "preservation_text_cosine": float((1 - (t * text.double()).sum(1)).mean()),
+        "preservation_image_cosine": float((1 - (v * image.double()).sum(1)).mean()),
+        "preservation_text_ranking": dense(t, text.double(), images, vu, 7.0, 3.0),
+        "redirection_text_ranking": dense(tu, text.double(), images, vu, 7.0, 3.0),
+        "redirection_image_ranking": dense(vu, image.double(), texts, tu, 7.0, 3.0),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
+    total = sum({**SafeRankingLoss.WEIGHTS, **weights}[name] * value for name, value in expected.items())
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_it_is_least_where_unsafe_items_are_out_of_reach_and_safe_ones_unmoved():
+    """The optimum: an unsafe caption is its safe one plus a direction that unsafe pictures have the other way round."""
+    generator = torch.Generator().manual_seed(2)
+    text, image = (torch.cat([draw(generator, 6, 8), torch.zeros(6, 1)], dim=1) for _ in range(2))
+    away = torch.zeros(9)
+    away[8] = 1
+    moved = lambda embeds, way: normalize(embeds + way * away, dim=-1)  # noqa: E731
+    objective = SafeRankingLoss(30.0, anchors=0, unsafe_per_safe=1.0)
+    reference = ReferenceEmbeds(text, image)
+    apart = objective(QuadrupletEmbeds(text, moved(text, 2.0), image, moved(image, -2.0)), reference)[1]
+    unmoved = objective(QuadrupletEmbeds(text, text, image, image), reference)[1]
+    assert apart["preservation_text_ranking"] < 0.2 * unmoved["preservation_text_ranking"]
+    assert apart["redirection_text_ranking"] < unmoved["redirection_text_ranking"]
+    assert apart["preservation_text_cosine"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_margin_does_not_depend_on_the_number_of_anchors():
+    """Anchors that repeat the batch leave every share as it was."""
+    generator = torch.Generator().manual_seed(3)
+    embeds = QuadrupletEmbeds(*(draw(generator, 5, 6) for _ in range(4)))
+    text, image = draw(generator, 5, 6), draw(generator, 5, 6)
+    few = SafeRankingLoss(9.0)(embeds, ReferenceEmbeds(text, image))[1]
+    many = SafeRankingLoss(9.0)(
+        embeds, ReferenceEmbeds(text, image, anchor_text=text.repeat(3, 1), anchor_image=image.repeat(3, 1))
+    )[1]
+    assert {name: term.item() for name, term in many.items()} == pytest.approx(
+        {name: term.item() for name, term in few.items()}, abs=1e-5
+    )
+
+
+def test_gradients_reach_unsafe_items_as_queries_and_as_gallery():
+    generator = torch.Generator().manual_seed(4)
+    embeds = QuadrupletEmbeds(*(draw(generator, 4, 6).requires_grad_() for _ in range(4)))
+    reference = ReferenceEmbeds(draw(generator, 4, 6), draw(generator, 4, 6))
+    only = dict.fromkeys(SafeRankingLoss.WEIGHTS, 0.0) | {"preservation_text_ranking": 1.0}
+    loss, _ = SafeRankingLoss(5.0, only)(embeds, reference)
+    loss.backward()
+    assert embeds.safe_text.grad.abs().sum() > 0 and embeds.unsafe_image.grad.abs().sum() > 0
+    assert embeds.unsafe_text.grad is None and embeds.safe_image.grad is None
+    # As members of the gallery, unsafe pictures are pushed away from the captions that find them.
+    pushed = embeds.unsafe_image.detach() - 0.1 * embeds.unsafe_image.grad
+    moved = (embeds.safe_text.detach() @ (pushed - embeds.unsafe_image.detach()).T).diagonal()
+    assert moved.mean() < 0
+
+
+def test_hard_targets_are_info_nce_over_the_union_pool():
+    generator = torch.Generator().manual_seed(5)
+    embeds = QuadrupletEmbeds(*(draw(generator, 4, 6) for _ in range(4)))
+    reference = ReferenceEmbeds(draw(generator, 4, 6), draw(generator, 4, 6))
+    terms = SafeRankingLoss(5.0, unsafe_per_safe=1.0, soft_targets=False)(embeds, reference)[1]
+    pool = torch.cat([reference.safe_image, embeds.unsafe_image])
+    expected = torch.nn.functional.cross_entropy(5 * embeds.unsafe_text @ pool.T, torch.arange(4))
+    assert terms["redirection_text_ranking"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"anchors": -1}, {"anchors": 1.5}, {"unsafe_per_safe": 0}])
+def test_bad_options(options):
+    with pytest.raises(UserError, match="wants a whole number of anchors, at least 0, and unsafe_per_safe above 0"):
+        SafeRankingLoss(**options)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import get_peft_model
+
+from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, paper_lora_config
+from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
+from safe_clip.targets import Targets
+
+
+@pytest.fixture
+def collator(processor):
+    return QuadrupletCollator(processor, 77)
+
+
+def batch_of(collator, data, rows):
+    return collator([data[index] for index in rows])
+
+
+@pytest.mark.parametrize("objective", [SafeCLIPLoss(), SafeRankingLoss(), SaferCLIPLoss()])
+def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collator, rows):
+    targets = Targets(FrozenReference(get_peft_model(model, paper_lora_config())), objective, Accelerator())
+    data = QuadrupletRows(rows)
+    batch = batch_of(collator, data, [20, 3, 11])
+    before = targets(batch, training=True)  # no table yet
+    targets.prepare(data, collator, batch_size=7, progress=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0)  # whatever becomes of the model, the table stands
+    after = targets(batch, training=True)
+    sides = ("safe", "unsafe") if objective.reads_unsafe else ("safe",)
+    for side in sides:
+        for modality in ("text", "image"):
+            name = f"{side}_{modality}"
+            assert (getattr(before, name) - getattr(after, name)).abs().max() < 1e-5, name
+    assert (after.unsafe_text is None) == (not objective.reads_unsafe)
+    assert not torch.equal(after.safe_text[0], after.safe_text[1])
+
+
+def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
+    data = QuadrupletRows(rows)
+    batch = batch_of(collator, data, [0, 1])
+
+    def anchors(objective, training=True):
+        targets = Targets(FrozenReference(model), objective, Accelerator())
+        targets.prepare(data, collator, batch_size=8, progress=False)
+        made = targets(batch, training)
+        return targets.table, made.anchor_text, made.anchor_image
+
+    table, text, image = anchors(SafeRankingLoss(anchors=5))
+    assert text.shape == image.shape == (5, 24)
+    drawn = [(table["safe_text"] == row).all(dim=1).nonzero()[0].item() for row in text]
+    assert torch.equal(table["safe_image"][drawn], image)  # pairs stay pairs
+    assert not torch.equal(text, anchors(SafeRankingLoss(anchors=5))[1])  # drawn anew
+    # In evaluation always the same, so that losses can be compared.
+    assert torch.equal(anchors(SafeRankingLoss(anchors=5), training=False)[1], table["safe_text"][:5])
+    assert len(anchors(SafeRankingLoss(anchors=5000))[1]) == len(rows)
+    assert len(anchors(SaferCLIPLoss())[1]) == len(rows)
+    assert anchors(SafeRankingLoss(anchors=0))[1] is None and anchors(SafeCLIPLoss())[1] is None
+
+
+def test_labels_of_the_data_reach_the_objective(model, collator, rows):
+    labels = [index % 3 == 0 for index in range(len(rows))]
+    data = QuadrupletRows(rows.add_column("unsafe_caption_is_safe", labels))
+    made = Targets(FrozenReference(model), SafeCLIPLoss(), Accelerator())(batch_of(collator, data, [3, 4]), True, 0.25)
+    assert made.unsafe_text_is_safe.tolist() == [True, False]
+    assert made.unsafe_image_is_safe is None
+    assert made.progress == 0.25
