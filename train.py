@@ -36,8 +36,8 @@ class ScriptArguments:
     )
     full_finetuning: bool = field(default=False, metadata={"help": "Train all weights in place of LoRA adapters."})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
-    lora_alpha: float = field(default=1, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
-    lora_dropout: float = field(default=0.1, metadata={"help": "Share of adapter inputs dropped in training."})
+    lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
 
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
-    lora = safe_clip.paper_lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)
+    lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)
     trainer = safe_clip.SafeCLIPTrainer(
         model,
         args,

@@ -14,7 +14,7 @@ _HOMES = {
     "QuadrupletCollator": "data.collator",
     "load_clip": "model",
     "load_processor": "model",
-    "paper_lora_config": "model",
+    "lora_config": "model",
     "FrozenReference": "reference",
     "SafeRankingLoss": "objectives.safe_ranking",
     "SafeCLIPLoss": "objectives.safe_clip",

@@ -12,8 +12,8 @@ from .errors import UserError
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
 
-# The paper's script adapts these modules of both encoders.
-PAPER_TARGET_MODULES = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")
+# Of both encoders, as in the paper's script.
+TARGET_MODULES = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")
 
 
 def resolve_model(name: str) -> str:
@@ -105,12 +105,12 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
         )
 
 
-def paper_lora_config(r: int = 16, lora_alpha: float = 1, lora_dropout: float = 0.1) -> LoraConfig:
-    """LoRA as the paper's script sets it: rank 16, scale 1/16, dropout 0.1, on both encoders.
+def lora_config(r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0) -> LoraConfig:
+    """LoRA on the modules of both encoders that the paper's script adapts (with rank 16, alpha 1, dropout 0.1).
 
     Args:
         r: rank.
         lora_alpha: the update is scaled by `lora_alpha / r`.
         lora_dropout: share of adapter inputs dropped in training.
     """
-    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(PAPER_TARGET_MODULES))
+    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(TARGET_MODULES))

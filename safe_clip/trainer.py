@@ -25,7 +25,7 @@ from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids
 from .data.quadruplets import QuadrupletRows
 from .errors import UserError
-from .model import check_processor, load_clip, load_processor, paper_lora_config
+from .model import check_processor, load_clip, load_processor, lora_config
 from .objectives import build_objective
 from .objectives.base import QuadrupletEmbeds
 from .reference import FrozenReference
@@ -45,7 +45,7 @@ class SafeCLIPTrainer(Trainer):
         train_dataset, eval_dataset: rows with the columns `safe_caption`, `safe_image`,
             `unsafe_caption`, `unsafe_image`; a dictionary of several is allowed for evaluation.
         processing_class: the model's `CLIPProcessor`; loaded from where the model came by default.
-        peft_config: the adapter to train: by default the paper's LoRA; `None` for full fine-tuning.
+        peft_config: the adapter to train: by default the LoRA of `lora_config()`; `None` for full fine-tuning.
         **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
             `compute_metrics` gets the embeddings of the evaluation rows as `predictions`, in the
             order of `QuadrupletEmbeds`.
@@ -69,7 +69,7 @@ class SafeCLIPTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: CLIPProcessor | None = None,
-        peft_config: PeftConfig | Literal["paper"] | None = "paper",
+        peft_config: PeftConfig | Literal["default"] | None = "default",
         **kwargs,
     ):
         args = args or SafeCLIPTrainingArguments()
@@ -88,7 +88,7 @@ class SafeCLIPTrainer(Trainer):
             set_seed(args.seed)  # adapters draw their weights
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls into transformers
-                model = get_peft_model(model, paper_lora_config() if peft_config == "paper" else peft_config)
+                model = get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
         self.reference = FrozenReference(model)

@@ -64,13 +64,13 @@ def test_a_file_that_is_not_there():
 
 
 def test_loss_weights_from_flags_and_from_files(tmp_path):
-    flags = ["--loss_weights", '{"redirection_image_cosine": 0.4}', "--output_dir", str(tmp_path)]
+    flags = ["--loss_weights", '{"redirection_image_ranking": 0.4}', "--output_dir", str(tmp_path)]
     (args,) = parse_arguments([SafeCLIPTrainingArguments], flags)
-    assert args.loss_weights == {"redirection_image_cosine": 0.4}
+    assert args.loss_weights == {"redirection_image_ranking": 0.4}
     path = tmp_path / "settings.yaml"
-    path.write_text("loss_weights:\n  redirection_text_cosine: 0\n")
+    path.write_text("loss_weights:\n  redirection_text_ranking: 0\n")
     (args,) = parse_arguments([SafeCLIPTrainingArguments], ["--output_dir", str(tmp_path)], path)
-    assert args.loss_weights == {"redirection_text_cosine": 0}
+    assert args.loss_weights == {"redirection_text_ranking": 0}
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,5 @@ def test_the_paper_s_recipe():
     assert (script.lora_r, script.lora_alpha, script.lora_dropout) == (16, 1, 0.1)
     assert (args.learning_rate, args.lr_scheduler_type, args.weight_decay) == (1e-3, "constant", 0)
     assert (args.logit_scale, args.num_train_epochs, args.early_stopping_patience) == (100, 50, 5)
+    assert args.objective == "safe_clip"
     assert args.loss_weights is None and args.max_grad_norm == 0

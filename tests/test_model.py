@@ -3,7 +3,7 @@ import torch
 from transformers import BertConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from safe_clip import UserError, load_clip, load_processor
-from safe_clip.model import PAPER_TARGET_MODULES, check_processor, paper_lora_config
+from safe_clip.model import TARGET_MODULES, check_processor, lora_config
 
 
 def test_loads_in_float32_whatever_was_stored(model, tmp_path):
@@ -62,18 +62,18 @@ def test_a_tokenizer_with_more_tokens_than_the_model(model, processor):
         check_processor(model, processor)
 
 
-def test_paper_lora_adapts_both_encoders(model):
+def test_lora_adapts_both_encoders(model):
     from peft import get_peft_model
 
-    config = paper_lora_config()
-    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 1, 0.1)
+    config = lora_config()
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0)
     adapted = get_peft_model(model, config)
     names = {
         name.split(".lora_")[0].rsplit("base_model.model.")[-1]
         for name, p in adapted.named_parameters()
         if p.requires_grad
     }
-    assert {name.rsplit(".", 1)[-1] for name in names} == set(PAPER_TARGET_MODULES)
+    assert {name.rsplit(".", 1)[-1] for name in names} == set(TARGET_MODULES)
     assert sum(name.startswith("text_model") for name in names) == 2 * 5
     assert sum(name.startswith("vision_model") for name in names) == 2 * 5 + 1
     assert not adapted.base_model.model.logit_scale.requires_grad

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from safe_clip import FrozenReference, QuadrupletCollator, paper_lora_config
+from safe_clip import FrozenReference, QuadrupletCollator, lora_config
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def inputs(processor, rows):
 
 
 ADAPTERS = {
-    "lora": paper_lora_config(lora_alpha=16),
+    "lora": lora_config(lora_alpha=16, lora_dropout=0.1),
     "lora and biases": LoraConfig(r=4, target_modules=["q_proj", "fc1"], bias="all"),
     "lora and a whole module": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["visual_projection"]),
     "full": None,
@@ -68,10 +68,10 @@ def test_what_was_frozen_in_the_adapter_stays_frozen(model, inputs):
 
 def test_logit_scale_is_the_originals(model):
     model.logit_scale.data.fill_(4.0)
-    reference = FrozenReference(get_peft_model(model, paper_lora_config()))
+    reference = FrozenReference(get_peft_model(model, lora_config()))
     assert reference.logit_scale == pytest.approx(54.598, abs=1e-3)
 
 
 def test_adapters_need_no_second_copy(model):
-    reference = FrozenReference(get_peft_model(model, paper_lora_config()))
+    reference = FrozenReference(get_peft_model(model, lora_config()))
     assert reference._copy is None

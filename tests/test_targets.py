@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 from peft import get_peft_model
 
-from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, paper_lora_config
+from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, lora_config
 from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
 from safe_clip.targets import Targets
 
@@ -19,7 +19,7 @@ def batch_of(collator, data, rows):
 
 @pytest.mark.parametrize("objective", [SafeCLIPLoss(), SafeRankingLoss(), SaferCLIPLoss()])
 def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collator, rows):
-    targets = Targets(FrozenReference(get_peft_model(model, paper_lora_config())), objective, Accelerator())
+    targets = Targets(FrozenReference(get_peft_model(model, lora_config())), objective, Accelerator())
     data = QuadrupletRows(rows)
     batch = batch_of(collator, data, [20, 3, 11])
     before = targets(batch, training=True)  # no table yet

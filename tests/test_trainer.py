@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from transformers import CLIPModel, TrainerCallback
 
-from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, paper_lora_config
+from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, lora_config
 from safe_clip.evaluation.summary import compute_metrics
 from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
 from safe_clip.objectives.safe_clip import SafeCLIPLoss
@@ -17,7 +17,7 @@ from .conftest import build_model
 
 PAPER_WEIGHTS = SafeCLIPLoss.WEIGHTS
 COSINE_ONLY = {name: 0.0 for name in PAPER_WEIGHTS if name.endswith("contrastive")}
-NO_DROPOUT = paper_lora_config(lora_alpha=16, lora_dropout=0.0)
+NO_DROPOUT = lora_config(lora_alpha=16, lora_dropout=0.0)
 
 
 def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None, compute_metrics=None, **settings):
@@ -142,7 +142,7 @@ def test_accumulated_gradients_equal_large_batch_gradients(processor, rows, tmp_
 @pytest.mark.parametrize(("saved", "accumulation"), [(3, 1), (2, 1), (4, 1), (1, 2)])
 def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_path, saved, accumulation):
     """At the end of an epoch and in the middle of one; with dropout, so that the random state has to come back too."""
-    config = paper_lora_config(lora_alpha=16)
+    config = lora_config(lora_alpha=16, lora_dropout=0.1)
     common = {
         "max_steps": 6,
         "save_strategy": "steps",
@@ -164,7 +164,7 @@ def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_
 
 
 def test_a_seed_trains_the_same_weights_whatever_was_drawn_before(processor, rows, tmp_path):
-    config = paper_lora_config(lora_alpha=16)
+    config = lora_config(lora_alpha=16, lora_dropout=0.1)
     first = make_trainer(processor, rows, tmp_path, config, seed=3)
     first.train()
     second = make_trainer(processor, rows, tmp_path, config, seed=3)
@@ -390,9 +390,9 @@ def test_saving_the_drop_in_does_not_disturb_training(processor, rows, tmp_path)
         def on_step_end(self, args, state, control, **kwargs):
             saving.save_model()
 
-    plain = make_trainer(processor, rows, tmp_path / "a", paper_lora_config(lora_alpha=16))
+    plain = make_trainer(processor, rows, tmp_path / "a", lora_config(lora_alpha=16, lora_dropout=0.1))
     plain.train()
-    saving = make_trainer(processor, rows, tmp_path / "b", paper_lora_config(lora_alpha=16))
+    saving = make_trainer(processor, rows, tmp_path / "b", lora_config(lora_alpha=16, lora_dropout=0.1))
     saving.add_callback(Save())
     saving.train()
     assert largest_difference(weights(plain), weights(saving)) == 0
