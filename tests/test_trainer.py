@@ -10,6 +10,7 @@ from transformers import CLIPModel, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, lora_config
 from safe_clip.evaluation.summary import compute_metrics
+from safe_clip.objectives import OBJECTIVES
 from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
 from safe_clip.objectives.safe_clip import SafeCLIPLoss
 
@@ -68,6 +69,28 @@ def test_training_lowers_the_loss_and_moves_only_what_is_trained(processor, rows
         if not parameter.requires_grad:
             assert torch.equal(parameter, frozen[name]), name
     assert any(name.endswith("logit_scale") for name in frozen)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_from_the_table_as_from_the_batch(objective, processor, rows, tmp_path):
+    """Anchors are all rows here, so that both ways see the same."""
+    options = {"objective_options": {"anchors": 24}} if objective == "safe_ranking" else {}
+    trainer = make_trainer(
+        processor, rows, tmp_path, None, objective=objective, max_steps=30, learning_rate=3e-4, **options
+    )
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (20, 2, 9)])
+    trainer.targets.prepare(trainer.train_dataset, trainer.data_collator, 8, progress=False)
+    with torch.no_grad():
+        untrained = trainer.compute_loss(trainer.model, batch).item()
+    trainer.train()
+    trainer.model.train()  # without dropout
+    with torch.no_grad():
+        from_table = trainer.compute_loss(trainer.model, batch).item()
+        del batch["row"]
+        trainer.model.eval()
+        from_batch = trainer.compute_loss(trainer.model, batch).item()
+    assert from_table == pytest.approx(from_batch, rel=1e-4, abs=1e-6)
+    assert from_table < 0.98 * untrained
 
 
 def test_every_term_is_logged_beside_the_total_in_training_and_evaluation(processor, rows, tmp_path):
@@ -402,7 +425,7 @@ def test_model_by_name_finds_its_processor(model_dir, rows, tmp_path):
     args = SafeCLIPTrainingArguments(output_dir=str(tmp_path), report_to="none")
     trainer = SafeCLIPTrainer(model_dir, args, train_dataset=rows)
     assert len(trainer.processing_class.tokenizer) == trainer.model.config.text_config.vocab_size
-    assert trainer.model.peft_config["default"].lora_alpha == 1
+    assert trainer.model.peft_config["default"].lora_alpha == 32
 
 
 def test_pushed_checkpoints_have_the_drop_in_at_the_root(processor, rows, tmp_path, monkeypatch):
