@@ -1,7 +1,7 @@
 """The default objective: safe queries and safe galleries."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -16,23 +16,24 @@ class SafeRankingLoss(Objective):
     """Every query, safe or unsafe, ranks the safe items as its safe counterpart did under the original, and ranks the
     unsafe items last.
 
-    With `S` the logit scale that the original learned, `G` the original's embeddings of safe pictures (those of the
-    batch and of K more pairs of the training data, the anchors), `p0(i) = softmax(S T0(t_i) G^T)` the original's
-    ranking for safe caption `i`, `V(v*)` the unsafe pictures of the batch as the trained model sees them, the *ranking*
-    of a query `q` is the divergence of its softmax over the **union pool** `[G; V(v*)]` from `[p0(i), 0]`:
+    With `S` the logit scale that the original learned, the *union pool* of a caption holds the safe pictures `V(v)`
+    and the unsafe pictures `V(v*)` of the batch as the trained model sees them, and the pictures `V0(a)` of K more safe
+    pairs of the training data, the anchors, as the original sees them. `p0(i)` is the original's ranking of the pool's
+    safe pictures for safe caption `i`: the softmax of `S cos(T0(t_i), .)` over `V0(v)` and `V0(a)`. The *ranking* of a
+    query `q` that should see what caption `i` saw is the divergence of its own softmax from that:
 
-        ranking(q, i) = KL([p0(i), 0] || softmax([S q G^T; S q V(v*)^T + b])),    b = log(u |G| / B)
+        ranking(q, i) = KL([p0(i), 0] || softmax(S cos(q, .) over [V(v); V0(a)], S cos(q, .) + b over [V(v*)]))
 
-    `b` makes the B unsafe items of the batch count for a pool with `u` unsafe items to each safe one, whatever the
-    number of anchors; in cosines it is a margin of `log(u) / S`. Gradients reach the query, and the unsafe items as
-    members of the gallery. Pictures mirror captions.
+    `b = log(u (B + K) / B)` makes the B unsafe items of the batch count for a pool with `u` unsafe items to each safe
+    one, whatever the number of anchors; in cosines it is a margin of `log(u) / S`. Gradients reach queries and, as
+    members of the pool, the items of the batch. Pictures mirror captions.
 
     | term                         | value              | weight |
     |------------------------------|--------------------|--------|
-    | `preservation_text_cosine`   | d(T(t), T0(t))     | 200    |
-    | `preservation_image_cosine`  | d(V(v), V0(v))     | 200    |
-    | `preservation_text_ranking`  | ranking(T(t), i)   | 1      |
-    | `preservation_image_ranking` | ranking(V(v), i)   | 1      |
+    | `preservation_text_cosine`   | d(T(t), T0(t))     | 400    |
+    | `preservation_image_cosine`  | d(V(v), V0(v))     | 400    |
+    | `preservation_text_ranking`  | ranking(T(t), i)   | 2      |
+    | `preservation_image_ranking` | ranking(V(v), i)   | 2      |
     | `redirection_text_ranking`   | ranking(T(t*), i)  | 1      |
     | `redirection_image_ranking`  | ranking(V(v*), i)  | 1      |
 
@@ -51,10 +52,10 @@ class SafeRankingLoss(Objective):
     """
 
     WEIGHTS = {
-        "preservation_text_cosine": 200.0,
-        "preservation_image_cosine": 200.0,
-        "preservation_text_ranking": 1.0,
-        "preservation_image_ranking": 1.0,
+        "preservation_text_cosine": 400.0,
+        "preservation_image_cosine": 400.0,
+        "preservation_text_ranking": 2.0,
+        "preservation_image_ranking": 2.0,
         "redirection_text_ranking": 1.0,
         "redirection_image_ranking": 1.0,
     }
@@ -78,29 +79,34 @@ class SafeRankingLoss(Objective):
         self.soft_targets = soft_targets
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        images, texts = reference.safe_image, reference.safe_text
-        if reference.anchor_text is not None:
-            images = torch.cat([images, reference.anchor_image])
-            texts = torch.cat([texts, reference.anchor_text])
-        text = partial(self.ranking, before=reference.safe_text, safe=images, unsafe=embeds.unsafe_image)
-        image = partial(self.ranking, before=reference.safe_image, safe=texts, unsafe=embeds.unsafe_text)
+        def ranking(modality: str, other: str) -> Callable[[Tensor], Callable[[], Tensor]]:
+            """A term's function for queries of a modality, which search the other one."""
+            before = getattr(reference, f"safe_{other}")
+            safe, anchors = getattr(embeds, f"safe_{other}"), getattr(reference, f"anchor_{other}")
+            if anchors is not None:
+                before, safe = torch.cat([before, anchors]), torch.cat([safe, anchors])
+            wanted = self.logit_scale * getattr(reference, f"safe_{modality}") @ before.T
+            unsafe = getattr(embeds, f"unsafe_{other}")
+            return lambda queries: partial(self.ranking, queries, safe, unsafe, wanted)
+
+        text, image = ranking("text", "image"), ranking("image", "text")
         return {
             "preservation_text_cosine": partial(cosine_distance, embeds.safe_text, reference.safe_text),
             "preservation_image_cosine": partial(cosine_distance, embeds.safe_image, reference.safe_image),
-            "preservation_text_ranking": partial(text, embeds.safe_text),
-            "preservation_image_ranking": partial(image, embeds.safe_image),
-            "redirection_text_ranking": partial(text, embeds.unsafe_text),
-            "redirection_image_ranking": partial(image, embeds.unsafe_image),
+            "preservation_text_ranking": text(embeds.safe_text),
+            "preservation_image_ranking": image(embeds.safe_image),
+            "redirection_text_ranking": text(embeds.unsafe_text),
+            "redirection_image_ranking": image(embeds.unsafe_image),
         }
 
-    def ranking(self, queries: Tensor, before: Tensor, safe: Tensor, unsafe: Tensor) -> Tensor:
-        """Mean divergence of how queries rank a union pool from how their safe counterparts ranked its safe items.
+    def ranking(self, queries: Tensor, safe: Tensor, unsafe: Tensor, wanted: Tensor) -> Tensor:
+        """Mean divergence of how queries rank a union pool from how they should.
 
         Args:
-            queries: Q x dimension, trained.
-            before: the original's embeddings of their safe counterparts, Q x dimension.
-            safe: the original's embeddings of the safe items, G x dimension; the i-th belongs to the i-th query.
-            unsafe: the unsafe items, B x dimension, trained.
+            queries: Q x dimension.
+            safe: the pool's safe items, G x dimension; the i-th belongs to the i-th query.
+            unsafe: the pool's unsafe items, B x dimension.
+            wanted: logits of the safe items for each query, Q x G.
 
         Returns:
             A scalar of at least 0.
@@ -110,5 +116,4 @@ class SafeRankingLoss(Objective):
         given = F.log_softmax(logits, dim=1)[:, : len(safe)]
         if not self.soft_targets:
             return -given.diagonal().mean()
-        wanted = F.log_softmax(self.logit_scale * before @ safe.T, dim=1)
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+        return F.kl_div(given, F.log_softmax(wanted, dim=1), reduction="batchmean", log_target=True)

@@ -34,14 +34,14 @@ def test_terms_by_hand():
         "redirection_image_ranking": redirected,
     }
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, abs=1e-6)
-    assert loss.item() == pytest.approx(2 * kept + 2 * redirected, abs=1e-5)
+    assert loss.item() == pytest.approx(2 * (2 * kept) + 2 * redirected, abs=1e-5)  # preservation weighs twice
 
 
-def dense(queries, before, safe, unsafe, scale, per_safe):
+def dense(queries, counterparts, before, safe, unsafe, scale, per_safe):
     """A ranking term written out with loops, in double precision."""
     total = 0.0
-    for query, original in zip(queries, before, strict=True):
-        wanted = [math.exp(scale * float(original @ item)) for item in safe]
+    for query, original in zip(queries, counterparts, strict=True):
+        wanted = [math.exp(scale * float(original @ item)) for item in before]
         wanted = [value / sum(wanted) for value in wanted]
         weight = per_safe * len(safe) / len(unsafe)
         scores = [math.exp(scale * float(query @ item)) for item in safe]
@@ -61,15 +61,16 @@ def test_against_an_independent_dense_implementation(anchors):
         reference = reference._replace(anchor_text=extra_text, anchor_image=extra_image)
     weights = {"preservation_text_cosine": 3.0, "redirection_image_ranking": 0.5, "preservation_image_ranking": 0.0}
     loss, terms = SafeRankingLoss(7.0, weights, unsafe_per_safe=3.0)(embeds, reference)
-    images = torch.cat([image, extra_image]).double()
-    texts = torch.cat([text, extra_text]).double()
     t, tu, v, vu = (tensor.double() for tensor in embeds)
+    extra_text, extra_image = extra_text.double(), extra_image.double()
+    images = torch.cat([image.double(), extra_image]), torch.cat([v, extra_image])  # before training and in it
+    texts = torch.cat([text.double(), extra_text]), torch.cat([t, extra_text])
     expected = {
         "preservation_text_cosine": float((1 - (t * text.double()).sum(1)).mean()),
         "preservation_image_cosine": float((1 - (v * image.double()).sum(1)).mean()),
-        "preservation_text_ranking": dense(t, text.double(), images, vu, 7.0, 3.0),
-        "redirection_text_ranking": dense(tu, text.double(), images, vu, 7.0, 3.0),
-        "redirection_image_ranking": dense(vu, image.double(), texts, tu, 7.0, 3.0),
+        "preservation_text_ranking": dense(t, text.double(), *images, vu, 7.0, 3.0),
+        "redirection_text_ranking": dense(tu, text.double(), *images, vu, 7.0, 3.0),
+        "redirection_image_ranking": dense(vu, image.double(), *texts, tu, 7.0, 3.0),
     }
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
     total = sum({**SafeRankingLoss.WEIGHTS, **weights}[name] * value for name, value in expected.items())
@@ -93,10 +94,10 @@ def test_it_is_least_where_unsafe_items_are_out_of_reach_and_safe_ones_unmoved()
 
 
 def test_the_margin_does_not_depend_on_the_number_of_anchors():
-    """Anchors that repeat the batch leave every share as it was."""
+    """Anchors that repeat the batch, whose safe items stand where they stood, leave every share as it was."""
     generator = torch.Generator().manual_seed(3)
-    embeds = QuadrupletEmbeds(*(draw(generator, 5, 6) for _ in range(4)))
     text, image = draw(generator, 5, 6), draw(generator, 5, 6)
+    embeds = QuadrupletEmbeds(text, draw(generator, 5, 6), image, draw(generator, 5, 6))
     few = SafeRankingLoss(9.0)(embeds, ReferenceEmbeds(text, image))[1]
     many = SafeRankingLoss(9.0)(
         embeds, ReferenceEmbeds(text, image, anchor_text=text.repeat(3, 1), anchor_image=image.repeat(3, 1))
@@ -114,11 +115,24 @@ def test_gradients_reach_unsafe_items_as_queries_and_as_gallery():
     loss, _ = SafeRankingLoss(5.0, only)(embeds, reference)
     loss.backward()
     assert embeds.safe_text.grad.abs().sum() > 0 and embeds.unsafe_image.grad.abs().sum() > 0
-    assert embeds.unsafe_text.grad is None and embeds.safe_image.grad is None
+    assert embeds.safe_image.grad.abs().sum() > 0  # in the pool, too
+    assert embeds.unsafe_text.grad is None
     # As members of the gallery, unsafe pictures are pushed away from the captions that find them.
     pushed = embeds.unsafe_image.detach() - 0.1 * embeds.unsafe_image.grad
     moved = (embeds.safe_text.detach() @ (pushed - embeds.unsafe_image.detach()).T).diagonal()
     assert moved.mean() < 0
+
+
+def test_a_safe_picture_that_moves_is_missed_by_captions_that_stayed():
+    generator = torch.Generator().manual_seed(6)
+    text, image = draw(generator, 5, 6), draw(generator, 5, 6)
+    far = draw(generator, 5, 6)
+    reference = ReferenceEmbeds(text, image)
+    moved = image.clone()
+    moved[2] = -image[2]
+    stayed = SafeRankingLoss(5.0)(QuadrupletEmbeds(text, far, image, far), reference)[1]
+    missed = SafeRankingLoss(5.0)(QuadrupletEmbeds(text, far, moved, far), reference)[1]
+    assert missed["preservation_text_ranking"] > stayed["preservation_text_ranking"] + 0.1
 
 
 def test_hard_targets_are_info_nce_over_the_union_pool():
@@ -126,7 +140,7 @@ def test_hard_targets_are_info_nce_over_the_union_pool():
     embeds = QuadrupletEmbeds(*(draw(generator, 4, 6) for _ in range(4)))
     reference = ReferenceEmbeds(draw(generator, 4, 6), draw(generator, 4, 6))
     terms = SafeRankingLoss(5.0, unsafe_per_safe=1.0, soft_targets=False)(embeds, reference)[1]
-    pool = torch.cat([reference.safe_image, embeds.unsafe_image])
+    pool = torch.cat([embeds.safe_image, embeds.unsafe_image])
     expected = torch.nn.functional.cross_entropy(5 * embeds.unsafe_text @ pool.T, torch.arange(4))
     assert terms["redirection_text_ranking"].item() == pytest.approx(expected.item(), rel=1e-5)
 
