@@ -8,7 +8,7 @@ Tuning reads `validation` alone: each objective is trained at each learning rate
 The runs of the table then differ in the objective and that rate only; every other setting is
 configs/demo.yaml's. Two baselines need no training of their own: weights between the base and the
 paper's objective (how far is chosen on `validation` too), and a linear erasure of what tells unsafe
-from safe embeddings. Ablations leave one part of the default out, with the first seed.
+from safe embeddings. Ablations leave one part of the default out, in runs as short as the tuning's.
 
 Runs are kept under runs/ and not repeated while code and base model stay as they are. Prints the tables of
 docs/method.md, and writes their figures to docs/bakeoff.json and the scatter to docs/bakeoff.png.
@@ -21,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from sweep import FIGURES, ROOT, SOURCES, run
 
 CONFIG = str(ROOT / "configs" / "demo.yaml")
 RATES = ("1e-3", "2e-3", "4e-3")
-TUNING_STEPS = "150"
+TUNING_STEPS = "100"
+SHORT = ("--max_steps", TUNING_STEPS)
 STRENGTHS = (0.25, 0.5, 0.75)
 OBJECTIVES = ("safe_ranking", "safe_clip", "safer_clip", "shield_clip")
 INTERPOLATION, ERASURE = "safe_clip, interpolated", "linear erasure"
@@ -98,13 +100,13 @@ class Bakeoff:
         with ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(function, items))
 
-    def train(self, objective: str, rate: str, seed: int, more: list[str]) -> dict:
+    def train(self, objective: str, rate: str, seed: int, more: Sequence[str] = ()) -> dict:
         flags = ["--objective", objective, "--learning_rate", rate, *self.steps, *more]
         return run(CONFIG, flags, ["validation"], seed, self.runs)
 
     def tune(self, objective: str) -> str:
         """The learning rate that is best on `validation`."""
-        runs = self.parallel(lambda rate: self.train(objective, rate, 0, ["--max_steps", TUNING_STEPS]), list(RATES))
+        runs = self.parallel(lambda rate: self.train(objective, rate, 0, SHORT), list(RATES))
         scores = [statistics.mean(made["after"]["validation"][name] for name in FIGURES) for made in runs]
         print(objective, {rate: round(100 * s, 1) for rate, s in zip(RATES, scores, strict=True)}, file=sys.stderr)
         return RATES[scores.index(max(scores))]
@@ -234,13 +236,10 @@ def main() -> None:
     bakeoff = Bakeoff(args.runs, args.jobs, args.max_steps)
     rates = {objective: bakeoff.tune(objective) for objective in args.only}
     print("Learning rates, chosen on validation:", ", ".join(f"{name} {rate}" for name, rate in rates.items()))
-    jobs = [(objective, seed, []) for seed in args.seeds for objective in args.only]
-    ablated = {} if args.no_ablations or "safe_ranking" not in args.only else ABLATIONS
-    jobs += [("safe_ranking", args.seeds[0], more) for more in ablated.values()]
-    made = bakeoff.parallel(lambda job: bakeoff.train(job[0], rates[job[0]], *job[1:]), jobs)
-    folders = [Path(result["folder"]) for result in made]
+    jobs = [(objective, seed) for seed in args.seeds for objective in args.only]
+    made = bakeoff.parallel(lambda job: Path(bakeoff.train(job[0], rates[job[0]], job[1])["folder"]), jobs)
     trained = {
-        objective: [folder for folder, job in zip(folders, jobs, strict=True) if job[0] == objective and not job[2]]
+        objective: [folder for folder, job in zip(made, jobs, strict=True) if job[0] == objective]
         for objective in args.only
     }
     if "safe_clip" in args.only:
@@ -256,12 +255,17 @@ def main() -> None:
     measured = {"base": [base]} | {name: [own(results[f]) for f in kind] for name, kind in trained.items()}
     tables(measured)
 
-    parts = folders[len(folders) - len(ablated) :]
-    without = bakeoff.parallel(lambda folder: own(bakeoff.measure(folder, full=False)), parts) if ablated else []
-    ablations = {name: [figures] for name, figures in zip(ablated, without, strict=True)}
-    if ablated:
-        print("\n### Ablations of safe_ranking")
-        tables({"all parts": measured["safe_ranking"][:1]} | ablations)
+    ablations = {}
+    if "safe_ranking" in args.only and not args.no_ablations:
+
+        def without(more: Sequence[str]) -> list[dict]:
+            made = bakeoff.train("safe_ranking", rates["safe_ranking"], 0, [*SHORT, *more])
+            return [own(bakeoff.measure(Path(made["folder"]), full=False))]
+
+        parts = {"all parts": ()} | ABLATIONS
+        ablations = dict(zip(parts, bakeoff.parallel(without, list(parts.values())), strict=True))
+        print(f"\n### Ablations of safe_ranking, {TUNING_STEPS} steps")
+        tables(ablations)
     args.docs.mkdir(parents=True, exist_ok=True)
     kept = {"learning_rates": rates, "seeds": args.seeds, "methods": measured, "ablations": ablations}
     (args.docs / "bakeoff.json").write_text(json.dumps(kept, indent=1) + "\n")

@@ -65,7 +65,7 @@ class SafeRankingLoss(Objective):
         logit_scale: float = 100.0,
         weights: Mapping[str, float] | None = None,
         anchors: int = 2048,
-        unsafe_per_safe: float = 8.0,
+        unsafe_per_safe: float = 16.0,
         soft_targets: bool = True,
     ):
         super().__init__(logit_scale, weights)
