@@ -34,7 +34,10 @@ class ScriptArguments:
     eval_splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
     )
-    full_finetuning: bool = field(default=False, metadata={"help": "Train all weights in place of LoRA adapters."})
+    full_finetuning: bool = field(
+        default=False,
+        metadata={"help": "Train all weights in place of LoRA adapters; lower --learning_rate to about 1e-5."},
+    )
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 # Part of a run's key, so that figures of an older base model or older code are never taken for new ones.
 SOURCES = b"".join(
     path.read_bytes()
-    for path in [ROOT / "train.py", *sorted((ROOT / "safe_clip").rglob("*"))]
+    for path in [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "safe_clip").rglob("*"))]
     if path.is_file() and path.suffix in (".py", ".yaml", ".parquet", ".json", ".safetensors")
 )
 FIGURES = {

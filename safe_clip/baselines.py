@@ -38,10 +38,11 @@ def interpolate(original: CLIPModel, safe: CLIPModel, strength: float) -> CLIPMo
 def erase_unsafe_direction(
     model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128
 ) -> CLIPModel:
-    """A CLIP from whose embeddings no linear classifier can tell unsafe from safe items, at the least change.
+    """A CLIP whose projections hold nothing that tells unsafe from safe items linearly, at the least change.
 
     LEACE (Belrose et al., NeurIPS 2023), fitted on the embeddings of each modality and folded into the model's two
-    projections. These have no bias, so that the erasure is about the origin, not about the mean.
+    projections. These have no bias, so that the erasure is about the origin, not about the mean; and embeddings are
+    scaled to length 1 afterwards, which may bring a little of the difference back.
 
     Args:
         model: the original; it is not changed.

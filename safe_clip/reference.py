@@ -1,4 +1,4 @@
-"""What the frozen original says of the safe items."""
+"""What the frozen original says of captions and pictures."""
 
 import copy
 

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from .data.collator import QuadrupletCollator
+from .errors import UserError
 from .objectives.base import Objective, ReferenceEmbeds
 from .reference import FrozenReference
 
@@ -49,17 +50,19 @@ class Targets:
             progress: show a bar.
 
         Raises:
-            UserError: a row cannot be used.
+            UserError: a row cannot be used, or there are fewer rows than processes.
         """
         if rows is self.rows:
             return
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        if len(rows) < processes:
+            raise UserError(f"{len(rows)} training rows cannot be shared among {processes} processes; start fewer.")
         mine = Subset(rows, range(process, len(rows), processes))
         loader = DataLoader(mine, batch_size, collate_fn=collator, num_workers=workers)
         bar = tqdm(loader, desc="Embedding the training rows by the original", disable=not (progress and process == 0))
         parts = [self._embed(send_to_device(batch, self.accelerator.device)) for batch in bar]
         self.table = {}
-        for name in parts[0] if parts else ():
+        for name in parts[0]:
             column = torch.cat([part[name] for part in parts])
             # Rows were dealt out in turn; the last round may not have reached every process.
             column = self.accelerator.gather(self.accelerator.pad_across_processes(column))
@@ -76,7 +79,7 @@ class Targets:
                 drawn anew; else they are the first rows of the table.
             progress: share of training that is done.
         """
-        if training and self.table:
+        if training and self.table and "row" in inputs:
             values = {name: column[inputs["row"]] for name, column in self.table.items()}
         else:
             values = self._embed(inputs)

@@ -43,7 +43,8 @@ class SafeCLIPTrainer(Trainer):
         model: `"demo"` for the embedded base, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one.
         args: the settings.
         train_dataset, eval_dataset: rows with the columns `safe_caption`, `safe_image`,
-            `unsafe_caption`, `unsafe_image`; a dictionary of several is allowed for evaluation.
+            `unsafe_caption`, `unsafe_image`; a dictionary of several is allowed for evaluation. Training
+            rows must read the same each time: the original embeds them once, before training.
         processing_class: the model's `CLIPProcessor`; loaded from where the model came by default.
         peft_config: the adapter to train: by default the LoRA of `lora_config()`; `None` for full fine-tuning.
         **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
@@ -145,6 +146,8 @@ class SafeCLIPTrainer(Trainer):
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a checkpoint.")
         if self.train_dataset is not None:
+            if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
+                self._move_model_to_device(self.model, self.args.device)
             self.targets.prepare(
                 self.train_dataset,
                 self.data_collator,
@@ -181,8 +184,10 @@ class SafeCLIPTrainer(Trainer):
         Raises:
             UserError: the loss is not finite.
         """
-        progress = self.state.global_step / self.state.max_steps if self.state.max_steps else 1.0
-        reference = self.targets(inputs, model.training, min(progress, 1.0))
+        # Evaluation is the same however far training is.
+        begun = model.training and self.state.max_steps > 0
+        progress = min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
+        reference = self.targets(inputs, model.training, progress)
         # One forward for all four inputs, through whatever wraps the model.
         output = model(
             **{

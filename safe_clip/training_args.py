@@ -50,7 +50,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     output_dir: str | None = field(
         default="safe-clip", metadata={"help": "Where the trained model and the checkpoints are written."}
     )
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(
+        default=2e-4, metadata={"help": "Peak learning rate, of LoRA; --full_finetuning wants far less."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warmup; below 1, a share of all steps."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Longest gradient; 0 for no bound."})
@@ -68,7 +70,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     )
     logit_scale: float | None = field(
         default=None,
-        metadata={"help": "Factor before the cosines of contrastive terms; the original model's own by default."},
+        metadata={"help": "Factor before cosines in contrastive and ranking terms; the original's own by default."},
     )
     loss_weights: dict | str | None = field(
         default=None,

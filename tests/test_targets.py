@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -66,3 +71,37 @@ def test_labels_of_the_data_reach_the_objective(model, collator, rows):
     assert made.unsafe_text_is_safe.tolist() == [True, False]
     assert made.unsafe_image_is_safe is None
     assert made.progress == 0.25
+
+
+SHARED = """
+import sys, torch
+from accelerate import Accelerator
+from datasets import load_from_disk
+from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, load_clip, load_processor
+from safe_clip.objectives import SaferCLIPLoss
+from safe_clip.targets import Targets
+
+model, data, out = sys.argv[1:]
+accelerator = Accelerator(cpu=True)
+rows = QuadrupletRows(load_from_disk(data)["train"].select(range(23)))
+targets = Targets(FrozenReference(load_clip(model)), SaferCLIPLoss(), accelerator)
+targets.prepare(rows, QuadrupletCollator(load_processor(model), 77), 4, progress=False)
+torch.save((accelerator.num_processes, targets.table), f"{out}/{accelerator.num_processes}-{accelerator.process_index}")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_table_that_one_makes(model_dir, dataset_dir, tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    for count in ("1", "2"):
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if count == "2" else []
+        command = [sys.executable, *launcher, str(tmp_path / "shared.py"), model_dir, dataset_dir, str(tmp_path)]
+        subprocess.run(command, check=True, env=env, timeout=200)
+    _, alone = torch.load(tmp_path / "1-0")
+    for process in (0, 1):
+        count, shared = torch.load(tmp_path / f"2-{process}")
+        assert count == 2 and shared.keys() == alone.keys()
+        for name, column in alone.items():
+            assert column.shape == shared[name].shape == (23, 24)
+            assert (column - shared[name]).abs().max() < 1e-5, name

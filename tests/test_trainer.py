@@ -96,6 +96,16 @@ def test_every_objective_trains_from_the_table_as_from_the_batch(objective, proc
     assert from_table < 0.98 * untrained
 
 
+def test_evaluation_does_not_depend_on_how_far_training_is(processor, rows, tmp_path):
+    """Though the curriculum of safer_clip does."""
+    trainer = make_trainer(processor, rows, tmp_path, eval_rows=rows.select(range(16)), objective="safer_clip")
+    losses = set()
+    for step in (0, 1, 4):
+        trainer.state.global_step, trainer.state.max_steps = step, 4
+        losses.add(trainer.evaluate()["eval_loss"])
+    assert len(losses) == 1
+
+
 def test_every_term_is_logged_beside_the_total_in_training_and_evaluation(processor, rows, tmp_path):
     trainer = make_trainer(
         processor, rows, tmp_path, eval_rows=rows.select(range(12)), eval_strategy="steps", eval_steps=2
@@ -165,11 +175,18 @@ def test_accumulated_gradients_equal_large_batch_gradients(processor, rows, tmp_
     assert largest_difference(weights(whole), weights(parts)) < 1e-3 * moved
 
 
-@pytest.mark.parametrize(("saved", "accumulation"), [(3, 1), (2, 1), (4, 1), (1, 2)])
-def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_path, saved, accumulation):
-    """At the end of an epoch and in the middle of one; with dropout, so that the random state has to come back too."""
+DRAWN_ANCHORS = {"objective": "safe_ranking", "objective_options": {"anchors": 5}}
+
+
+@pytest.mark.parametrize(
+    ("saved", "accumulation", "method"), [(3, 1, {}), (2, 1, {}), (4, 1, {}), (1, 2, {}), (2, 1, DRAWN_ANCHORS)]
+)
+def test_resuming_gives_the_same_weights_as_never_stopping(processor, rows, tmp_path, saved, accumulation, method):
+    """At the end of an epoch and in the middle of one; with dropout and with anchors that are drawn, so that the random
+    state has to come back too."""
     config = lora_config(lora_alpha=16, lora_dropout=0.1)
     common = {
+        **method,
         "max_steps": 6,
         "save_strategy": "steps",
         "save_steps": saved,

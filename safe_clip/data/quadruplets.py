@@ -112,7 +112,10 @@ def check_caption(value: Any, row: int, column: str) -> str:
 def check_label(value: Any, row: int, column: str) -> bool:
     """Returns a label if it is true or false, and raises `UserError` otherwise."""
     if value not in (True, False):
-        raise UserError(f"row {row}, column '{column}': a label must be true or false, not {value!r}. Fill the cell.")
+        raise UserError(
+            f"row {row}, column '{column}': a label must be true or false, not {value!r}. "
+            "Fill the cell or remove the column."
+        )
     return bool(value)
 
 

@@ -25,8 +25,8 @@ class ReferenceEmbeds(NamedTuple):
     Attributes:
         safe_text, safe_image: the safe items, B x dimension.
         unsafe_text, unsafe_image: the unsafe items, B x dimension; there where the objective `reads_unsafe`.
-        anchor_text, anchor_image: safe pairs of the training data, K x dimension; there where the objective
-            wants `anchors`.
+        anchor_text, anchor_image: safe pairs drawn from the training data with replacement, those of the batch
+            not left out, K x dimension; there where the objective wants `anchors` and training has begun.
         unsafe_text_is_safe, unsafe_image_is_safe: B booleans, true where an item of the unsafe side is labelled
             harmless; `None` where the data have no labels.
         progress: share of training that is done, in [0, 1].

@@ -17,10 +17,10 @@ class SafeRankingLoss(Objective):
     unsafe items last.
 
     With `S` the logit scale that the original learned, the *union pool* of a caption holds the safe pictures `V(v)`
-    and the unsafe pictures `V(v*)` of the batch as the trained model sees them, and the pictures `V0(a)` of K more safe
-    pairs of the training data, the anchors, as the original sees them. `p0(i)` is the original's ranking of the pool's
-    safe pictures for safe caption `i`: the softmax of `S cos(T0(t_i), .)` over `V0(v)` and `V0(a)`. The *ranking* of a
-    query `q` that should see what caption `i` saw is the divergence of its own softmax from that:
+    and the unsafe pictures `V(v*)` of the batch as the trained model sees them, and the pictures `V0(a)` of K safe
+    pairs drawn from the training data, the anchors, as the original sees them. `p0(i)` is the original's ranking of
+    the pool's safe pictures for safe caption `i`: the softmax of `S cos(T0(t_i), .)` over `V0(v)` and `V0(a)`. The
+    *ranking* of a query `q` that should see what caption `i` saw is the divergence of its own softmax from that:
 
         ranking(q, i) = KL([p0(i), 0] || softmax(S cos(q, .) over [V(v); V0(a)], S cos(q, .) + b over [V(v*)]))
 
@@ -45,7 +45,6 @@ class SafeRankingLoss(Objective):
         weights: `{term: weight >= 0}` in place of the table's; a term of weight 0 is not computed.
         anchors: `K`, safe pairs drawn for each batch; 0 for the batch alone.
         unsafe_per_safe: `u`, above 0.
-        soft_targets: with `False`, the quadruplet's own safe item takes all of `p0`, as in InfoNCE.
 
     Raises:
         UserError: a weight or setting is out of range.
@@ -66,17 +65,16 @@ class SafeRankingLoss(Objective):
         weights: Mapping[str, float] | None = None,
         anchors: int = 2048,
         unsafe_per_safe: float = 16.0,
-        soft_targets: bool = True,
     ):
         super().__init__(logit_scale, weights)
-        if not (isinstance(anchors, int) and anchors >= 0 and unsafe_per_safe > 0):
+        whole = isinstance(anchors, int) and not isinstance(anchors, bool)
+        if not (whole and anchors >= 0 and 0 < unsafe_per_safe < math.inf):
             raise UserError(
                 f"safe_ranking wants a whole number of anchors, at least 0, and unsafe_per_safe above 0, not "
                 f"{anchors!r} and {unsafe_per_safe!r}."
             )
         self.anchors = anchors
         self.unsafe_per_safe = unsafe_per_safe
-        self.soft_targets = soft_targets
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
         def ranking(modality: str, other: str) -> Callable[[Tensor], Callable[[], Tensor]]:
@@ -104,7 +102,7 @@ class SafeRankingLoss(Objective):
 
         Args:
             queries: Q x dimension.
-            safe: the pool's safe items, G x dimension; the i-th belongs to the i-th query.
+            safe: the pool's safe items, G x dimension.
             unsafe: the pool's unsafe items, B x dimension.
             wanted: logits of the safe items for each query, Q x G.
 
@@ -114,6 +112,4 @@ class SafeRankingLoss(Objective):
         margin = math.log(self.unsafe_per_safe * len(safe) / len(unsafe))
         logits = torch.cat([self.logit_scale * queries @ safe.T, self.logit_scale * queries @ unsafe.T + margin], dim=1)
         given = F.log_softmax(logits, dim=1)[:, : len(safe)]
-        if not self.soft_targets:
-            return -given.diagonal().mean()
         return F.kl_div(given, F.log_softmax(wanted, dim=1), reduction="batchmean", log_target=True)

@@ -81,6 +81,6 @@ class SaferCLIPLoss(Objective):
 
 
 def relative(queries: Tensor, wanted: Tensor, unwanted: Tensor) -> Tensor:
-    """Mean of `log(1 + exp(cos(query, unwanted) - cos(query, wanted)))` over rows; in (0, 2.13)."""
+    """Mean of `log(1 + exp(cos(query, unwanted) - cos(query, wanted)))` over rows; in [0.12, 2.13]."""
     gap = F.cosine_similarity(queries, unwanted, dim=-1) - F.cosine_similarity(queries, wanted, dim=-1)
     return F.softplus(gap).mean()
