@@ -30,8 +30,7 @@ from sweep import FIGURES, ROOT, SOURCES, run
 
 CONFIG = str(ROOT / "configs" / "demo.yaml")
 RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
-TUNING_STEPS = "100"
-SHORT = ("--max_steps", TUNING_STEPS)
+TUNING_STEPS = 100
 STRENGTHS = (0.25, 0.5, 0.75)
 OBJECTIVES = ("safe_ranking", "safe_clip", "safer_clip", "shield_clip")
 INTERPOLATION, ERASURE = "safe_clip, interpolated", "linear erasure"
@@ -90,9 +89,10 @@ def columns() -> dict[str, str]:
 
 
 class Bakeoff:
-    def __init__(self, runs: Path, jobs: int, steps: str | None):
+    def __init__(self, runs: Path, jobs: int, steps: int | None):
         self.runs, self.jobs = runs, jobs
-        self.steps = ["--max_steps", steps] if steps else []
+        self.steps = ["--max_steps", str(steps)] if steps else []
+        self.short = ["--max_steps", str(min(TUNING_STEPS, steps or TUNING_STEPS))]
         # Processes that share the cores, each with all threads, would wait for one another.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
 
@@ -106,7 +106,7 @@ class Bakeoff:
 
     def tune(self, objective: str) -> str:
         """The learning rate that is best on `validation`."""
-        runs = self.parallel(lambda rate: self.train(objective, rate, 0, SHORT), list(RATES))
+        runs = self.parallel(lambda rate: self.train(objective, rate, 0, self.short), list(RATES))
         scores = [statistics.mean(made["after"]["validation"][name] for name in FIGURES) for made in runs]
         print(objective, {rate: round(100 * s, 1) for rate, s in zip(RATES, scores, strict=True)}, file=sys.stderr)
         return RATES[scores.index(max(scores))]
@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="objectives to train")
-    parser.add_argument("--max_steps", help="steps in place of configs/demo.yaml's, for a quick look")
+    parser.add_argument("--max_steps", type=int, help="steps in place of configs/demo.yaml's, for a quick look")
     parser.add_argument("--no_ablations", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
@@ -260,7 +260,7 @@ def main() -> None:
     if "safe_ranking" in args.only and not args.no_ablations:
 
         def without(more: Sequence[str]) -> list[dict]:
-            made = bakeoff.train("safe_ranking", rates["safe_ranking"], 0, [*SHORT, *more])
+            made = bakeoff.train("safe_ranking", rates["safe_ranking"], 0, [*bakeoff.short, *more])
             return [own(bakeoff.measure(Path(made["folder"]), full=False))]
 
         parts = {"all parts": ()} | ABLATIONS
