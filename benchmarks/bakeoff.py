@@ -20,13 +20,12 @@ import hashlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sweep import FIGURES, ROOT, SOURCES, run
+from sweep import FIGURES, ROOT, SOURCES, call, cell, run
 
 CONFIG = str(ROOT / "configs" / "demo.yaml")
 RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
@@ -82,10 +81,15 @@ def look_up(results: dict, path: str) -> float:
     return results["value"]
 
 
-def columns() -> dict[str, str]:
-    """Every figure that is kept, by its path."""
+def score(figures: dict) -> float:
+    """What is best on `validation`: the mean of the six figures that training logs."""
+    return statistics.mean(figures[name] for name in FIGURES)
+
+
+def columns() -> list[str]:
+    """The paths of all figures that are kept."""
     rates = [path.format(split) for split in SPLITS for path in RATES_COLUMNS.values()]
-    return dict.fromkeys([*rates, *UTILITY_COLUMNS.values(), *PAIR_COLUMNS.values()])
+    return [*rates, *UTILITY_COLUMNS.values(), *PAIR_COLUMNS.values()]
 
 
 class Bakeoff:
@@ -107,7 +111,7 @@ class Bakeoff:
     def tune(self, objective: str) -> str:
         """The learning rate that is best on `validation`."""
         runs = self.parallel(lambda rate: self.train(objective, rate, 0, self.short), list(RATES))
-        scores = [statistics.mean(made["after"]["validation"][name] for name in FIGURES) for made in runs]
+        scores = [score(made["after"]["validation"]) for made in runs]
         print(objective, {rate: round(100 * s, 1) for rate, s in zip(RATES, scores, strict=True)}, file=sys.stderr)
         return RATES[scores.index(max(scores))]
 
@@ -118,14 +122,7 @@ class Bakeoff:
             tasks = [] if full else ["--tasks", "retrieval", "redirection", "zero_shot", "geometry"]
             command = ["--model", str(folder), "--baseline", "demo", "--dataset", "demo", "--output_dir", str(output)]
             print("eval.py", *command, *tasks, file=sys.stderr, flush=True)
-            done = subprocess.run(
-                [sys.executable, str(ROOT / "eval.py"), *command, *tasks],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            if done.returncode:
-                sys.exit(f"eval.py {' '.join(command)} failed:\n{done.stdout[-3000:]}")
+            call("eval.py", [*command, *tasks])
         models = json.loads((output / "results.json").read_text())["models"]
         figures = {}
         for role in ("baseline", "model"):
@@ -156,8 +153,7 @@ class Bakeoff:
         scores = []
         for strength in STRENGTHS:
             model = interpolate(base, safe_clip.load_clip(str(folders[0])), strength)
-            made = safe_clip.evaluate_quadruplets(model, processor, rows, desc=f"strength {strength}")
-            scores.append(statistics.mean(made[name] for name in FIGURES))
+            scores.append(score(safe_clip.evaluate_quadruplets(model, processor, rows, desc=f"strength {strength}")))
         best = STRENGTHS[scores.index(max(scores))]
         make = lambda folder: lambda: interpolate(base, safe_clip.load_clip(str(folder)), best)  # noqa: E731
         return best, [self.baseline(INTERPOLATION, make(folder), f"{folder}/{best}") for folder in folders]
@@ -173,20 +169,14 @@ class Bakeoff:
         return self.baseline(ERASURE, make, "")
 
 
-def cell(values: list[float | None], as_share: bool) -> str:
-    """Mean and, for several seeds, standard deviation."""
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    factor, digits = (100, 1) if as_share else (1, 3)
-    mean = f"{factor * statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
-
-
 def table(title: str, measured: dict[str, list[dict]], chosen: dict[str, str]) -> None:
     print(f"\n{title}\n\n|  |", " | ".join(name.strip() for name in chosen), "|\n|---|" + "---|" * len(chosen))
     for method, seeds in measured.items():
-        cells = [cell([seed.get(path) for seed in seeds], "spread" not in path) for path in chosen.values()]
+        cells = []
+        for path in chosen.values():
+            values = [seed[path] for seed in seeds if path in seed]
+            as_it_is = {"factor": 1, "digits": 3} if "spread" in path else {}
+            cells.append(cell(values, **as_it_is) if values else "-")
         print(f"| {method} |", " | ".join(cells), "|")
 
 

@@ -36,6 +36,14 @@ FIGURES = {
 }
 
 
+def call(script: str, flags: list[str]) -> None:
+    """Runs a script of this repository; where it fails, ends with what it said last."""
+    command = [sys.executable, str(ROOT / script), *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{script} {shlex.join(flags)} failed:\n{done.stdout[-3000:]}")
+
+
 def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
     """The results of one training run and its `folder`, from disk where it has been made before."""
     command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
@@ -43,21 +51,14 @@ def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path)
     if not (folder / "results.json").exists():
         print("train.py", *command, "->", folder, file=sys.stderr, flush=True)
         quiet = ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(folder)]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *command, *quiet],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        if done.returncode:
-            sys.exit(f"train.py {shlex.join(command)} failed:\n{done.stdout[-3000:]}")
+        call("train.py", [*command, *quiet])
     return json.loads((folder / "results.json").read_text()) | {"folder": str(folder)}
 
 
-def cell(values: list[float]) -> str:
-    """Mean and, for several seeds, standard deviation, in percent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+def cell(values: list[float], factor: float = 100, digits: int = 1) -> str:
+    """Mean and, for several seeds, standard deviation, by default in percent."""
+    mean = f"{factor * statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
 
 
 def main() -> None:

@@ -7,13 +7,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from .data.collator import QuadrupletCollator
+from .data.collator import SIDES, QuadrupletCollator, model_inputs
 from .errors import UserError
 from .objectives.base import Objective, ReferenceEmbeds
 from .reference import FrozenReference
-
-# The table's columns, and the inputs that each of its two halves is made of.
-SIDES = ("safe", "unsafe")
 
 
 class Targets:
@@ -98,9 +95,8 @@ class Targets:
         return ReferenceEmbeds(**values, **labels, progress=progress)
 
     def _embed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = ("input_ids", "attention_mask", "pixel_values")
         with self.accelerator.autocast():
-            embeds = self.reference(*(torch.cat([inputs[f"{side}_{name}"] for side in self.sides]) for name in names))
+            embeds = self.reference(**model_inputs(inputs, self.sides))
         return {
             f"{side}_{modality}": half.float()
             for modality, both in zip(("text", "image"), embeds, strict=True)

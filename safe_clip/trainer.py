@@ -22,7 +22,7 @@ from transformers.trainer_utils import (
 from transformers.utils.hub import PushInProgress
 
 from .data.captions import check_captions
-from .data.collator import QuadrupletCollator, item_ids
+from .data.collator import QuadrupletCollator, item_ids, model_inputs
 from .data.quadruplets import QuadrupletRows
 from .errors import UserError
 from .model import check_processor, load_clip, load_processor, lora_config
@@ -189,12 +189,7 @@ class SafeCLIPTrainer(Trainer):
         progress = min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
         reference = self.targets(inputs, model.training, progress)
         # One forward for all four inputs, through whatever wraps the model.
-        output = model(
-            **{
-                name: torch.cat([inputs[f"safe_{name}"], inputs[f"unsafe_{name}"]])
-                for name in ("input_ids", "attention_mask", "pixel_values")
-            }
-        )
+        output = model(**model_inputs(inputs))
         embeds = QuadrupletEmbeds(*output.text_embeds.chunk(2), *output.image_embeds.chunk(2))
         loss, terms = self.objective(embeds, reference)
         if not torch.isfinite(loss):

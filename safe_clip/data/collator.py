@@ -9,6 +9,9 @@ from transformers import CLIPProcessor
 
 from .quadruplets import LABEL_COLUMNS
 
+SIDES = ("safe", "unsafe")
+MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values")
+
 
 @dataclass
 class QuadrupletCollator:
@@ -32,8 +35,8 @@ class QuadrupletCollator:
     max_length: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        captions = [row[f"{side}_caption"] for side in ("safe", "unsafe") for row in rows]
-        pictures = [row[f"{side}_image"] for side in ("safe", "unsafe") for row in rows]
+        captions = [row[f"{side}_caption"] for side in SIDES for row in rows]
+        pictures = [row[f"{side}_image"] for side in SIDES for row in rows]
         text = self.processor.tokenizer(
             captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
@@ -42,10 +45,15 @@ class QuadrupletCollator:
         sides = {
             f"{side}_{name}": half
             for name, tensor in batch.items()
-            for side, half in zip(("safe", "unsafe"), tensor.chunk(2), strict=True)
+            for side, half in zip(SIDES, tensor.chunk(2), strict=True)
         }
         known = [column for column in ("row", *LABEL_COLUMNS) if all(column in row for row in rows)]
         return sides | {column: torch.tensor([row[column] for row in rows]) for column in known}
+
+
+def model_inputs(batch: dict[str, torch.Tensor], sides: tuple[str, ...] = SIDES) -> dict[str, torch.Tensor]:
+    """What a CLIP's `forward` takes, for the items of a batch of B rows, side after side: 2B for both sides."""
+    return {name: torch.cat([batch[f"{side}_{name}"] for side in sides]) for name in MODEL_INPUTS}
 
 
 def item_ids(batch: dict[str, torch.Tensor]) -> torch.Tensor:
