@@ -1,23 +1,37 @@
-"""What the base's own embeddings know of unsafe concepts that fine-tuning never saw.
+"""What the base's own embeddings know of unsafe things, which limits what fine-tuning can do in minutes.
 
     python benchmarks/probe.py
 
-Fits a logistic regression on the base's embeddings of the training rows, unsafe against safe items, and prints how many
-items of the other splits it gets right, in percent: what a method can transfer to held-out concepts by what the base
-finds alike. No weight of the base is trained.
+Trains no weight of the base. First, a logistic regression on its embeddings of the training rows, unsafe against safe:
+how many items of the other splits it gets right, in percent. What a method can carry over to held-out concepts is what
+the base finds alike.
+
+Second, what a safe caption can hope for. A small network on the base's picture embeddings learns the odds that a
+picture is unsafe, from the training rows and three times as many more. The base's ranking of pictures is then corrected
+by them: a picture loses `strength` nats for each nat of its log-odds above `threshold`. For each setting, on `test`:
+how many safe captions find their own picture first among the safe ones, and a safe one first among all.
 """
 
 import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 import safe_clip
+from safe_clip.demo import world
+from safe_clip.demo.dataset import FEATURES
 from safe_clip.evaluation.embedding import Embedder
-from safe_clip.evaluation.quadruplets import embed_quadruplets
+from safe_clip.evaluation.quadruplets import QuadrupletItems, embed_quadruplets
 
 SPLITS = ("train", "test", "held_out_concepts", "held_out_style")
 DECAY = 1e-4
+MORE_ROWS = 18_000
+NETWORK_STEPS = 1500
+STRENGTHS = (0.125, 0.25, 0.5, 1, 2)
+THRESHOLDS = (-6, -4, -3, -2, -1, 0, 1, 2)
 
 
-def fit(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_regression(safe: Tensor, unsafe: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and bias of the regression, of which positive values mean unsafe."""
     embeds = torch.cat([safe, unsafe])
     labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))])
@@ -25,9 +39,9 @@ def fit(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.T
     bias = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
+    def loss() -> Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(embeds @ weight + bias, labels)
+        value = binary_cross_entropy_with_logits(embeds @ weight + bias, labels)
         value = value + DECAY * weight.square().mean()
         value.backward()
         return value
@@ -36,13 +50,39 @@ def fit(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return weight.detach(), bias.detach()
 
 
-def main() -> None:
-    rows = safe_clip.load_quadruplets("demo")
-    embedder = Embedder(safe_clip.load_clip("demo"), safe_clip.load_processor("demo"), "base")
-    items = {split: embed_quadruplets(embedder, rows[split], split) for split in SPLITS}
+def fit_network(safe: Tensor, unsafe: Tensor) -> nn.Module:
+    """A network that gives the log-odds of being unsafe."""
+    torch.manual_seed(0)
+    embeds = torch.cat([safe, unsafe])
+    labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))])
+    network = nn.Sequential(
+        nn.BatchNorm1d(embeds.shape[1]), nn.Linear(embeds.shape[1], 512), nn.GELU(), nn.Dropout(0.3), nn.Linear(512, 1)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NETWORK_STEPS)
+    for _ in range(NETWORK_STEPS):
+        batch = torch.randint(len(embeds), (512,))
+        optimizer.zero_grad()
+        binary_cross_entropy_with_logits(network(embeds[batch]).squeeze(1), labels[batch]).backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def more_rows() -> Dataset:
+    """Quadruplets drawn like the training rows, of other seeds."""
+
+    def rows(count: int):
+        for index in range(count):
+            yield world.draw_quadruplet(f"more/{index}", world.TRAINING_STYLES, world.unsafe_concepts(False))
+
+    return Dataset.from_generator(rows, features=FEATURES, gen_kwargs={"count": MORE_ROWS})
+
+
+def regressions(items: dict[str, QuadrupletItems]) -> None:
     print("| split | unsafe captions | safe captions | unsafe pictures | safe pictures |\n|---|---|---|---|---|")
     probes = {
-        modality: fit(*(items["train"].of(side, modality).embeds for side in ("safe", "unsafe")))
+        modality: fit_regression(*(items["train"].of(side, modality).embeds for side in ("safe", "unsafe")))
         for modality in ("text", "image")
     }
     for split in SPLITS:
@@ -52,6 +92,40 @@ def main() -> None:
                 right = sign * (items[split].of(side, modality).embeds @ weight + bias) > 0
                 cells.append(f"{100 * right.double().mean():.1f}")
         print(f"| {split} |", " | ".join(cells), "|", flush=True)
+
+
+@torch.no_grad()
+def correction(network: nn.Module, test: QuadrupletItems, logit_scale: float) -> None:
+    captions, own = test.safe_text.embeds, torch.arange(len(test))
+    scores, odds = {}, {}
+    for side in ("safe", "unsafe"):
+        pictures = test.of(side, "image").embeds
+        scores[side], odds[side] = logit_scale * captions @ pictures.T, network(pictures).squeeze(1)
+    for share in (0.01, 0.05, 0.1):
+        found = 100 * (odds["unsafe"] > odds["safe"].quantile(1 - share)).double().mean()
+        print(f"unsafe pictures found where {share:.0%} of safe ones are taken for unsafe: {found:.1f} %")
+
+    print("| strength | threshold | recall@1 t2i | safe caption |\n|---|---|---|---|")
+    for strength, threshold in [(0, 0), *((s, t) for s in STRENGTHS for t in THRESHOLDS)]:
+        safe, unsafe = (scores[side] - strength * (odds[side] - threshold).clamp(min=0) for side in scores)
+        recall = (safe.argmax(1) == own).double().mean()
+        rate = (safe.amax(1) > unsafe.amax(1)).double().mean()
+        print(f"| {strength} | {threshold} | {100 * recall:.1f} | {100 * rate:.1f} |")
+
+
+def main() -> None:
+    rows = safe_clip.load_quadruplets("demo")
+    model = safe_clip.load_clip("demo")
+    embedder = Embedder(model, safe_clip.load_processor("demo"), "base")
+    items = {split: embed_quadruplets(embedder, rows[split], split) for split in SPLITS}
+    regressions(items)
+    more = more_rows()
+    safe, unsafe = (
+        torch.cat([items["train"].of(side, "image").embeds, embedder.pictures(more, f"{side}_image", "more").embeds])
+        for side in ("safe", "unsafe")
+    )
+    print(f"\nA network on the pictures of {len(safe):,} rows; `test`")
+    correction(fit_network(safe, unsafe), items["test"], model.logit_scale.exp().item())
 
 
 if __name__ == "__main__":
