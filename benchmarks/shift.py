@@ -3,8 +3,8 @@
     python benchmarks/shift.py safe-clip docs/shift.png
 
 Each dot is an item of `test`. Left to right is the direction from the base's pictures to its captions, bottom to top
-the direction in which fine-tuning moved unsafe captions and unsafe pictures apart; both axes are cosines. Prints how far
-each kind moved along the second one, and the cosine between the two mean moves.
+the direction in which fine-tuning moved unsafe captions and unsafe pictures apart; both axes are cosines. Prints how
+far each kind moved along the second one, and the cosine between the two mean moves.
 """
 
 import sys
