@@ -32,6 +32,8 @@ from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
+ADAPTER_DIR = "adapter"  # of a saved model
+
 
 class SafeCLIPTrainer(Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
@@ -254,7 +256,10 @@ class SafeCLIPTrainer(Trainer):
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor."""
+        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor.
+
+        An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original.
+        """
         if _internal_call and output_dir is not None:  # a checkpoint
             super().save_model(output_dir, _internal_call=True)
             return
@@ -262,6 +267,7 @@ class SafeCLIPTrainer(Trainer):
             output_dir = output_dir or self.args.output_dir
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if isinstance(model, PeftModel):
+                model.save_pretrained(Path(output_dir) / ADAPTER_DIR)
                 # A merged copy, since merging and unmerging would leave rounding errors in the original.
                 model = copy.deepcopy(model).merge_and_unload()
             model.save_pretrained(output_dir)
