@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
 
+ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+# Tools that read the models, and what the tests look at them with.
+CONSUMERS = ["diffusers>=0.36", "open-clip-torch>=3.2", "sentence-transformers>=6", *ONNX]
 TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26", "selenium>=4.11", "faiss-cpu>=1.9", "concept-erasure>=0.2"]
 
 setup(
@@ -49,7 +52,8 @@ setup(
         "baselines": ["concept-erasure>=0.2"],
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],
-        "test": [*TEST, "tensorboard>=2.19"],
+        "onnx": ONNX,
+        "test": [*TEST, *CONSUMERS, "tensorboard>=2.19"],
     },
     classifiers=["Programming Language :: Python :: 3"],
 )

@@ -32,6 +32,8 @@ from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
+ADAPTER_DIR = "adapter"  # of a saved model
+
 
 class SafeCLIPTrainer(Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
@@ -254,7 +256,11 @@ class SafeCLIPTrainer(Trainer):
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor."""
+        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor.
+
+        An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original. Nothing is
+        uploaded: that is `push_to_hub()`'s.
+        """
         if _internal_call and output_dir is not None:  # a checkpoint
             super().save_model(output_dir, _internal_call=True)
             return
@@ -262,14 +268,13 @@ class SafeCLIPTrainer(Trainer):
             output_dir = output_dir or self.args.output_dir
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if isinstance(model, PeftModel):
+                model.save_pretrained(Path(output_dir) / ADAPTER_DIR)
                 # A merged copy, since merging and unmerging would leave rounding errors in the original.
                 model = copy.deepcopy(model).merge_and_unload()
             model.save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
             # As JSON, with tokens masked: a pickle would want this package to be opened.
             (Path(output_dir) / "training_args.json").write_text(self.args.to_json_string())
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     # ---- Hub ----
 
@@ -281,6 +286,24 @@ class SafeCLIPTrainer(Trainer):
             raise UserError(
                 "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
                 f"and name the repository with --hub_model_id you/name. ({error})"
+            ) from error
+
+    def push_to_hub(self, *args, **kwargs) -> Any:
+        """Saves the drop-in and uploads the output directory, checkpoints left out; as `Trainer.push_to_hub`.
+
+        Raises:
+            UserError: the upload failed; what is on disk is whole, and the message says how to push it again.
+        """
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except Exception as error:  # of the connection, the Hub or the disk: each its own type
+            revision = f" --revision {self.args.hub_revision}" if self.args.hub_revision else ""
+            refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+            cure = "Log in with `hf auth login`, then push" if refused else "Push"
+            raise UserError(
+                f"the push to {self.hub_model_id} failed ({str(error).strip().splitlines()[0]}). Nothing is lost: the "
+                f"model is in {self.args.output_dir}. {cure} it with: hf upload {self.hub_model_id} "
+                f'{self.args.output_dir} . --exclude "{PREFIX_CHECKPOINT_DIR}-*"{revision}'
             ) from error
 
     def create_model_card(self, *args, **kwargs) -> None:

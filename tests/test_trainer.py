@@ -406,6 +406,7 @@ def test_stock_transformers_loads_the_output(processor, rows, tmp_path, peft_con
         "tokenizer.json",
         "tokenizer_config.json",
         "training_args.json",
+        *(["adapter"] if peft_config else []),
     }
     # A fresh process, in a folder from which safe_clip cannot be imported by chance.
     subprocess.run([sys.executable, "-c", FRESH, str(folder), str(tmp_path / "e.pt")], check=True, cwd=tmp_path)

@@ -1,0 +1,184 @@
+"""Publishing for real: stock clients, and a Hub on loopback."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from .hub import TOKEN, Hub
+
+ROOT = Path(__file__).parent.parent
+STRANGER = """
+import sys
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor, pipeline
+
+name, revision, out = sys.argv[1:]
+model = CLIPModel.from_pretrained(name, revision=revision).eval()
+processor = CLIPProcessor.from_pretrained(name, revision=revision)
+picture = Image.new("RGB", (30, 20), "red")
+with torch.no_grad():
+    output = model(**processor(text=["a red square"], images=picture, return_tensors="pt", padding=True))
+torch.save((output.text_embeds, output.image_embeds), out)
+found = pipeline("zero-shot-image-classification", name, revision=revision)(picture, candidate_labels=["a", "b"])
+assert {row["label"] for row in found} == {"a", "b"}
+assert "safe_clip" not in sys.modules
+"""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
+
+
+def run(command: list[str], hub: Hub, home: Path, token: str | None = TOKEN) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **hub.environment(str(home / "hf"), token), "PYTHONPATH": str(ROOT)}
+    # Quadruplets are cached once for all; only what comes from the Hub is kept apart.
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+
+
+def train(hub: Hub, home: Path, model_dir: str, dataset: str, *flags: str, token: str | None = TOKEN):
+    command = [sys.executable, str(ROOT / "train.py"), "--model", model_dir, "--dataset", dataset]
+    command += ["--output_dir", "safe-clip", "--max_steps", "2", "--per_device_train_batch_size", "8"]
+    command += ["--report_to", "none", "--disable_tqdm", "true", "--push_to_hub", *flags]
+    return run(command, hub, home, token)
+
+
+def load_as_a_stranger(hub: Hub, home: Path, name: str = "user/safe-clip", revision: str = "main"):
+    """Embeddings by what is on the Hub, in a process that does not know this package."""
+    out = home / "embeds.pt"
+    done = run([sys.executable, "-c", STRANGER, name, revision, str(out)], hub, home)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return torch.load(out)
+
+
+def local_embeds(folder: Path):
+    from PIL import Image
+    from transformers import CLIPProcessor
+
+    inputs = CLIPProcessor.from_pretrained(folder)(
+        text=["a red square"], images=Image.new("RGB", (30, 20), "red"), return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        output = CLIPModel.from_pretrained(folder).eval()(**inputs)
+    return output.text_embeds, output.image_embeds
+
+
+def pushed(hub: Hub, folder: Path, revision: str = "main") -> bool:
+    """Whether a revision has the weights of a folder."""
+    repo = hub.model("user/safe-clip")
+    return repo.commits[repo.resolve(revision)]["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def same(a, b) -> bool:
+    return all((x - y).abs().max() < 1e-6 for x, y in zip(a, b, strict=True))
+
+
+def test_a_stranger_uses_what_was_pushed(hub, model_dir, dataset_dir, tmp_path):
+    done = train(hub, tmp_path, model_dir, dataset_dir)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = load_as_a_stranger(hub, tmp_path)
+    assert same(found, local_embeds(tmp_path / "safe-clip"))
+    assert not same(found, local_embeds(Path(model_dir)))
+    files = hub.model("user/safe-clip").files
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "results.json"} <= set(files)
+    assert "adapter/adapter_model.safetensors" in files
+    assert not [path for path in files if path.startswith("checkpoint-") or path.endswith(".bin")]
+    assert not any(TOKEN.encode() in content for content in files.values())
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_data_from_the_hub_feed_training(hub, model_dir, tmp_path):
+    from .conftest import FEATURES, make_rows
+
+    push = """
+import sys
+from datasets import load_from_disk
+load_from_disk(sys.argv[1]).push_to_hub("user/quadruplets")
+"""
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(
+        {split: Dataset.from_dict(make_rows(16), features=FEATURES) for split in ("train", "test")}
+    ).save_to_disk(tmp_path / "rows")
+    assert run([sys.executable, "-c", push, str(tmp_path / "rows")], hub, tmp_path).returncode == 0
+    assert any(path.endswith(".parquet") for path in hub.repos["dataset", "user/quadruplets"].files)
+    done = train(hub, tmp_path, model_dir, "user/quadruplets", "--hub_private_repo", "true")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert hub.model("user/safe-clip").private and pushed(hub, tmp_path / "safe-clip")
+
+
+def test_checkpoints_and_revisions_go_where_they_should(hub, model_dir, dataset_dir, tmp_path):
+    flags = ["--hub_strategy", "checkpoint", "--hub_always_push", "true", "--save_steps", "1"]
+    done = train(hub, tmp_path, model_dir, dataset_dir, *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = hub.model("user/safe-clip").files
+    assert "last-checkpoint/adapter_model.safetensors" in files and "last-checkpoint/trainer_state.json" in files
+    assert "adapter_config.json" not in files  # at the root it would be taken for the model
+    repo = hub.model("user/safe-clip")
+    first = tmp_path / "first"
+    shutil.copytree(tmp_path / "safe-clip", first)
+    repo.tags["v1"] = repo.refs["dev"] = repo.refs["main"]
+
+    done = train(hub, tmp_path, model_dir, dataset_dir, "--hub_revision", "dev", "--learning_rate", "1e-2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pushed(hub, first, "v1") and pushed(hub, first, "main")
+    assert pushed(hub, tmp_path / "safe-clip", "dev") and not pushed(hub, first, "dev")
+    assert same(load_as_a_stranger(hub, tmp_path, revision="dev"), local_embeds(tmp_path / "safe-clip"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"request": r"POST /api/models/.*/commit/", "status": 0, "times": -1}, ""),
+        ({"request": r"POST /api/models/.*/commit/", "status": 500, "times": -1}, "500"),
+        (
+            {
+                "request": r"POST /.*/objects/batch",
+                "status": 403,
+                "times": -1,
+                "headers": {"X-Error-Message": "Your storage quota is full"},
+            },
+            "quota is full",
+        ),
+        (
+            {"request": r"POST /api/models/.*/preupload/", "status": 401, "times": -1},
+            "Log in with `hf auth login`, then push it with",
+        ),
+    ],
+    ids=["cut", "500", "quota", "expired"],
+)
+def test_a_push_that_fails_loses_nothing_and_can_be_done_again(fault, said, hub, model_dir, dataset_dir, tmp_path):
+    hub.fail(**fault)
+    done = train(hub, tmp_path, model_dir, dataset_dir)
+    assert done.returncode == 1
+    # Progress bars of a connection that was cut may write one line more.
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message.startswith("error: the push to user/safe-clip failed (") and said in message
+    assert "Traceback" not in done.stderr
+    assert "first result is safe" in done.stdout  # the figures were shown before
+
+    hub.faults.clear()
+    again = shlex.split(re.search(r"hf upload .*", message).group())
+    done = run([str(Path(sys.executable).with_name("hf")), *again[1:]], hub, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pushed(hub, tmp_path / "safe-clip")
+    assert not [path for path in hub.model("user/safe-clip").files if path.startswith("checkpoint-")]
+
+
+def test_an_expired_login_is_noticed_before_training(hub, model_dir, dataset_dir, tmp_path):
+    done = train(hub, tmp_path, model_dir, dataset_dir, token="hf_expired")
+    assert done.returncode == 1
+    assert "error: --push_to_hub wants a Hub login that may write" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "safe-clip" / "model.safetensors").exists()
+    assert "train_loss" not in done.stdout
