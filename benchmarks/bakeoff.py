@@ -11,8 +11,9 @@ weights between the base and the paper's objective (how far is chosen on `valida
 linear erasure of what tells unsafe from safe embeddings. Ablations leave one part of the default
 out, with its learning rate and the first seed.
 
-It takes about 80 minutes on two CPU cores. Runs are kept under runs/ and not repeated while code and base model stay as they are. Prints tables, and writes
-their figures to docs/bakeoff.json and a scatter to docs/bakeoff.png; where something was left out, to runs/.
+It takes about 80 minutes on two CPU cores. Runs are kept under runs/ and not repeated while code and base model stay as
+they are. Prints tables, and writes their figures to docs/bakeoff.json and a scatter to docs/bakeoff.png; where
+something was left out, to runs/.
 """
 
 import argparse
