@@ -27,6 +27,7 @@ ROOMS = [
     "metrics",
     "evaluation",
     "baselines",
+    "export",
     "config",
 ]
 
