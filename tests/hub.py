@@ -105,14 +105,13 @@ class Hub:
 
     def environment(self, home: str, token: str | None = TOKEN) -> dict[str, str]:
         """What a process needs to take this for the Hub, with caches of its own."""
-        login = {"HF_TOKEN": token} if token else {"HF_TOKEN": ""}
         return {
             "HF_ENDPOINT": self.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": home,
             "HF_HUB_DISABLE_XET": "1",  # whose protocol is not HTTP alone
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            **login,
+            "HF_TOKEN": token or "",
         }
 
 
