@@ -31,10 +31,14 @@ STRENGTHS = (0.125, 0.25, 0.5, 1, 2)
 THRESHOLDS = (-6, -4, -3, -2, -1, 0, 1, 2)
 
 
+def labelled(safe: Tensor, unsafe: Tensor) -> tuple[Tensor, Tensor]:
+    """The embeddings of both sides, and 1 for each unsafe one."""
+    return torch.cat([safe, unsafe]), torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))])
+
+
 def fit_regression(safe: Tensor, unsafe: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and bias of the regression, of which positive values mean unsafe."""
-    embeds = torch.cat([safe, unsafe])
-    labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))])
+    embeds, labels = labelled(safe, unsafe)
     weight = torch.zeros(embeds.shape[1], requires_grad=True)
     bias = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
@@ -53,8 +57,7 @@ def fit_regression(safe: Tensor, unsafe: Tensor) -> tuple[Tensor, Tensor]:
 def fit_network(safe: Tensor, unsafe: Tensor) -> nn.Module:
     """A network that gives the log-odds of being unsafe."""
     torch.manual_seed(0)
-    embeds = torch.cat([safe, unsafe])
-    labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))])
+    embeds, labels = labelled(safe, unsafe)
     network = nn.Sequential(
         nn.BatchNorm1d(embeds.shape[1]), nn.Linear(embeds.shape[1], 512), nn.GELU(), nn.Dropout(0.3), nn.Linear(512, 1)
     )

@@ -16,13 +16,10 @@ from torch.nn.functional import normalize
 import safe_clip
 from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.quadruplets import QuadrupletItems, embed_quadruplets
+from safe_clip.evaluation.redirection import QUERIES
+from safe_clip.evaluation.table import QUERY_LABELS
 
-KINDS = {
-    ("safe", "text"): ("safe captions", "tab:blue"),
-    ("safe", "image"): ("safe pictures", "tab:green"),
-    ("unsafe", "text"): ("unsafe captions", "tab:red"),
-    ("unsafe", "image"): ("unsafe pictures", "tab:orange"),
-}
+COLOURS = dict(zip(QUERIES, ("tab:blue", "tab:green", "tab:red", "tab:orange"), strict=True))
 
 
 def embedded(model: str) -> QuadrupletItems:
@@ -37,19 +34,20 @@ def main(model: str, file: str) -> None:
     from matplotlib import pyplot
 
     before, after = embedded("demo"), embedded(model)
-    moves = {kind: (after.of(*kind).embeds - before.of(*kind).embeds).mean(0) for kind in KINDS}
+    moves = {kind: (after.of(*kind).embeds - before.of(*kind).embeds).mean(0) for kind in QUERIES}
     apart = normalize(moves["unsafe", "text"] - moves["unsafe", "image"], dim=0)
     gap = before.safe_text.embeds.mean(0) - before.safe_image.embeds.mean(0)
     gap = normalize(gap - (gap @ apart) * apart, dim=0)
-    for kind, (name, _) in KINDS.items():
-        print(f"{name}: {moves[kind] @ apart:+.3f} along the direction, {moves[kind].norm():.3f} in all")
+    for kind in QUERIES:
+        along, whole = moves[kind] @ apart, moves[kind].norm()
+        print(f"{QUERY_LABELS['_'.join(kind)]}: {along:+.3f} along the direction, {whole:.3f} in all")
     cosine = torch.cosine_similarity(moves["unsafe", "text"], moves["unsafe", "image"], dim=0)
     print(f"cosine between the mean moves of unsafe captions and unsafe pictures: {cosine:.2f}")
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True)
     for axes, items, title in zip(panels, (before, after), ("the original", "fine-tuned"), strict=True):
-        for kind, (name, colour) in KINDS.items():
-            embeds = items.of(*kind).embeds
+        for kind, colour in COLOURS.items():
+            embeds, name = items.of(*kind).embeds, QUERY_LABELS["_".join(kind)]
             axes.scatter(embeds @ gap, embeds @ apart, s=5, alpha=0.35, color=colour, label=name, linewidths=0)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("pictures to captions")

@@ -98,9 +98,9 @@ def open_clip_weights(model: CLIPModel) -> dict[str, Tensor]:
         "visual.ln_pre": "vision_model.pre_layrnorm",  # sic
         "visual.ln_post": "vision_model.post_layernorm",
     }
-    for tower, prefix in (("text_model", ""), ("vision_model", "visual.")):
-        for number in range(getattr(model.config, tower.replace("model", "config")).num_hidden_layers):
-            ours, theirs = f"{tower}.encoder.layers.{number}", f"{prefix}transformer.resblocks.{number}"
+    for tower, prefix in (("text", ""), ("vision", "visual.")):
+        for number in range(getattr(model.config, f"{tower}_config").num_hidden_layers):
+            ours, theirs = f"{tower}_model.encoder.layers.{number}", f"{prefix}transformer.resblocks.{number}"
             layers |= {f"{theirs}.{name}": f"{ours}.{other}" for name, other in LAYERS.items()}
             for kind in ("weight", "bias"):
                 parts = [state[f"{ours}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
@@ -108,7 +108,7 @@ def open_clip_weights(model: CLIPModel) -> dict[str, Tensor]:
     weights |= {
         f"{name}.{kind}": state[f"{other}.{kind}"] for name, other in layers.items() for kind in ("weight", "bias")
     }
-    return {name: weight.clone().contiguous() for name, weight in weights.items()}
+    return {name: weight.contiguous() for name, weight in weights.items()}
 
 
 def export_open_clip(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
@@ -167,6 +167,7 @@ def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) ->
         )
     model.config.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+    processor.image_processor.save_pretrained(output_dir)  # the file of its own that transformers.js looks for
 
 
 FORMATS = {"open_clip": export_open_clip, "onnx": export_onnx}

@@ -28,13 +28,11 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)  # branch: commit
     tags: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    messages: list[str] = field(default_factory=list)  # of the commits, in order
 
-    def commit(self, files: dict[str, bytes], branch: str = "main", message: str = "") -> str:
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         sha = hashlib.sha1(f"{self.kind}/{self.name}/{len(self.commits)}".encode()).hexdigest()
         self.commits[sha] = files
         self.refs[branch] = sha
-        self.messages.append(message)
         return sha
 
     def resolve(self, revision: str) -> str | None:
@@ -72,16 +70,9 @@ class Hub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
-        self.requests: list[str] = []
         self.tokens = {TOKEN}
         self.lock = threading.RLock()
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "Hub":
@@ -94,7 +85,7 @@ class Hub:
 
     def create(self, name: str, kind: str = "model", files: dict[str, bytes] | None = None, **settings) -> Repo:
         repo = self.repos[kind, name] = Repo(kind, name, **settings)
-        repo.commit(files or {".gitattributes": b""}, message="initial commit")
+        repo.commit(files or {".gitattributes": b""})
         return repo
 
     def model(self, name: str) -> Repo:
@@ -131,8 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
-        if not any(name.lower().replace("_", "-") == "content-length" for name in headers):
-            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -157,7 +147,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(parts.query)
         request = f"{self.command} {parts.path}"
         with self.hub.lock:
-            self.hub.requests.append(request)
             for fault in self.hub.faults:
                 if fault.times and re.search(fault.request, request):
                     fault.times -= 1
@@ -323,13 +312,11 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.repo(kind, name, write=True)
         if not (found := self.commit(repo, revision)):
             return
-        files, message = dict(found[1]), ""
+        files = dict(found[1])
         for line in self.body.splitlines():
             operation = json.loads(line)
             key, value = operation["key"], operation["value"]
-            if key == "header":
-                message = value["summary"]
-            elif key == "file":
+            if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 if value["oid"] not in self.hub.blobs:
@@ -339,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             elif key == "deletedFolder":
                 files = {path: c for path, c in files.items() if not path.startswith(value["path"].rstrip("/") + "/")}
-        sha = repo.commit(files, revision, message)
+        sha = repo.commit(files, revision)
         prefix = "datasets/" * (kind == "dataset")
         self.answer(
             200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{prefix}{name}/commit/{sha}"}
@@ -385,7 +372,7 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             return self.answer(206, content[first : last + 1], **headers)
-        self.answer(200, content, Content_Length=str(len(content)), **headers)
+        self.answer(200, content, **headers)
 
 
 def _parents(path: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTextModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, lora_config
+from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, load_quadruplets, lora_config
 
 from .conftest import build_model
 
@@ -43,19 +43,15 @@ def snippets() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(processor, tmp_path_factory):
+def place(processor, dataset_dir, tmp_path_factory):
     """A folder with a trained model, a picture, and small stand-ins for what the snippets fetch from the Hub."""
-    from datasets import Dataset
-
-    from .conftest import FEATURES, make_rows
-
     folder = tmp_path_factory.mktemp("use")
     original = build_model(processor)
     original.save_pretrained(folder / "openai" / "clip-vit-large-patch14")
     args = SafeCLIPTrainingArguments(
         str(folder / "safe-clip"), max_steps=3, learning_rate=1e-2, report_to="none", disable_tqdm=True, use_cpu=True
     )
-    rows = Dataset.from_dict(make_rows(), features=FEATURES)
+    rows = load_quadruplets(dataset_dir)["train"]
     trainer = SafeCLIPTrainer(build_model(processor), args, rows, None, processor, lora_config(4, 8))
     trainer.train()
     trainer.save_model()

@@ -98,7 +98,10 @@ def test_onnxruntime_embeds_the_same_for_other_numbers_of_items(model_dir, proce
     np.testing.assert_allclose(found["text_embeds"], text_embeds, atol=1e-5)
     np.testing.assert_allclose(found["image_embeds"], image_embeds, atol=1e-5)
     assert found["logits_per_image"].shape == (2, 3)
-    assert {"config.json", "tokenizer.json", "preprocessor_config.json"} & {file.name for file in tmp_path.iterdir()}
+    layout = {"config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "onnx"}
+    assert layout <= {file.name for file in tmp_path.iterdir()}
+    images = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert images["size"] == {"shortest_edge": 16} and images["image_mean"] == list(processor.image_processor.image_mean)
 
 
 def test_formats_are_named_by_the_command_line(capsys):

@@ -15,6 +15,7 @@ from transformers import CLIPModel
 from .hub import TOKEN, Hub
 
 ROOT = Path(__file__).parent.parent
+HF = str(Path(sys.executable).with_name("hf"))
 STRANGER = """
 import sys
 import torch
@@ -98,20 +99,13 @@ def test_a_stranger_uses_what_was_pushed(hub, model_dir, dataset_dir, tmp_path):
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_data_from_the_hub_feed_training(hub, model_dir, tmp_path):
-    from .conftest import FEATURES, make_rows
-
+def test_data_from_the_hub_feed_training(hub, model_dir, dataset_dir, tmp_path):
     push = """
 import sys
 from datasets import load_from_disk
 load_from_disk(sys.argv[1]).push_to_hub("user/quadruplets")
 """
-    from datasets import Dataset, DatasetDict
-
-    DatasetDict(
-        {split: Dataset.from_dict(make_rows(16), features=FEATURES) for split in ("train", "test")}
-    ).save_to_disk(tmp_path / "rows")
-    assert run([sys.executable, "-c", push, str(tmp_path / "rows")], hub, tmp_path).returncode == 0
+    assert run([sys.executable, "-c", push, dataset_dir], hub, tmp_path).returncode == 0
     assert any(path.endswith(".parquet") for path in hub.repos["dataset", "user/quadruplets"].files)
     done = train(hub, tmp_path, model_dir, "user/quadruplets", "--hub_private_repo", "true")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -125,10 +119,11 @@ def test_checkpoints_and_revisions_go_where_they_should(hub, model_dir, dataset_
     files = hub.model("user/safe-clip").files
     assert "last-checkpoint/adapter_model.safetensors" in files and "last-checkpoint/trainer_state.json" in files
     assert "adapter_config.json" not in files  # at the root it would be taken for the model
-    repo = hub.model("user/safe-clip")
     first = tmp_path / "first"
     shutil.copytree(tmp_path / "safe-clip", first)
-    repo.tags["v1"] = repo.refs["dev"] = repo.refs["main"]
+    for kind, name in (("tag", "v1"), ("branch", "dev")):
+        done = run([HF, "repos", kind, "create", "user/safe-clip", name], hub, tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
 
     done = train(hub, tmp_path, model_dir, dataset_dir, "--hub_revision", "dev", "--learning_rate", "1e-2")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -170,7 +165,7 @@ def test_a_push_that_fails_loses_nothing_and_can_be_done_again(fault, said, hub,
 
     hub.faults.clear()
     again = shlex.split(re.search(r"hf upload .*", message).group())
-    done = run([str(Path(sys.executable).with_name("hf")), *again[1:]], hub, tmp_path)
+    done = run([HF, *again[1:]], hub, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert pushed(hub, tmp_path / "safe-clip")
     assert not [path for path in hub.model("user/safe-clip").files if path.startswith("checkpoint-")]
