@@ -147,16 +147,15 @@ class Bakeoff:
     def interpolated(self, folders: list[Path]) -> tuple[float, list[Path]]:
         """The paper's objective, drawn back towards the base as far as is best on `validation`."""
         import safe_clip
-        from safe_clip.baselines import interpolate
 
         base, processor = safe_clip.load_clip("demo"), safe_clip.load_processor("demo")
         rows = safe_clip.load_quadruplets("demo")["validation"]
         scores = []
         for strength in STRENGTHS:
-            model = interpolate(base, safe_clip.load_clip(str(folders[0])), strength)
+            model = safe_clip.merge(base, safe_clip.load_clip(str(folders[0])), strength)
             scores.append(score(safe_clip.evaluate_quadruplets(model, processor, rows, desc=f"strength {strength}")))
         best = STRENGTHS[scores.index(max(scores))]
-        make = lambda folder: lambda: interpolate(base, safe_clip.load_clip(str(folder)), best)  # noqa: E731
+        make = lambda folder: lambda: safe_clip.merge(base, safe_clip.load_clip(str(folder)), best)  # noqa: E731
         return best, [self.baseline(INTERPOLATION, make(folder), f"{folder}/{best}") for folder in folders]
 
     def erased(self) -> Path:

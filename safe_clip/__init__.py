@@ -15,6 +15,7 @@ _HOMES = {
     "load_clip": "model",
     "load_processor": "model",
     "lora_config": "model",
+    "merge": "interpolation",
     "FrozenReference": "reference",
     "SafeRankingLoss": "objectives.safe_ranking",
     "SafeCLIPLoss": "objectives.safe_clip",

@@ -1,4 +1,4 @@
-"""What a trained objective has to beat: ways to make a CLIP safer that need no training, or no more of it."""
+"""What a trained objective has to beat: a way to make a CLIP safer that needs no training."""
 
 import copy
 import warnings
@@ -10,29 +10,6 @@ from transformers import CLIPModel, CLIPProcessor
 from .errors import UserError
 from .evaluation.embedding import Embedder
 from .evaluation.quadruplets import embed_quadruplets, readable_rows
-
-
-def interpolate(original: CLIPModel, safe: CLIPModel, strength: float) -> CLIPModel:
-    """A CLIP between the original and the safe one, weight by weight (WiSE-FT, Wortsman et al., CVPR 2022).
-
-    Args:
-        original, safe: models of one shape; neither is changed.
-        strength: 0 for the original, 1 for the safe model; anything in between or beyond.
-
-    Raises:
-        UserError: the models differ in shape.
-    """
-    before, after = original.state_dict(), safe.state_dict()
-    if {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
-        raise UserError("the two models differ in shape; interpolate between a model and what it was trained from.")
-    merged = copy.deepcopy(original)
-    merged.load_state_dict(
-        {
-            name: value.lerp(after[name].to(value), strength) if value.is_floating_point() else value
-            for name, value in before.items()
-        }
-    )
-    return merged
 
 
 def erase_unsafe_direction(

@@ -1,10 +1,12 @@
-"""Writes a CLIP in the formats of tools that do not read transformers' weights.
+"""Writes a CLIP in the formats of other tools, or at a point between the original and the safe model.
 
     python -m safe_clip.export --model you/safe-clip --format open_clip --output_dir safe-clip-open_clip
     python -m safe_clip.export --model safe-clip --format onnx
+    python -m safe_clip.export --model safe-clip --baseline demo --strength 0.8 --format transformers
 
-`open_clip`: a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`; its files may also be uploaded
-beside a Hub repository's others, for `"hf-hub:you/safe-clip"`. `onnx`: one graph for onnxruntime and transformers.js.
+`transformers`: a plain `CLIPModel` with its processor. `open_clip`: a folder for
+`open_clip.create_model_and_transforms("local-dir:FOLDER")`; its files may also be uploaded beside a Hub repository's
+others, for `"hf-hub:you/safe-clip"`. `onnx`: one graph for onnxruntime and transformers.js.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
 from .errors import UserError
+from .interpolation import merge
 from .model import check_processor, load_clip, load_processor
 
 OPENAI_VOCABULARY = 49408  # of the tokenizer that open_clip brings along
@@ -170,7 +173,13 @@ def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) ->
     processor.image_processor.save_pretrained(output_dir)  # the file of its own that transformers.js looks for
 
 
-FORMATS = {"open_clip": export_open_clip, "onnx": export_onnx}
+def export_transformers(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
+    """Writes what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+
+
+FORMATS = {"transformers": export_transformers, "open_clip": export_open_clip, "onnx": export_onnx}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -179,11 +188,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--model", default="safe-clip", help="a folder, a Hub id, or 'demo'")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument("--baseline", help="the original, for --strength")
+    parser.add_argument("--strength", type=float, help="from 0, the original, to 1, the safe model")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--output_dir", type=Path, help="by default the model's name and the format's")
     args = parser.parse_args(argv)
+    if (args.strength is None) != (args.baseline is None):
+        raise UserError("--strength and --baseline go together: the original, and how far from it the model shall be.")
     output_dir = args.output_dir or Path(f"{Path(args.model).name}-{args.format}")
     model, processor = load_clip(args.model, args.revision), load_processor(args.model, args.revision)
+    if args.strength is not None:
+        model = merge(args.baseline, model, args.strength)
     check_processor(model, processor)
     FORMATS[args.format](model, processor, output_dir)
     print(f"{args.model} is in {output_dir}/ for {args.format}.")

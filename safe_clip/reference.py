@@ -4,6 +4,7 @@ import copy
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -68,6 +69,35 @@ class FrozenReference:
             for parameter, requires_grad in trained:  # enabling an adapter again makes all of it trainable
                 parameter.requires_grad_(requires_grad)
         return output.text_embeds, output.image_embeds
+
+    def scalable(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Weights that hold all of what training changed, each with what it was: for LoRA one factor of every update.
+
+        Args:
+            model: the model that is trained, as at construction.
+
+        Raises:
+            UserError: it has an adapter whose update is not a product with one such factor.
+        """
+        if self._copy is not None and not isinstance(model, PeftModel):
+            before = dict(self._copy.named_parameters())
+            return [(weight, before[name]) for name, weight in model.named_parameters() if weight.requires_grad]
+        layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+        factors = [part.weight for layer in layers for part in layer.lora_B.values()]
+        factors += [factor for layer in layers for factor in layer.lora_embedding_B.values()]
+        if sum(weight.requires_grad for weight in model.parameters()) != 2 * len(factors):
+            raise UserError("--strength wants LoRA or --full_finetuning; this adapter's update cannot be scaled.")
+        return [(factor, torch.zeros_like(factor)) for factor in factors]
+
+    @torch.no_grad()
+    def scale_update(self, model: nn.Module, strength: float) -> None:
+        """Takes the trained model to a point between the original (0) and what it became (1), in place.
+
+        Raises:
+            UserError: as `scalable`.
+        """
+        for weight, before in self.scalable(model):
+            weight.lerp_(before.to(weight), 1 - strength)
 
     @property
     def logit_scale(self) -> float:

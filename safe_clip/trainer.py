@@ -95,6 +95,8 @@ class SafeCLIPTrainer(Trainer):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
         self.reference = FrozenReference(model)
+        if args.strength != 1:
+            self.reference.scalable(model)  # known before training, not after
         self.objective = build_objective(
             args.objective, args.logit_scale or self.reference.logit_scale, args.loss_weights, args.objective_options
         )
@@ -159,13 +161,16 @@ class SafeCLIPTrainer(Trainer):
             )
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception:
             # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is
             # lost; before training began there is nothing to close.
             with contextlib.suppress(Exception):
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
+        if self.args.strength != 1:
+            self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
+        return output
 
     def _checkpoints(self) -> list[Path]:
         """Whole checkpoints in the output directory, the newest last."""

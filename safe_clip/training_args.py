@@ -25,6 +25,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         loss_weights (`dict[str, float]`, *optional*):
             Weights of single loss terms in place of the objective's own; 0 switches a term off. See the
             objective's class for its terms.
+        strength (`float`, defaults to 1.0):
+            Where the model is left after training, between the original (0) and what it was trained to be (1);
+            `eval.py --sweep strength` shows what each point is like. Checkpoints keep all of the training.
         early_stopping_patience (`int`, *optional*):
             Stop after so many evaluations without an improvement of `metric_for_best_model`.
             Wants an `eval_strategy` and `load_best_model_at_end`.
@@ -76,6 +79,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"preservation_text_cosine\": 400}'."},
     )
+    strength: float = field(
+        default=1.0, metadata={"help": "Where training leaves the model between the original (0) and the result (1)."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
     )
@@ -96,5 +102,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         build_objective(self.objective, 1.0, self.loss_weights, self.objective_options)  # says what does not fit
         if self.logit_scale is not None and not self.logit_scale > 0:
             raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
+        if not self.strength > 0:
+            raise UserError(f"--strength is {self.strength}; it must be above 0, where the original lies.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")

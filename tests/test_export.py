@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPProcessor
 
-from safe_clip import UserError
+from safe_clip import UserError, merge
 from safe_clip.export import FORMATS, export_open_clip, main, open_clip_config
 
 from .conftest import build_model
@@ -101,7 +101,22 @@ def test_onnxruntime_embeds_the_same_for_other_numbers_of_items(model_dir, proce
     layout = {"config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "onnx"}
     assert layout <= {file.name for file in tmp_path.iterdir()}
     images = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert images["size"] == {"shortest_edge": 16} and images["image_mean"] == list(processor.image_processor.image_mean)
+    assert images["size"] == {"shortest_edge": 16} and images["image_mean"] == list(
+        processor.image_processor.image_mean
+    )
+
+
+def test_a_point_between_the_original_and_the_safe_model_is_written(model_dir, processor, tmp_path):
+    build_model(processor, seed=1).save_pretrained(tmp_path / "safe")
+    processor.save_pretrained(tmp_path / "safe")
+    flags = ["--model", str(tmp_path / "safe"), "--format", "transformers", "--output_dir", str(tmp_path / "out")]
+    main([*flags, "--baseline", model_dir, "--strength", "0.25"])
+    expected = merge(model_dir, str(tmp_path / "safe"), 0.25).state_dict()
+    for name, value in CLIPModel.from_pretrained(tmp_path / "out").state_dict().items():
+        assert torch.equal(value, expected[name])
+    assert CLIPProcessor.from_pretrained(tmp_path / "out").tokenizer("a red square")["input_ids"]
+    with pytest.raises(UserError, match="--strength and --baseline go together"):
+        main([*flags, "--strength", "0.25"])
 
 
 def test_formats_are_named_by_the_command_line(capsys):

@@ -19,6 +19,7 @@ ROOMS = [
     "demo",
     "data",
     "model",
+    "interpolation",
     "reference",
     "objectives",
     "targets",

@@ -1,0 +1,42 @@
+"""Between the original and the safe model: a choice of how much safety for how much of what the original could do."""
+
+import copy
+
+from peft import PeftModel
+from transformers import CLIPModel
+
+from .errors import UserError
+from .model import load_clip
+
+
+def merge(base: str | CLIPModel, safe: str | CLIPModel, strength: float = 1.0) -> CLIPModel:
+    """A CLIP between the original and the safe one, weight by weight (WiSE-FT, Wortsman et al., CVPR 2022).
+
+    Of a model that was fine-tuned with LoRA this is the adapter, scaled by `strength`.
+
+    Args:
+        base: the original: `"demo"`, a Hub id, a folder or a `CLIPModel`; it is not changed.
+        safe: what was made of it, likewise, or a `PeftModel` of one.
+        strength: 0 for the original, 1 for the safe model, anything in between, or a little beyond.
+
+    Raises:
+        UserError: a model cannot be opened, or the two differ in shape.
+
+    Example:
+        >>> model = safe_clip.merge("openai/clip-vit-large-patch14", "you/safe-clip", 0.8)
+        >>> model.save_pretrained("safe-clip-0.8")
+    """
+    base, safe = (load_clip(model) if isinstance(model, str) else model for model in (base, safe))
+    if isinstance(safe, PeftModel):
+        safe = copy.deepcopy(safe).merge_and_unload()
+    before, after = base.state_dict(), safe.state_dict()
+    if {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
+        raise UserError("the two models differ in shape; interpolate between a model and what it was trained from.")
+    merged = copy.deepcopy(base)
+    merged.load_state_dict(
+        {
+            name: value.lerp(after[name].to(value), strength) if value.is_floating_point() else value
+            for name, value in before.items()
+        }
+    )
+    return merged
