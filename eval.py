@@ -10,7 +10,6 @@ them, and flags after it win.
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,6 +34,16 @@ class EvaluationArguments:
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     baseline: str | None = field(default=None, metadata={"help": "The original, to compare with."})
     baseline_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    strength: float = field(
+        default=1.0, metadata={"help": "Measure the model drawn back towards the baseline, which is 0; 1 is all of it."}
+    )
+    sweep: str | None = field(
+        default=None,
+        metadata={"help": "'strength': safety against utility from the baseline to the model, with the elbow."},
+    )
+    strengths: list[float] = field(
+        default_factory=lambda: [step / 10 for step in range(11)], metadata={"help": "Points that --sweep measures."}
+    )
     dataset: str = field(default="demo", metadata={"help": "Quadruplets: a Hub id, a folder, or 'demo'."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     column_mapping: dict | str | None = field(
@@ -101,6 +110,12 @@ class EvaluationArguments:
             self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
         elif self.model is None:
             raise UserError("--baseline wants a --model to compare it with.")
+        if self.sweep not in (None, "strength"):
+            raise UserError(f"--sweep {self.sweep}: only strength can be swept.")
+        if self.baseline is None and (self.sweep or self.strength != 1):
+            raise UserError("--strength and --sweep lie between two models: name the original with --baseline.")
+        if self.sweep and len(set(self.strengths)) < 2:
+            raise UserError("--strengths wants at least two different values, such as 0 0.5 1.")
 
 
 def of_the_embedded_base(folder: Path) -> bool:
@@ -117,26 +132,26 @@ def of_the_embedded_base(folder: Path) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import broadcast_object_list
 
-    import safe_clip
-    from safe_clip.evaluation import suite
+    from safe_clip.evaluation import strength, suite
     from safe_clip.evaluation.data import load_evaluation_data
-    from safe_clip.evaluation.embedding import Embedder, default_cache
     from safe_clip.evaluation.report import write_report
+    from safe_clip.evaluation.run import Subject, evaluate
     from safe_clip.evaluation.table import results_table
-    from safe_clip.model import check_processor
 
     config, flags = split_config(argv)
     (args,) = parse_arguments(
         [EvaluationArguments], flags, config, description=__doc__, usage="eval.py [CONFIG.yaml] [--flag value ...]"
     )
+    tasks = strength.TASKS if args.sweep else args.tasks
+    baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
+    model = Subject(args.model, args.model_revision, baseline, args.strength)
     # Embedding a large set on one process can keep the others waiting for hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
     say = accelerator.print
-    say(f"Measuring {args.model}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
+    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
     if accelerator.num_processes > 1:
         say(f"Shared among {accelerator.num_processes} processes.")
     data = None
@@ -146,7 +161,7 @@ def main(argv: list[str]) -> None:
             args.dataset_config,
             args.column_mapping,
             args.splits,
-            args.tasks,
+            tasks,
             args.unsafe_gallery,
             args.zero_shot,
             args.templates,
@@ -156,46 +171,31 @@ def main(argv: list[str]) -> None:
         )
     # Not loaded by each: what one process could fetch, another might not.
     (data,) = broadcast_object_list([data])
-
-    def embed(name: str, revision: str | None) -> suite.ModelEmbeddings:
-        model = safe_clip.load_clip(name, revision).to(accelerator.device)
-        processor = safe_clip.load_processor(name, revision)
-        check_processor(model, processor)
-        embedder = Embedder(
-            model,
-            processor,
-            f"{name}@{revision}" if revision else name,
-            args.batch_size,
-            args.precision,
-            Path(args.cache_dir) if args.cache_dir else default_cache(),
-            accelerator,
-            args.num_workers,
-        )
-        return suite.embed_everything(embedder, data, args.tasks, args.skip_corrupt)
-
-    made = {}
-    if args.baseline:
-        made["baseline"] = embed(args.baseline, args.baseline_revision)
-    made["model"] = embed(args.model, args.model_revision)
-    if not accelerator.is_main_process:
-        return
-    if accelerator.num_processes > 1:
-        torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share, but the others are done
-    factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
-    results = suite.describe(
-        made,
-        data,
-        safe_clip=safe_clip.__version__,
-        dataset=args.dataset,
-        index=args.index if args.index == "exact" else args.faiss_factory,
-    ) | {
-        "models": {
-            role: suite.measure(each, made.get("baseline"), data, args.tasks, factory) for role, each in made.items()
-        }
+    options = {
+        "skip_corrupt": args.skip_corrupt,
+        "cache_dir": Path(args.cache_dir) if args.cache_dir else None,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "num_workers": args.num_workers,
     }
+    factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
+    folder = Path(args.output_dir)
+    if args.sweep:
+        curves = strength.sweep(model, baseline, args.strengths, data, accelerator, factory, **options)
+        if curves:
+            folder.mkdir(parents=True, exist_ok=True)
+            points = {split: [point._asdict() for point in points] for split, points in curves.items()}
+            (folder / "strength.json").write_text(json.dumps(points, indent=2) + "\n")
+            strength.draw(curves, folder / "strength.png")
+            print(f"\n{strength.sweep_table(curves)}\n\nThe curve is in {folder}/strength.png.")
+        return
+    facts = {"dataset": args.dataset, "index": args.index if args.index == "exact" else args.faiss_factory}
+    measured = evaluate(model, baseline, data, accelerator, tasks, factory, facts, **options)
+    if measured is None:
+        return
+    results, made = measured
     for where, reasons in {**made["model"].unreadable, **data.unavailable}.items():
         print(f"{where}: left out {len(reasons)} pictures.", *reasons[:LISTED], sep="\n  ")
-    folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     write_report(folder / "report.html", results, made, data, args.show_unsafe)

@@ -1,0 +1,116 @@
+"""Models in, results out: what `eval.py` does, and `train.py` before it publishes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .. import __version__
+from ..interpolation import merge
+from ..metrics.ranking import ExactIndex
+from ..model import check_processor, load_clip, load_processor
+from . import TASKS
+from .data import EvaluationData
+from .embedding import Embedder, default_cache
+from .quadruplets import IndexFactory
+from .suite import ModelEmbeddings, describe, embed_everything, measure
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured.
+
+    Attributes:
+        name: `"demo"`, a Hub id or a folder.
+        revision: branch, tag or commit of a Hub model.
+        baseline: the original that it is drawn back to.
+        strength: how far from the original it stands; 1 for the model as it is.
+    """
+
+    name: str
+    revision: str | None = None
+    baseline: "Subject | None" = None
+    strength: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        name = f"{self.name}@{self.revision}" if self.revision else self.name
+        return name if self.strength == 1 else f"{name}, strength {self.strength:g}"
+
+    def embed(
+        self,
+        data: EvaluationData,
+        tasks: Sequence[str],
+        accelerator: Accelerator,
+        skip_corrupt: bool = False,
+        cache_dir: Path | None = None,
+        **options: Any,
+    ) -> ModelEmbeddings:
+        """Embeds what the tasks need; `options` are `Embedder`'s. All processes must call it.
+
+        Raises:
+            UserError: the model cannot be used, a caption is bad, or a picture cannot be read and may not be skipped.
+        """
+        model, processor = load_clip(self.name, self.revision), load_processor(self.name, self.revision)
+        check_processor(model, processor)
+        if self.strength != 1:
+            model = merge(load_clip(self.baseline.name, self.baseline.revision), model, self.strength)
+        embedder = Embedder(
+            model.to(accelerator.device),
+            processor,
+            self.label,
+            cache_dir=cache_dir or default_cache(),
+            accelerator=accelerator,
+            **options,
+        )
+        return embed_everything(embedder, data, tasks, skip_corrupt)
+
+
+def evaluate(
+    model: Subject,
+    baseline: Subject | None,
+    data: EvaluationData,
+    accelerator: Accelerator,
+    tasks: Sequence[str] = TASKS,
+    factory: IndexFactory = ExactIndex,
+    facts: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[dict, dict[str, ModelEmbeddings]] | None:
+    """Measures a model, and the original beside it.
+
+    Args:
+        model, baseline: what is measured.
+        data: on what.
+        accelerator: who shares the work; all its processes must call this.
+        tasks: which of `TASKS`.
+        factory: makes the indexes that are searched.
+        facts: further facts for the results to state.
+        options: as for `Subject.embed`.
+
+    Returns:
+        What `results.json` holds, and the embeddings of each role; on processes other than the main one, `None`.
+
+    Raises:
+        UserError: as `Subject.embed`.
+    """
+    made = {}
+    if baseline:
+        made["baseline"] = baseline.embed(data, tasks, accelerator, **options)
+    made["model"] = model.embed(data, tasks, accelerator, **options)
+    if not alone_at_last(accelerator):
+        return None
+    results = describe(made, data, safe_clip=__version__, **(facts or {}))
+    results["models"] = {role: measure(each, made.get("baseline"), data, tasks, factory) for role, each in made.items()}
+    return results, made
+
+
+def alone_at_last(accelerator: Accelerator) -> bool:
+    """Whether this is the main process, which then computes with all cores, the others being done."""
+    if accelerator.is_main_process and accelerator.num_processes > 1:
+        torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share
+    return accelerator.is_main_process
