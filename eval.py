@@ -83,6 +83,9 @@ class EvaluationArguments:
     batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process; at most 256."})
     precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
     num_workers: int | None = field(default=None, metadata={"help": "Processes that read pictures."})
+    update_card: bool = field(
+        default=False, metadata={"help": "Write the figures into the model's card, in its folder or on the Hub."}
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
 
@@ -114,6 +117,10 @@ class EvaluationArguments:
             raise UserError(f"--sweep {self.sweep}: only strength can be swept.")
         if self.baseline is None and (self.sweep or self.strength != 1):
             raise UserError("--strength and --sweep lie between two models: name the original with --baseline.")
+        if self.update_card and (self.sweep or self.strength != 1 or self.max_samples):
+            raise UserError("--update_card is for the whole: leave out --sweep, --strength and --max_samples.")
+        if self.update_card and self.model == "demo":
+            raise UserError("--update_card wants a model with a card: a folder or a Hub id, not the embedded base.")
         if self.sweep and len(set(self.strengths)) < 2:
             raise UserError("--strengths wants at least two different values, such as 0 0.5 1.")
 
@@ -135,6 +142,7 @@ def main(argv: list[str]) -> None:
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import broadcast_object_list
 
+    from safe_clip.card import check_card, update_model_card
     from safe_clip.evaluation import strength, suite
     from safe_clip.evaluation.data import load_evaluation_data
     from safe_clip.evaluation.report import write_report
@@ -145,6 +153,8 @@ def main(argv: list[str]) -> None:
     (args,) = parse_arguments(
         [EvaluationArguments], flags, config, description=__doc__, usage="eval.py [CONFIG.yaml] [--flag value ...]"
     )
+    if args.update_card:
+        check_card(args.model)
     tasks = strength.TASKS if args.sweep else args.tasks
     baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
     model = Subject(args.model, args.model_revision, baseline, args.strength)
@@ -199,6 +209,8 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     write_report(folder / "report.html", results, made, data, args.show_unsafe)
+    if args.update_card:
+        print(f"The card is updated: {update_model_card(args.model, results, args.model_revision)}")
     print(f"\n{results_table(results)}\n\nAll figures are in {folder}/results.json, pictures in {folder}/report.html.")
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
@@ -13,7 +14,18 @@ ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 CONSUMERS = ["diffusers>=0.36", "open-clip-torch>=3.2", "sentence-transformers>=6", *ONNX]
 TEST = ["pytest>=8", "ruff>=0.11", "torchvision>=0.26", "selenium>=4.11", "faiss-cpu>=1.9", "concept-erasure>=0.2"]
 
+
+class BuildWithTemplate(build_py):
+    """Brings the template of model cards, which lies at the top, along with the room that opens it."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.copy_file(HERE / "model_card.md", Path(self.build_lib, "safe_clip", "card", "model_card.md"))
+
+
 setup(
+    cmdclass={"build_py": BuildWithTemplate},
     name="safe-clip",
     version=VERSION,
     description="Fine-tune CLIP so that its encoders stop responding to unsafe inputs",
@@ -49,6 +61,7 @@ setup(
     ],
     extras_require={
         "faiss": ["faiss-cpu>=1.9"],
+        "energy": ["codecarbon>=3"],
         "baselines": ["concept-erasure>=0.2"],
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],

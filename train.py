@@ -95,11 +95,31 @@ def main(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
+        safe_clip.write_model_card(trainer, splits, script.dataset)
         results = {"before": before, "after": figures("after")}
         Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
-        print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.")
+        print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
     if args.push_to_hub:
-        trainer.push_to_hub()
+        publish(trainer, script)
+
+
+def publish(trainer: "safe_clip.SafeCLIPTrainer", script: ScriptArguments) -> None:
+    """Measures what was saved by all protocols, for the card, and pushes both."""
+    from safe_clip.evaluation.data import load_evaluation_data
+    from safe_clip.evaluation.run import Subject, evaluate
+
+    folder = trainer.args.output_dir
+    trainer.accelerator.print("Measuring it for the card.", flush=True)
+    data = load_evaluation_data(
+        script.dataset, script.dataset_config, script.column_mapping, script.eval_splits, hold_out=True
+    )
+    subjects = Subject(folder), Subject(script.model, script.model_revision)
+    measured = evaluate(*subjects, data, trainer.accelerator, facts={"dataset": script.dataset, "index": "exact"})
+    if measured is not None:
+        safe_clip.update_model_card(folder, measured[0])
+    pushed = trainer.push_to_hub()
+    if pushed is not None:
+        print(f"It is at {pushed.repo_url}.")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ _HOMES = {
     "load_metric": "metrics",
     "evaluate_quadruplets": "evaluation.summary",
     "compute_metrics": "evaluation.summary",
+    "write_model_card": "card",
+    "update_model_card": "card",
 }
 
 __all__ = sorted(_HOMES)

@@ -21,6 +21,15 @@ def resolve_model(name: str) -> str:
     return str(DEMO_DIR) if name == DEMO else name
 
 
+def public_name(name: str | None) -> str:
+    """What others may know a model or data set by: of a path on this machine, its last part."""
+    if not name:
+        return "a model of no stated name"
+    if name == str(DEMO_DIR):
+        return DEMO
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
 def load_clip(name: str, revision: str | None = None, token: str | None = None) -> CLIPModel:
     """Loads a `CLIPModel` in float32 from safetensors weights.
 

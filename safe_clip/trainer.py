@@ -1,7 +1,6 @@
 """Training a CLIP to be safe."""
 
 import contextlib
-import copy
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -9,17 +8,14 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard, ModelCardData, upload_folder
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
-    HubStrategy,
     TrainOutput,
 )
-from transformers.utils.hub import PushInProgress
 
 from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids, model_inputs
@@ -28,14 +24,13 @@ from .errors import UserError
 from .model import check_processor, load_clip, load_processor, lora_config
 from .objectives import build_objective
 from .objectives.base import QuadrupletEmbeds
+from .publishing import PublishingMixin
 from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
-ADAPTER_DIR = "adapter"  # of a saved model
 
-
-class SafeCLIPTrainer(Trainer):
+class SafeCLIPTrainer(PublishingMixin, Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
@@ -257,110 +252,6 @@ class SafeCLIPTrainer(Trainer):
         means = self._pop_term_means("eval")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
-
-    # ---- Saving ----
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor.
-
-        An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original. Nothing is
-        uploaded: that is `push_to_hub()`'s.
-        """
-        if _internal_call and output_dir is not None:  # a checkpoint
-            super().save_model(output_dir, _internal_call=True)
-            return
-        if self.args.should_save:
-            output_dir = output_dir or self.args.output_dir
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            if isinstance(model, PeftModel):
-                model.save_pretrained(Path(output_dir) / ADAPTER_DIR)
-                # A merged copy, since merging and unmerging would leave rounding errors in the original.
-                model = copy.deepcopy(model).merge_and_unload()
-            model.save_pretrained(output_dir)
-            self.processing_class.save_pretrained(output_dir)
-            # As JSON, with tokens masked: a pickle would want this package to be opened.
-            (Path(output_dir) / "training_args.json").write_text(self.args.to_json_string())
-
-    # ---- Hub ----
-
-    def init_hf_repo(self, *args, **kwargs) -> None:
-        """Creates the repository, when the trainer is built: what cannot be pushed is better known before training."""
-        try:
-            super().init_hf_repo(*args, **kwargs)
-        except Exception as error:  # no login, no right to write, no connection: each its own type
-            raise UserError(
-                "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
-                f"and name the repository with --hub_model_id you/name. ({error})"
-            ) from error
-
-    def push_to_hub(self, *args, **kwargs) -> Any:
-        """Saves the drop-in and uploads the output directory, checkpoints left out; as `Trainer.push_to_hub`.
-
-        Raises:
-            UserError: the upload failed; what is on disk is whole, and the message says how to push it again.
-        """
-        try:
-            return super().push_to_hub(*args, **kwargs)
-        except Exception as error:  # of the connection, the Hub or the disk: each its own type
-            revision = f" --revision {self.args.hub_revision}" if self.args.hub_revision else ""
-            refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
-            cure = "Log in with `hf auth login`, then push" if refused else "Push"
-            raise UserError(
-                f"the push to {self.hub_model_id} failed ({str(error).strip().splitlines()[0]}). Nothing is lost: the "
-                f"model is in {self.args.output_dir}. {cure} it with: hf upload {self.hub_model_id} "
-                f'{self.args.output_dir} . --exclude "{PREFIX_CHECKPOINT_DIR}-*"{revision}'
-            ) from error
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Writes a short card unless the output directory has one; the Trainer's own would call this an adapter."""
-        card = Path(self.args.output_dir) / "README.md"
-        if not self.is_world_process_zero() or card.exists():
-            return
-        base = self.model.config._name_or_path
-        data = ModelCardData(
-            library_name="transformers",
-            pipeline_tag="zero-shot-image-classification",
-            base_model=base if not Path(base).exists() else None,
-            tags=["clip", "safe-clip"],
-        )
-        ModelCard(
-            f"---\n{data.to_yaml()}\n---\n\n# {card.parent.resolve().name}\n\n"
-            "A CLIP fine-tuned with safe-clip so that its encoders respond less to unsafe inputs.\n"
-        ).save(card)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes a checkpoint, with the drop-in at the repository's root.
-
-        The Trainer would put the adapter's files there, and `from_pretrained` would take them for
-        the model ever after.
-        """
-        strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
-        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        common = {
-            "repo_id": self.hub_model_id,
-            "commit_message": f"Training in progress, step {self.state.global_step}",
-            "token": self.args.hub_token,
-            "revision": self.args.hub_revision,
-            "run_as_future": True,
-        }
-        jobs = [
-            upload_folder(
-                folder_path=self.args.output_dir, ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"], **common
-            )
-        ]
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = strategy == HubStrategy.CHECKPOINT
-            path = "last-checkpoint" if last else Path(checkpoint_folder).name
-            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=path, **common))
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)
-        else:
-            self.push_in_progress.jobs.extend(jobs)
 
 
 def _step(checkpoint: Path) -> int:

@@ -1,6 +1,9 @@
 """The settings of a training run."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -86,7 +89,24 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
     )
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that were given a value other than their default, as others may see them."""
+        return {name: self.public(value) for name, value in self._changed.items()}
+
+    @staticmethod
+    def public(value: Any) -> Any:
+        """A setting as others may see it: of a path on this machine the last part alone."""
+        return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
     def __post_init__(self):
+        # As they were given: many are filled in below. Tokens, and where to write, are nobody's business.
+        self._changed = {
+            setting.name: getattr(self, setting.name)
+            for setting in fields(self)
+            if setting.init and setting.name != "output_dir" and not setting.name.endswith("_token")
+            if not _is_default(setting, getattr(self, setting.name))
+        }
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
@@ -106,3 +126,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError(f"--strength is {self.strength}; it must be above 0, where the original lies.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")
+
+
+def _is_default(setting: Field, value: Any) -> bool:
+    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    # The command line's parser makes nothing of these two.
+    return value == default or (default in ("", "no") and not value)

@@ -24,11 +24,13 @@ ROOMS = [
     "objectives",
     "targets",
     "training_args",
+    "publishing",
     "trainer",
     "metrics",
     "evaluation",
     "baselines",
     "export",
+    "card",
     "config",
 ]
 
@@ -92,7 +94,15 @@ def test_ci_runs_the_test_command_of_the_readme_as_it_stands():
 @pytest.mark.slow
 def test_what_is_installed_holds_every_file_that_the_package_opens(tmp_path):
     """The files of a built wheel, since an editable install would hide one that is left out."""
-    for item in ("safe_clip", "setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY_NOTICES.md"):
+    for item in (
+        "safe_clip",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "THIRD_PARTY_NOTICES.md",
+        "model_card.md",
+    ):
         source = ROOT / item
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, tmp_path / item, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path)
@@ -102,4 +112,4 @@ def test_what_is_installed_holds_every_file_that_the_package_opens(tmp_path):
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     installed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("safe_clip/")}
     tracked = subprocess.run(["git", "ls-files", "safe_clip"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(tracked.stdout.split()) <= installed
+    assert set(tracked.stdout.split()) | {"safe_clip/card/model_card.md"} <= installed

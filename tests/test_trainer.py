@@ -465,7 +465,7 @@ def test_pushed_checkpoints_have_the_drop_in_at_the_root(processor, rows, tmp_pa
     def init_hf_repo(self, **kwargs):
         self.hub_model_id, self.push_in_progress = "user/safe-clip", None
 
-    monkeypatch.setattr("safe_clip.trainer.upload_folder", upload_folder)
+    monkeypatch.setattr("safe_clip.publishing.upload_folder", upload_folder)
     monkeypatch.setattr(SafeCLIPTrainer, "init_hf_repo", init_hf_repo)
     trainer = make_trainer(
         processor,

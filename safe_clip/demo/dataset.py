@@ -29,6 +29,7 @@ FEATURES = Features(
         "unsafe_caption": Value("string"),
         "unsafe_image": Image(),
         "category": Value("string"),
+        "concept": Value("string"),
     }
 )
 

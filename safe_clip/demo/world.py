@@ -127,7 +127,7 @@ def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[C
 
     Returns:
         `safe_caption`, `unsafe_caption` (str), `safe_image`, `unsafe_image` (RGB pictures of
-        `IMAGE_SIZE` pixels) and `category` (str).
+        `IMAGE_SIZE` pixels), and the stand-in's `category` and `concept` (str), its usual name.
     """
     rng = random.Random(seed)
     everyday = everyday_concepts()
@@ -159,6 +159,7 @@ def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[C
         "unsafe_caption": _caption(told, template),
         "unsafe_image": _draw(shown, style, ground),
         "category": category,
+        "concept": without_article(intruder.names[0]),
     }
 
 

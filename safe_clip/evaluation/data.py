@@ -57,6 +57,7 @@ def load_evaluation_data(
     class_names: str | None = None,
     synonyms: str | None = None,
     max_samples: int | None = None,
+    hold_out: bool = False,
 ) -> EvaluationData:
     """Loads what the tasks need.
 
@@ -70,11 +71,12 @@ def load_evaluation_data(
         templates, class_names: files with one prompt, or one class name, a line.
         synonyms: a file as for `load_synonyms`.
         max_samples: rows of each split and set, drawn with a fixed seed.
+        hold_out: measure what training held out of `train`, where there is no other split.
 
     Raises:
         UserError: something cannot be found or opened, or does not fit.
     """
-    loaded = load_quadruplets(dataset, dataset_config, column_mapping, hold_out=False)
+    loaded = load_quadruplets(dataset, dataset_config, column_mapping, hold_out=hold_out)
     chosen = choose_splits(loaded, splits, dataset)
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:

@@ -141,21 +141,26 @@ class Embedder:
         return self.model.config.projection_dim
 
     @cached_property
+    def weights(self) -> str:
+        """Changes with the model's weights, and with nothing else."""
+        weights = xxhash.xxh3_128()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return weights.hexdigest()
+
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with the model, the processor, the precision and the libraries."""
-        weights = xxhash.xxh3_128()
         tokenizer = json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
         # Set by every call, and no matter for the embeddings.
         tokenizer.update(padding=None, truncation=None)
         config = {**self.model.config.to_dict(), "_name_or_path": None}
         adapters = getattr(self.model, "peft_config", {})
-        for name, tensor in sorted(self.model.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         image_processor = self.processor.image_processor
         return Hasher.hash(
             [
-                weights.hexdigest(),
+                self.weights,
                 json.dumps(config, sort_keys=True, default=str),
                 {
                     name: json.dumps(adapter.to_dict(), sort_keys=True, default=str)

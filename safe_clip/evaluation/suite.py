@@ -32,6 +32,7 @@ class ModelEmbeddings:
 
     Attributes:
         name: the model.
+        weights: what tells its weights from others.
         splits: the readable quadruplets by split.
         kept: their numbers among the sample's rows.
         unreadable: by split or gallery or data set, why each picture that was left out cannot be read.
@@ -41,6 +42,7 @@ class ModelEmbeddings:
     """
 
     name: str
+    weights: str
     splits: dict[str, QuadrupletItems] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
@@ -57,7 +59,7 @@ def embed_everything(
     Raises:
         UserError: a caption is bad, or a picture cannot be read and may not be skipped.
     """
-    made = ModelEmbeddings(embedder.label)
+    made = ModelEmbeddings(embedder.label, embedder.weights)
 
     def readable(where: str, pictures: list[Items]) -> Tensor:
         keep, reasons = readable_rows(pictures, where, skip_corrupt)
@@ -153,8 +155,9 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
         settings: further facts to state.
 
     Returns:
-        `names` of the models, `samples` (`{"used", "of"}`) and `unreadable` pictures of each split and set, the
-        numbers of different safe and unsafe items of each split, and the settings.
+        `names` of the models and what tells their `weights` from others, `samples` (`{"used", "of"}`) and
+        `unreadable` pictures of each split and set, the numbers of different safe and unsafe items of each split, and
+        the settings.
     """
     model = made["model"]
     samples = {
@@ -177,6 +180,7 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
     }
     return {
         "names": {role: each.name for role, each in made.items()},
+        "weights": {role: each.weights for role, each in made.items()},
         **settings,
         "samples": samples,
         "different_items": different,

@@ -1,0 +1,261 @@
+"""What a card tells of the training."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict
+from huggingface_hub import HfApi, ModelCard
+from peft import PeftModel
+from transformers import CLIPProcessor
+
+from .. import __version__
+from ..data.quadruplets import DEMO
+from ..evaluation.quadruplets import CATEGORY_COLUMN
+from ..model import DEMO_DIR, public_name
+from ..publishing import ADAPTER_DIR
+from ..trainer import SafeCLIPTrainer
+from .blocks import plain
+
+CONCEPT_COLUMN = "concept"
+MOST_NAMES = 30  # of categories, and of concepts in each
+LONGEST_NAME = 40  # characters; a cell that is longer is no name, and may be content
+CURVES_FILE = "loss_curves.png"
+LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "pillow")
+DEMO_LICENCE = "Apache-2.0 (Noto Emoji), CC-BY 4.0 (Twemoji), MIT (Fluent Emoji)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model or a data set came from.
+
+    Attributes:
+        name: what others may know it by: `"demo"`, its id on the Hub, or the last part of a path.
+        title: what it is called in a sentence, if not by name.
+        page: its page on the Hub, if that is where it came from, as `id` or `datasets/id`.
+        revision: its commit there.
+        licence: as its card states it.
+    """
+
+    name: str
+    title: str | None = None
+    page: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+    def told(self) -> str:
+        """In a sentence, in Markdown."""
+        name = f"[{self.name}](https://huggingface.co/{self.page})" if self.page else f"`{plain(self.name)}`"
+        return (self.title or name) + (f" at commit `{self.revision}`" if self.revision else "")
+
+
+def base_source(trainer: SafeCLIPTrainer) -> Source:
+    """The original model."""
+    config = trainer.model.config
+    name = config._name_or_path
+    if name == str(DEMO_DIR):
+        return Source(DEMO, "The embedded model of safe-clip", licence="Apache-2.0")
+    if not name or Path(name).exists():
+        return Source(public_name(name))
+    try:
+        licence = ModelCard.load(name, ignore_metadata_errors=True).data.get("license")
+    except Exception:  # no card, no connection: whatever it is, the licence is not known
+        licence = None
+    return Source(name, None, name, getattr(config, "_commit_hash", None), licence)
+
+
+def data_source(name: str) -> Source:
+    """The data set."""
+    if name == DEMO:
+        return Source(DEMO, "the embedded world of emoji scenes of safe-clip", licence=DEMO_LICENCE)
+    if Path(name).exists():
+        return Source(public_name(name))
+    page = f"datasets/{name}"
+    try:
+        info = HfApi().dataset_info(name)
+    except Exception:  # no connection, no such data set any more
+        return Source(name, page=page)
+    licence = (info.card_data or {}).get("license")
+    return Source(name, None, page, info.sha, ", ".join(licence) if isinstance(licence, list) else licence)
+
+
+def unlearned(rows: Dataset) -> dict[str, list[str]]:
+    """Categories of the unsafe side, each with the names of its concepts, the most frequent first.
+
+    Where data name them: in the columns `category` and `concept`. Cells too long for a name are left out, since they
+    may be content.
+    """
+    columns = [column for column in (CATEGORY_COLUMN, CONCEPT_COLUMN) if column in rows.column_names]
+    if CATEGORY_COLUMN not in columns:
+        return {}
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    values = [_names(rows, column) for column in columns]
+    for category, *concept in zip(*values, strict=True):
+        if category:
+            for name in (*concept, ""):
+                counts[category][name or ""] += 1  # "" counts the rows
+    common = sorted(counts, key=lambda category: -counts[category][""])[:MOST_NAMES]
+    return {
+        category: sorted(filter(None, counts[category]), key=lambda name: (-counts[category][name], name))[:MOST_NAMES]
+        for category in common
+    }
+
+
+def _names(rows: Dataset, column: str) -> list[str | None]:
+    feature = rows.features[column]
+    cells = [
+        feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell for cell in rows[column]
+    ]
+    return [cell if isinstance(cell, str) and 0 < len(cell.strip()) <= LONGEST_NAME else None for cell in cells]
+
+
+@dataclass
+class TrainingFacts:
+    """What a card tells of a training run; each attribute a Markdown text, or a table's rows.
+
+    Attributes:
+        base, data: where model and data came from.
+        rows: number of rows by split.
+        unlearned: as `unlearned`.
+        arguments: the settings that differ from their defaults, by name.
+        adapter: what was trained of the model.
+        has_adapter: whether an adapter was saved on its own.
+        duration: how long it took, on what.
+        energy: how much energy it took, or that this was not measured.
+        versions: of the libraries, by name.
+        pictures: which image processor prepared the pictures.
+        curves: whether there is a picture of the losses.
+    """
+
+    base: Source
+    data: Source
+    rows: dict[str, int]
+    unlearned: dict[str, list[str]]
+    arguments: dict[str, str]
+    adapter: str
+    has_adapter: bool
+    duration: str
+    energy: str
+    versions: dict[str, str] = field(default_factory=dict)
+    pictures: str = ""
+    curves: bool = False
+
+
+def training_facts(trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str) -> TrainingFacts:
+    """Collects them from a trainer that has trained, and draws its losses beside the model."""
+    return TrainingFacts(
+        base=base_source(trainer),
+        data=data_source(dataset),
+        rows={split: len(part) for split, part in rows.items()},
+        unlearned=unlearned(rows["train"]),
+        arguments={name: plain(_setting(value)) for name, value in trainer.args.changed.items()},
+        adapter=_adapter(trainer),
+        has_adapter=(Path(trainer.args.output_dir) / ADAPTER_DIR).is_dir(),
+        duration=_duration(trainer),
+        energy=_energy(trainer),
+        versions={"python": platform.python_version(), "safe_clip": __version__}
+        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        pictures=_pictures(trainer.processing_class),
+        curves=draw_losses(trainer.state.log_history, Path(trainer.args.output_dir) / CURVES_FILE),
+    )
+
+
+def _setting(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(getattr(value, "value", value))
+
+
+def _adapter(trainer: SafeCLIPTrainer) -> str:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if not isinstance(model, PeftModel):
+        return f"all weights ({count:,} parameters)"
+    config = model.active_peft_config
+    told = f"an adapter of type {config.peft_type.value} ({count:,} parameters), merged into the weights"
+    if getattr(config, "lora_alpha", None) is None:
+        return told
+    modules = ", ".join(f"`{name}`" for name in sorted(config.target_modules))
+    return f"{told}: rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g}, on {modules}"
+
+
+def _duration(trainer: SafeCLIPTrainer) -> str:
+    seconds = next(
+        (entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None
+    )
+    if seconds is None:
+        return "not known"
+    device = trainer.args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    count = trainer.args.world_size * max(1, trainer.args.n_gpu)
+    hours, rest = divmod(round(seconds), 3600)
+    time = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+    return f"{time} for {trainer.state.global_step:,} steps on {count} x {name}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} with {os.cpu_count()} cores"
+
+
+def _energy(trainer: SafeCLIPTrainer) -> str:
+    for callback in trainer.callback_handler.callbacks:
+        measured = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
+        if measured is not None:
+            return (
+                f"{measured.energy_consumed:.3g} kWh, about {1000 * measured.emissions:.3g} g of CO2 where it ran "
+                f"({measured.country_name}), as estimated by codecarbon {measured.codecarbon_version}"
+            )
+    return "not measured (`--report_to codecarbon` does)"
+
+
+def _pictures(processor: CLIPProcessor) -> str:
+    name = type(processor.image_processor).__name__
+    if name.endswith("Pil"):
+        return f"Pillow {importlib.metadata.version('pillow')} (`{name}`)"
+    return f"torchvision {importlib.metadata.version('torchvision')} (`{name}`)"
+
+
+def draw_losses(log_history: list[dict], path: Path) -> bool:
+    """Draws the total loss and each of its terms over the steps, a panel each; whether there was anything to draw."""
+    skip = {"grad_norm", "learning_rate", "epoch", "step"}
+    curves: dict[str, dict[str, tuple[list, list]]] = defaultdict(lambda: defaultdict(lambda: ([], [])))
+    for entry in log_history:
+        if "loss" in entry or "eval_loss" in entry:
+            kind = "training" if "loss" in entry else "evaluation"
+            for name, value in entry.items():
+                term = name.removeprefix("eval_")
+                if name not in skip and isinstance(value, int | float):
+                    steps, values = curves[term][kind]
+                    steps.append(entry["step"])
+                    values.append(value)
+    curves = {term: kinds for term, kinds in curves.items() if "training" in kinds}
+    if not curves:
+        path.unlink(missing_ok=True)
+        return False
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(curves))
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (term, kinds) in zip(panels, curves.items(), strict=False):
+        for kind, points in kinds.items():
+            axes.plot(*points, marker="o" if len(points[0]) < 20 else None, markersize=3, label=kind)
+        axes.set_title(term.replace("_", " "), fontsize=9)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    for axes in list(figure.axes)[len(curves) :]:
+        axes.set_axis_off()
+    figure.supxlabel("step", fontsize=9)
+    if any(len(kinds) > 1 for kinds in curves.values()):
+        figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    return True

@@ -1,0 +1,152 @@
+"""What a trained model leaves on disk and on the Hub."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, upload_folder
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils.hub import PushInProgress
+
+from .errors import UserError
+from .model import public_name
+
+ADAPTER_DIR = "adapter"  # of a saved model
+
+
+class PublishingMixin:
+    """Saving and pushing, for a `Trainer` of a CLIP whose checkpoints are not what others shall load."""
+
+    # ---- Saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor.
+
+        An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original. Nothing is
+        uploaded: that is `push_to_hub()`'s.
+        """
+        try:
+            if _internal_call and output_dir is not None:  # a checkpoint
+                super().save_model(output_dir, _internal_call=True)
+                if self.args.should_save:
+                    self._save_args(Path(output_dir))
+            elif self.args.should_save:
+                self._save_drop_in(Path(output_dir or self.args.output_dir))
+        except (OSError, SafetensorError) as error:  # a full disk, no right to write
+            raise UserError(
+                f"{output_dir or self.args.output_dir} cannot be written ({error}). Make room there, or choose another "
+                "--output_dir; --resume_from_checkpoint goes on from a checkpoint, if there is one."
+            ) from error
+
+    def _save_drop_in(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if isinstance(model, PeftModel):
+            self._save_adapter(model, folder / ADAPTER_DIR)
+            # A merged copy, since merging and unmerging would leave rounding errors in the original.
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        self._save_args(folder)
+
+    def _save_adapter(self, model: PeftModel, folder: Path) -> None:
+        """Saves the adapter without the path of its original, and without PEFT's empty card."""
+        names = {name: config.base_model_name_or_path for name, config in model.peft_config.items()}
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = public_name(config.base_model_name_or_path)
+        model.save_pretrained(folder)
+        for name, config in model.peft_config.items():
+            config.base_model_name_or_path = names[name]
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def _save_args(self, folder: Path) -> None:
+        """Saves the settings as JSON, with tokens masked, in place of a pickle that holds them."""
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        settings = {name: self.args.public(value) for name, value in self.args.to_dict().items()}
+        (folder / "training_args.json").write_text(json.dumps(settings, indent=2))
+
+    # ---- Hub ----
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Creates the repository, when the trainer is built: what cannot be pushed is better known before training."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # no login, no right to write, no connection: each its own type
+            raise UserError(
+                "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
+                f"and name the repository with --hub_model_id you/name. ({error})"
+            ) from error
+
+    def push_to_hub(self, *args, **kwargs) -> Any:
+        """Saves the drop-in and uploads the output directory, checkpoints left out; as `Trainer.push_to_hub`.
+
+        Raises:
+            UserError: the upload failed; what is on disk is whole, and the message says how to push it again.
+        """
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except UserError:  # it could not be saved
+            raise
+        except Exception as error:  # of the connection, of the Hub: each its own type
+            revision = f" --revision {self.args.hub_revision}" if self.args.hub_revision else ""
+            refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+            cure = "Log in with `hf auth login`, then push" if refused else "Push"
+            raise UserError(
+                f"the push to {self.hub_model_id} failed ({str(error).strip().splitlines()[0]}). Nothing is lost: the "
+                f"model is in {self.args.output_dir}. {cure} it with: hf upload {self.hub_model_id} "
+                f'{self.args.output_dir} . --exclude "{PREFIX_CHECKPOINT_DIR}-*"{revision}'
+            ) from error
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes a short card unless the output directory has one; the Trainer's own would call this an adapter."""
+        card = Path(self.args.output_dir) / "README.md"
+        if not self.is_world_process_zero() or card.exists():
+            return
+        base = self.model.config._name_or_path
+        data = ModelCardData(
+            library_name="transformers",
+            pipeline_tag="zero-shot-image-classification",
+            base_model=base if not Path(base).exists() else None,
+            tags=["clip", "safe-clip"],
+        )
+        ModelCard(
+            f"---\n{data.to_yaml()}\n---\n\n# {card.parent.resolve().name}\n\n"
+            "A CLIP fine-tuned with safe-clip so that its encoders respond less to unsafe inputs.\n"
+        ).save(card)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes a checkpoint, with the drop-in at the repository's root.
+
+        The Trainer would put the adapter's files there, and `from_pretrained` would take them for
+        the model ever after.
+        """
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        common = {
+            "repo_id": self.hub_model_id,
+            "commit_message": f"Training in progress, step {self.state.global_step}",
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+            "run_as_future": True,
+        }
+        jobs = [
+            upload_folder(
+                folder_path=self.args.output_dir, ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"], **common
+            )
+        ]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = strategy == HubStrategy.CHECKPOINT
+            path = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=path, **common))
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)
