@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, upload_folder
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
@@ -34,6 +35,7 @@ class PublishingMixin:
                 super().save_model(output_dir, _internal_call=True)
                 if self.args.should_save:
                     self._save_args(Path(output_dir))
+                    _make_public(Path(output_dir))
             elif self.args.should_save:
                 self._save_drop_in(Path(output_dir or self.args.output_dir))
         except (OSError, SafetensorError) as error:  # a full disk, no right to write
@@ -45,22 +47,13 @@ class PublishingMixin:
     def _save_drop_in(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
-            self._save_adapter(model, folder / ADAPTER_DIR)
+            model.save_pretrained(folder / ADAPTER_DIR)
+            _make_public(folder / ADAPTER_DIR)
             # A merged copy, since merging and unmerging would leave rounding errors in the original.
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         self._save_args(folder)
-
-    def _save_adapter(self, model: PeftModel, folder: Path) -> None:
-        """Saves the adapter without the path of its original, and without PEFT's empty card."""
-        names = {name: config.base_model_name_or_path for name, config in model.peft_config.items()}
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = public_name(config.base_model_name_or_path)
-        model.save_pretrained(folder)
-        for name, config in model.peft_config.items():
-            config.base_model_name_or_path = names[name]
-        (folder / "README.md").unlink(missing_ok=True)
 
     def _save_args(self, folder: Path) -> None:
         """Saves the settings as JSON, with tokens masked, in place of a pickle that holds them."""
@@ -150,3 +143,13 @@ class PublishingMixin:
             self.push_in_progress = PushInProgress(jobs)
         else:
             self.push_in_progress.jobs.extend(jobs)
+
+
+def _make_public(folder: Path) -> None:
+    """Takes the original's path out of an adapter's configuration, and PEFT's empty card away."""
+    config = folder / CONFIG_NAME
+    if config.exists():
+        settings = json.loads(config.read_text())
+        settings["base_model_name_or_path"] = public_name(settings["base_model_name_or_path"])
+        config.write_text(json.dumps(settings, indent=2))
+        (folder / "README.md").unlink(missing_ok=True)

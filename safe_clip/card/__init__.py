@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import DatasetDict
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from yaml import YAMLError
 
 from ..errors import UserError
 from ..trainer import SafeCLIPTrainer
@@ -130,5 +131,5 @@ def _file(model: str, name: str, revision: str | None) -> Path | None:
 def _read(path: Path) -> ModelCard:
     try:
         return ModelCard.load(path)
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
         raise UserError(f"the metadata of the card {path} cannot be read ({error}); mend or remove it.") from error
