@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft import LoraConfig
-from transformers import AutoConfig, CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
-from .errors import UserError
+from .errors import UserError, hub_trouble
 
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
@@ -39,50 +40,69 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         token: a Hub token; the one stored by `hf auth login` by default.
 
     Raises:
-        UserError: there is no such model, it is gated, it is not a CLIP, or it has no safetensors.
+        UserError: there is no such model, it is gated, it is not a CLIP, it has no safetensors, it wants its own code
+            to be run, or the Hub cannot serve it just now.
     """
     path = resolve_model(name)
+    where = {"revision": revision, "token": token}
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, token=token)
+        config, _ = PreTrainedConfig.get_config_dict(path, **where)
+        # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
+        safe = any(has_file(path, file, **where) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     except Exception as error:
         raise _unavailable(name, error) from error
-    if config.model_type != "clip":
+    if not config.get("model_type"):
+        raise _unavailable(name, OSError("it has no config.json that names a model_type"))
+    if "auto_map" in config:
         raise UserError(
-            f"--model {name} is a '{config.model_type}' model, not a CLIP. "
+            f"--model {name} wants code of its own to be run (auto_map in its config.json), which is refused: code "
+            "from a repository can do whatever you can. Name a plain checkpoint of the CLIPModel class."
+        )
+    if config.get("model_type") != "clip":
+        raise UserError(
+            f"--model {name} is a '{config['model_type']}' model, not a CLIP. "
             "Name a checkpoint of the CLIPModel class, such as openai/clip-vit-base-patch32."
+        )
+    if not safe:
+        raise UserError(
+            f"--model {name} offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded "
+            "because they can run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
         )
     try:
         # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
         # what makes the arithmetic faster.
-        return CLIPModel.from_pretrained(
-            path, revision=revision, token=token, use_safetensors=True, dtype=torch.float32
-        )
+        return CLIPModel.from_pretrained(path, **where, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
-        if isinstance(error, OSError) and "safetensors" in str(error):
-            raise UserError(
-                f"--model {name} offers no safetensors weights, and others are not loaded because they can "
-                "run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
-            ) from error
         raise _unavailable(name, error) from error
 
 
 def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
     """Loads the `CLIPProcessor` (tokenizer and image processor) that belongs to a model."""
     try:
-        return CLIPProcessor.from_pretrained(resolve_model(name), revision=revision, token=token)
+        processor = CLIPProcessor.from_pretrained(
+            resolve_model(name), revision=revision, token=token, trust_remote_code=False
+        )
     except Exception as error:
+        if trouble := hub_trouble(error):
+            raise UserError(f"--model {name}: {trouble}") from error
         raise UserError(
             f"--model {name} has no usable tokenizer and image processor ({error}). "
             "Save them beside the weights with `processor.save_pretrained(folder)`."
         ) from error
+    # A CLIP has no use for them, and each would be saved under the name that the repository gave it.
+    processor.chat_template = processor.tokenizer.chat_template = None
+    return processor
 
 
 def _unavailable(name: str, error: Exception) -> UserError:
+    if trouble := hub_trouble(error):
+        return UserError(f"--model {name}: {trouble}")
     page = f"https://huggingface.co/{name}"
     causes = (error, error.__cause__)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return UserError(f"--model {name} is gated: accept its terms at {page}, then log in with `hf auth login`.")
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or not Path(name).exists():
+    missing = isinstance(error, OSError) and not Path(name).exists()
+    if missing or any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return UserError(
             f"--model {name} was found neither as a folder nor at {page}. Check the spelling and the "
             f"connection; if it is private, log in with `hf auth login`. ({str(error).splitlines()[0]})"

@@ -1,12 +1,13 @@
 import json
+import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+
+from .hub import Hub
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,8 +15,6 @@ pytestmark = pytest.mark.slow  # each test starts Python, torch and transformers
 
 
 def run_train(*flags, cwd=ROOT, **env):
-    import os
-
     return subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *flags],
         cwd=cwd,
@@ -68,27 +67,15 @@ def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_pa
 
 
 @pytest.fixture(scope="module")
-def hub():
-    """Answers as the Hub does for a gated and for a missing repository."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self):
-            gated = "gated" in self.path
-            self.send_response(403 if gated else 401)
-            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-            self.send_header("X-Error-Message", "Access is restricted." if gated else "Repository not found")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD = do_POST = answer
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def hub(model_dir, dataset_dir):
+    """Has a gated and a busy repository of each kind, and no other."""
+    with Hub() as hub:
+        for kind in ("model", "dataset"):
+            hub.create("you/gated", kind, {"config.json": b"{}", "rows.csv": b"a\n1\n"}, gated=True)
+            hub.create("you/busy", kind, {"config.json": b"{}", "rows.csv": b"a\n1\n"})
+        hub.fail("/you/busy", 429, times=-1)
+        hub.fail("/you/broken", 503, times=-1)
+        yield hub
 
 
 @pytest.mark.parametrize(
@@ -98,6 +85,9 @@ def hub():
         (["--model", "you/mising", "--dataset", "DATA"], "--model you/mising was found neither as a folder nor at"),
         (["--dataset", "you/gated"], "--dataset you/gated is gated: accept its terms at"),
         (["--dataset", "you/mising"], "--dataset you/mising was found neither as a folder nor at"),
+        (["--model", "you/busy", "--dataset", "DATA"], "--model you/busy: the Hub answers that too many requests"),
+        (["--dataset", "you/busy"], "--dataset you/busy: the Hub answers that too many requests"),
+        (["--model", "you/broken", "--dataset", "DATA"], "--model you/broken: the Hub has a fault of its own (503)"),
         (
             ["--model", "MODEL", "--dataset", "DATA", "--push_to_hub"],
             "--push_to_hub wants a Hub login that may write: run `hf auth login`",
@@ -108,15 +98,15 @@ def test_what_the_hub_refuses_is_said_in_one_line_before_training(
     flags, message, hub, model_dir, dataset_dir, tmp_path
 ):
     flags = [{"DATA": dataset_dir, "MODEL": model_dir}.get(flag, flag) for flag in flags]
-    done = run_train(
-        *flags,
-        "--output_dir",
-        str(tmp_path / "out"),
-        HF_ENDPOINT=hub,
-        HF_HUB_OFFLINE="0",
-        HF_HOME=str(tmp_path / "hf"),
-        HF_DATASETS_CACHE=str(Path.home() / ".cache/huggingface/datasets"),
+    environment = {**os.environ, **hub.environment(str(tmp_path / "hf"), token=None), "PYTHONPATH": str(ROOT)}
+    flags += ["--output_dir", str(tmp_path / "out")]
+    # Waiting before each further try is the client's; here it need not take its time.
+    code = (
+        "import runpy, sys, time; time.sleep = lambda seconds: None; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
+    code = f"import sys; sys.argv = sys.argv[1:]; {code}"
+    command = [sys.executable, "-c", code, str(ROOT / "train.py"), *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"error: {message}" in done.stderr.splitlines()[-1]

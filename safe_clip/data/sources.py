@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
-from ..errors import UserError
+from ..errors import UserError, hub_trouble
 
 
 def load_splits(
@@ -42,6 +42,8 @@ def load_splits(
             splits = load_dataset(name, config, data_files=files, split=split, token=token)
             splits = DatasetDict({split: splits}) if split else splits
     except (DatasetNotFoundError, GatedRepoError) as error:
+        if trouble := hub_trouble(error):
+            raise UserError(f"{option} {name}: {trouble}") from error
         page = f"https://huggingface.co/datasets/{name}"
         if isinstance(error, GatedRepoError) or "gated" in str(error):
             raise UserError(
@@ -52,7 +54,11 @@ def load_splits(
             "if it is private, log in with `hf auth login`."
         ) from error
     except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
+        if trouble := hub_trouble(error):
+            raise UserError(f"{option} {name}: {trouble}") from error
         cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
+        if "scripts are no longer supported" in str(error):
+            cure = "Code from a repository is not run; its rows are wanted as files, such as Parquet."
         raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
     if not splits and isinstance(splits, DatasetDict):
         raise UserError(f"{option} {name} has no splits.")
