@@ -1,5 +1,6 @@
 """Publishing for real: stock clients, and a Hub on loopback."""
 
+import json
 import os
 import re
 import shlex
@@ -10,7 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import CLIPModel
+
+from safe_clip.card.results import eval_results
+from safe_clip.evaluation.table import cell
 
 from .hub import TOKEN, Hub
 
@@ -20,15 +26,21 @@ STRANGER = """
 import sys
 import torch
 from PIL import Image
+from peft import PeftModel
 from transformers import CLIPModel, CLIPProcessor, pipeline
 
-name, revision, out = sys.argv[1:]
+name, revision, base, out = sys.argv[1:]
 model = CLIPModel.from_pretrained(name, revision=revision).eval()
 processor = CLIPProcessor.from_pretrained(name, revision=revision)
 picture = Image.new("RGB", (30, 20), "red")
 with torch.no_grad():
     output = model(**processor(text=["a red square"], images=picture, return_tensors="pt", padding=True))
 torch.save((output.text_embeds, output.image_embeds), out)
+original = CLIPModel.from_pretrained(base).eval()
+adapted = PeftModel.from_pretrained(original, name, revision=revision, subfolder="adapter").eval()
+with torch.no_grad():
+    again = adapted(**processor(text=["a red square"], images=picture, return_tensors="pt", padding=True))
+assert (again.text_embeds - output.text_embeds).abs().max() < 1e-5
 found = pipeline("zero-shot-image-classification", name, revision=revision)(picture, candidate_labels=["a", "b"])
 assert {row["label"] for row in found} == {"a", "b"}
 assert "safe_clip" not in sys.modules
@@ -44,7 +56,7 @@ def hub():
 
 def run(command: list[str], hub: Hub, home: Path, token: str | None = TOKEN) -> subprocess.CompletedProcess:
     environment = {**os.environ, **hub.environment(str(home / "hf"), token), "PYTHONPATH": str(ROOT)}
-    # Quadruplets are cached once for all; only what comes from the Hub is kept apart.
+    home.mkdir(exist_ok=True)
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
 
 
@@ -55,16 +67,15 @@ def train(hub: Hub, home: Path, model_dir: str, dataset: str, *flags: str, token
     return run(command, hub, home, token)
 
 
-def load_as_a_stranger(hub: Hub, home: Path, name: str = "user/safe-clip", revision: str = "main"):
+def load_as_a_stranger(hub: Hub, home: Path, base: str, revision: str = "main"):
     """Embeddings by what is on the Hub, in a process that does not know this package."""
     out = home / "embeds.pt"
-    done = run([sys.executable, "-c", STRANGER, name, revision, str(out)], hub, home)
+    done = run([sys.executable, "-c", STRANGER, "user/safe-clip", revision, base, str(out)], hub, home)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(out)
 
 
 def local_embeds(folder: Path):
-    from PIL import Image
     from transformers import CLIPProcessor
 
     inputs = CLIPProcessor.from_pretrained(folder)(
@@ -85,18 +96,65 @@ def same(a, b) -> bool:
     return all((x - y).abs().max() < 1e-6 for x, y in zip(a, b, strict=True))
 
 
-def test_a_stranger_uses_what_was_pushed(hub, model_dir, dataset_dir, tmp_path):
-    done = train(hub, tmp_path, model_dir, dataset_dir)
+def evaluate(hub: Hub, home: Path, *flags: str, token: str | None = TOKEN):
+    return run([sys.executable, str(ROOT / "eval.py"), *flags, "--cache_dir", "cache"], hub, home, token)
+
+
+def test_a_stranger_uses_what_was_pushed_and_reads_what_was_measured(hub, model_dir, dataset_dir, tmp_path):
+    done = train(hub, tmp_path, model_dir, dataset_dir, "--logging_steps", "1")
     assert done.returncode == 0, done.stderr[-2000:]
-    found = load_as_a_stranger(hub, tmp_path)
+    assert done.stdout.splitlines()[-1] == f"It is at {hub.url}/user/safe-clip."
+    found = load_as_a_stranger(hub, tmp_path, model_dir)
     assert same(found, local_embeds(tmp_path / "safe-clip"))
     assert not same(found, local_embeds(Path(model_dir)))
     files = hub.model("user/safe-clip").files
-    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "results.json"} <= set(files)
-    assert "adapter/adapter_model.safetensors" in files
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "evaluation.json"} <= set(files)
+    assert {"adapter/adapter_model.safetensors", "loss_curves.png"} <= set(files)
     assert not [path for path in files if path.startswith("checkpoint-") or path.endswith(".bin")]
-    assert not any(TOKEN.encode() in content for content in files.values())
+    for secret in (TOKEN, str(tmp_path), str(Path(model_dir).parent)):
+        assert not [path for path, content in files.items() if secret.encode() in content]
     assert TOKEN not in done.stdout + done.stderr
+
+    # The card's figures are those that eval.py measures.
+    measured = json.loads(files["evaluation.json"])
+    assert set(measured["models"]["model"]["splits"]) == {"test"} and set(measured["models"]) == {"baseline", "model"}
+    original = str(tmp_path / "original")
+    shutil.copytree(model_dir, original)
+    flags = ["--model", "user/safe-clip", "--baseline", original, "--dataset", dataset_dir]
+    again = evaluate(hub, tmp_path, *flags)
+    assert again.returncode == 0, again.stderr[-2000:]
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert results["models"] == measured["models"] and results["weights"] == measured["weights"]
+    card = ModelCard(files["README.md"].decode())
+    assert [each.metric_value for each in card.data.eval_results] == [
+        each.metric_value for each in eval_results(measured)
+    ]
+    rate = measured["models"]["model"]["splits"]["test"]["redirection"]["unsafe_text_safe_rate_at_1"]
+    assert f" | {cell(rate, True)} |" in files["README.md"].decode()
+
+    # Figures are added on the Hub; a person's words stay.
+    text = files["README.md"].decode().replace("## Misuse", "My own words.\n\n## Misuse")
+    hub.model("user/safe-clip").commit(files | {"README.md": text.encode()})
+    kinds = tmp_path / "kinds"
+    for number, colour in enumerate(("red", "blue", "red", "blue")):
+        (kinds / colour).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), colour).save(kinds / colour / f"{number}.png")
+    flags += ["--tasks", "zero_shot", "--zero_shot", "kinds", "--update_card"]
+    refused = evaluate(hub, tmp_path, *flags, token=None)
+    assert refused.returncode == 1 and "Measuring" not in refused.stdout
+    assert "error: --update_card of user/safe-clip on the Hub wants a login" in refused.stderr.splitlines()[-1]
+    hub.fail(r"POST /api/models/.*/commit/", 403, times=-1)
+    refused = evaluate(hub, tmp_path, *flags)
+    assert "error: the card of user/safe-clip could not be updated (" in refused.stderr.splitlines()[-1]
+    hub.faults.clear()
+    updated = evaluate(hub, tmp_path, *flags)
+    assert updated.returncode == 0, updated.stderr[-2000:]
+    assert f"The card is updated: {hub.url}/user/safe-clip/commit/" in updated.stdout
+    files = hub.model("user/safe-clip").files
+    new = files["README.md"].decode()
+    assert "My own words." in new and "| kinds, top-1 |" in new and f" | {cell(rate, True)} |" in new
+    assert "kinds" in json.loads(files["evaluation.json"])["models"]["model"]["zero_shot"]
+    assert pushed(hub, tmp_path / "safe-clip")
 
 
 def test_data_from_the_hub_feed_training(hub, model_dir, dataset_dir, tmp_path):
@@ -110,13 +168,28 @@ load_from_disk(sys.argv[1]).push_to_hub("user/quadruplets")
     done = train(hub, tmp_path, model_dir, "user/quadruplets", "--hub_private_repo", "true")
     assert done.returncode == 0, done.stderr[-2000:]
     assert hub.model("user/safe-clip").private and pushed(hub, tmp_path / "safe-clip")
+    load = "from transformers import CLIPModel; CLIPModel.from_pretrained('user/safe-clip')"
+    for token, worked in ((TOKEN, True), (None, False)):
+        done = run([sys.executable, "-c", load], hub, tmp_path / f"reader-{worked}", token)
+        assert (done.returncode == 0) == worked, done.stderr[-2000:]
+    card = hub.model("user/safe-clip").files["README.md"].decode()
+    assert "datasets:\n- user/quadruplets\n" in card
+    assert "[user/quadruplets](https://huggingface.co/datasets/user/quadruplets) at commit `" in card
 
 
 def test_checkpoints_and_revisions_go_where_they_should(hub, model_dir, dataset_dir, tmp_path):
     flags = ["--hub_strategy", "checkpoint", "--hub_always_push", "true", "--save_steps", "1"]
-    done = train(hub, tmp_path, model_dir, dataset_dir, *flags)
+    # The token from the command line alone, and a logger that keeps the settings.
+    flags += ["--hub_token", TOKEN, "--report_to", "tensorboard", "--logging_steps", "1"]
+    done = train(hub, tmp_path, model_dir, dataset_dir, *flags, token=None)
     assert done.returncode == 0, done.stderr[-2000:]
     files = hub.model("user/safe-clip").files
+    assert TOKEN not in done.stdout + done.stderr
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
+    assert any("tfevents" in file.name for file in written)
+    assert "last-checkpoint/training_args.json" in files
+    assert not [path for path in files if path.endswith("training_args.bin")]
     assert "last-checkpoint/adapter_model.safetensors" in files and "last-checkpoint/trainer_state.json" in files
     assert "adapter_config.json" not in files  # at the root it would be taken for the model
     first = tmp_path / "first"
@@ -129,7 +202,8 @@ def test_checkpoints_and_revisions_go_where_they_should(hub, model_dir, dataset_
     assert done.returncode == 0, done.stderr[-2000:]
     assert pushed(hub, first, "v1") and pushed(hub, first, "main")
     assert pushed(hub, tmp_path / "safe-clip", "dev") and not pushed(hub, first, "dev")
-    assert same(load_as_a_stranger(hub, tmp_path, revision="dev"), local_embeds(tmp_path / "safe-clip"))
+    for revision, folder in (("dev", tmp_path / "safe-clip"), ("v1", first)):
+        assert same(load_as_a_stranger(hub, tmp_path, model_dir, revision), local_embeds(folder))
 
 
 @pytest.mark.parametrize(
