@@ -52,13 +52,13 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
 
 
 def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_path):
-    done = run_train("--max_steps", "2", cwd=tmp_path)
+    done = run_train("--max_steps", "2", "--eval_splits", "test", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
         "No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes."
     )
     results = json.loads((tmp_path / "safe-clip" / "results.json").read_text())
-    assert set(results["before"]) == {"validation", "test", "held_out_concepts", "held_out_style"}
+    assert set(results["before"]) == {"test"}
     base = results["before"]["test"]
     # What the README says of the base: it retrieves well and is unsafe.
     assert base["retrieval_t2i"] > 0.6 and base["retrieval_i2t"] > 0.6
@@ -78,38 +78,53 @@ def hub(model_dir, dataset_dir):
         yield hub
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--model", "you/gated", "--dataset", "DATA"], "--model you/gated is gated: accept its terms at"),
-        (["--model", "you/mising", "--dataset", "DATA"], "--model you/mising was found neither as a folder nor at"),
-        (["--dataset", "you/gated"], "--dataset you/gated is gated: accept its terms at"),
-        (["--dataset", "you/mising"], "--dataset you/mising was found neither as a folder nor at"),
-        (["--model", "you/busy", "--dataset", "DATA"], "--model you/busy: the Hub answers that too many requests"),
-        (["--dataset", "you/busy"], "--dataset you/busy: the Hub answers that too many requests"),
-        (["--model", "you/broken", "--dataset", "DATA"], "--model you/broken: the Hub has a fault of its own (503)"),
-        (
-            ["--model", "MODEL", "--dataset", "DATA", "--push_to_hub"],
-            "--push_to_hub wants a Hub login that may write: run `hf auth login`",
-        ),
-    ],
-)
-def test_what_the_hub_refuses_is_said_in_one_line_before_training(
-    flags, message, hub, model_dir, dataset_dir, tmp_path
-):
-    flags = [{"DATA": dataset_dir, "MODEL": model_dir}.get(flag, flag) for flag in flags]
+REFUSED = [
+    (["--model", "you/gated", "--dataset", "DATA"], "--model you/gated is gated: accept its terms at"),
+    (["--model", "you/mising", "--dataset", "DATA"], "--model you/mising was found neither as a folder nor at"),
+    (["--dataset", "you/gated"], "--dataset you/gated is gated: accept its terms at"),
+    (
+        ["--model", "MODEL", "--dataset", "DATA", "--eval_splits", "tets"],
+        "--dataset DATA has no split 'tets', only train, validation, test.",
+    ),
+    (["--dataset", "you/mising"], "--dataset you/mising was found neither as a folder nor at"),
+    (["--model", "you/busy", "--dataset", "DATA"], "--model you/busy: the Hub answers that too many requests"),
+    (["--dataset", "you/busy"], "--dataset you/busy: the Hub answers that too many requests"),
+    (["--model", "you/broken", "--dataset", "DATA"], "--model you/broken: the Hub has a fault of its own (503)"),
+    (
+        ["--model", "MODEL", "--dataset", "DATA", "--push_to_hub"],
+        "--push_to_hub wants a Hub login that may write: run `hf auth login`",
+    ),
+]
+
+ALL = """
+import importlib.util, json, sys, time
+
+time.sleep = lambda seconds: None  # before each further try, which is the client's to make
+spec = importlib.util.spec_from_file_location("train_script", sys.argv[1])
+module = sys.modules["train_script"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+said = []
+for flags in json.loads(sys.argv[2]):
+    try:
+        module.main(flags)
+        said.append("trained")
+    except module.UserError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_what_the_hub_refuses_is_said_in_one_line_before_training(hub, model_dir, dataset_dir, tmp_path):
+    """By one process, one case after the other: most of the time that a process takes is its start."""
+    names = {"DATA": dataset_dir, "MODEL": model_dir}
+    cases = [[*(names.get(flag, flag) for flag in flags), "--output_dir", "out"] for flags, _ in REFUSED]
     environment = {**os.environ, **hub.environment(str(tmp_path / "hf"), token=None), "PYTHONPATH": str(ROOT)}
-    flags += ["--output_dir", str(tmp_path / "out")]
-    # Waiting before each further try is the client's; here it need not take its time.
-    code = (
-        "import runpy, sys, time; time.sleep = lambda seconds: None; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    code = f"import sys; sys.argv = sys.argv[1:]; {code}"
-    command = [sys.executable, "-c", code, str(ROOT / "train.py"), *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert f"error: {message}" in done.stderr.splitlines()[-1]
+    command = [sys.executable, "-c", ALL, str(ROOT / "train.py"), json.dumps(cases)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    for (flags, message), said in zip(REFUSED, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert said.startswith(message.replace("DATA", dataset_dir)) and "\n" not in said, flags
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
 def test_a_broken_row_is_named_in_one_line_before_any_training(model_dir, tmp_path):
@@ -134,11 +149,8 @@ def test_a_broken_row_is_named_in_one_line_before_any_training(model_dir, tmp_pa
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_splits_without_rows_to_measure(model_dir, dataset_dir, tmp_path):
+def test_the_training_rows_may_be_measured(model_dir, dataset_dir, tmp_path):
     common = ["--model", model_dir, "--dataset", dataset_dir, "--output_dir", str(tmp_path), "--max_steps", "1"]
-    done = run_train(*common, "--eval_splits", "tets")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("has no split 'tets', only train, validation, test.")
     done = run_train(*common, "--eval_splits", "train", "--report_to", "none")
     assert done.returncode == 0, done.stderr
     assert list(json.loads((tmp_path / "results.json").read_text())["after"]) == ["train"]

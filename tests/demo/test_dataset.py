@@ -5,7 +5,7 @@ from datasets import Image
 from safe_clip import load_quadruplets
 from safe_clip.demo import world
 from safe_clip.demo.dataset import SPLITS, load_objects, load_unsafe_pictures
-from safe_clip.demo.vocabulary import load_vocabulary
+from safe_clip.demo.vocabulary import load_vocabulary, without_article
 
 from .test_world import mentions
 
@@ -18,8 +18,9 @@ def splits():
 @pytest.mark.slow
 def test_splits_and_columns(splits):
     assert {name: len(rows) for name, rows in splits.items()} == {name: count for name, (count, *_) in SPLITS.items()}
+    columns = ["safe_caption", "safe_image", "unsafe_caption", "unsafe_image", "category", "concept"]
     for rows in splits.values():
-        assert rows.column_names == ["safe_caption", "safe_image", "unsafe_caption", "unsafe_image", "category"]
+        assert rows.column_names == columns
         assert isinstance(rows.features["safe_image"], Image)
     assert splits["train"][0]["safe_image"].size == (64, 64)
 
@@ -31,6 +32,7 @@ def test_fine_tuning_never_sees_the_held_out_concepts(splits):
         found = {c for caption in rows["unsafe_caption"] for c in mentions(caption, unsafe)}
         expected = {c for c in unsafe if c.held_out == (name == "held_out_concepts")}
         assert found == expected, name
+        assert set(rows["concept"]) == {without_article(c.names[0]) for c in expected}
 
 
 @pytest.mark.slow
