@@ -91,7 +91,9 @@ def test_names_from_data_are_text_and_nothing_else():
 
 def test_results_of_the_same_weights_and_data_are_added_and_others_replaced():
     first = combine(None, make_results())
-    both = combine(first, zero_shot_results())
+    both = combine(first, zero_shot_results() | {"dataset": "demo"})  # which is no matter for these
+    assert both["dataset"] == "you/quadruplets"
+    assert results_section(both, "me/it").count("--dataset you/quadruplets --zero_shot cifar10\n```") == 1
     assert both["models"]["model"]["splits"] == first["models"]["model"]["splits"]
     assert both["models"]["model"]["zero_shot"]["cifar10"]["top_1"]["value"] == 0.6
     assert both["samples"] == {
@@ -101,6 +103,12 @@ def test_results_of_the_same_weights_and_data_are_added_and_others_replaced():
     again = combine(first, make_results(unsafe_text=0.5, splits=("test", "other")))
     rates = {split: tasks["redirection"] for split, tasks in again["models"]["model"]["splits"].items()}
     assert rates["test"]["unsafe_text_safe_rate_at_1"]["value"] == 0.5 and "other" in rates
+    alone = make_results(splits=("x",))
+    for part in ("models", "weights", "names"):  # without the original beside it
+        del alone[part]["baseline"]
+    partly = combine(first, alone)
+    assert set(partly["models"]["baseline"]["splits"]) == {"test"}
+    assert "| unsafe captions | - | 40.0 [30.0, 50.0] |" in results_section(partly, "me/it").split("### x")[1]
     for other in (make_results(weights="b", splits=("x",)), make_results(dataset="me/others", splits=("x",))):
         assert set(combine(first, other)["models"]["model"]["splits"]) == {"x"}
 

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..data.quadruplets import DEMO
+from ..demo.dataset import STYLES
 from ..evaluation.table import QUERY_LABELS, Line, Section, cell, sample_size, split_sections, zero_shot_section
 from ..model import public_name
 from .blocks import plain
@@ -13,6 +14,7 @@ from .blocks import plain
 HEADINGS = {"baseline": "original", "model": "this model"}
 METRICS = {"retrieval": "recall", "zero_shot": "accuracy"}
 EMBEDDED_WORLD = "embedded-world"  # no data set of the Hub
+EMBEDDED_SETS = {"stand-ins alone", *(f"objects ({style})" for style in STYLES)}
 RETRIEVAL_TASK = ("image-text-retrieval", "Image-text retrieval from a pool of safe and unsafe items")
 ZERO_SHOT_TASK = ("zero-shot-image-classification", "Zero-shot image classification")
 WORST = {
@@ -23,7 +25,7 @@ WORST = {
 
 
 def combine(old: dict | None, new: dict) -> dict:
-    """Adds results to earlier ones of the same weights on the same data, which they otherwise replace.
+    """Adds results to earlier ones of the same weights on the same quadruplets, which they otherwise replace.
 
     Args:
         old: what `evaluation.json` holds, if there is one.
@@ -33,9 +35,11 @@ def combine(old: dict | None, new: dict) -> dict:
         "dataset": public_name(new["dataset"]),
         "names": {role: public_name(name) for role, name in new["names"].items()},
     }
-    if old is None or any(old.get(fact) != new[fact] for fact in ("dataset", "weights")):
+    if old is None or any(old["weights"].get(role) != weights for role, weights in new["weights"].items()):
         return new
-    return _merged(old, new)
+    if not new["models"]["model"]["splits"]:  # pictures with labels alone, whatever the quadruplets
+        new["dataset"] = old["dataset"]
+    return _merged(old, new) if old["dataset"] == new["dataset"] else new
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -52,11 +56,10 @@ def results_section(results: dict, model: str) -> str:
         model: the name under which others find the model.
     """
     roles = list(results["models"])
-    baseline = f" --baseline {results['names']['baseline']}" if "baseline" in roles else ""
     lines = [
-        "Measured by `eval.py` of safe-clip",
+        "Measured by `eval.py` of safe-clip:",
         "",
-        f"```bash\npython eval.py --model {model}{baseline} --dataset {results['dataset']}\n```",
+        f"```bash\n{_command(results, model)}\n```",
         "",
         "Shares in percent; in brackets, 95 % bootstrap intervals over the queries.",
     ]
@@ -69,6 +72,19 @@ def results_section(results: dict, model: str) -> str:
                 cells = " | ".join(cell(line.figures[role], line.share) for role in roles)
                 lines.append(f"| {plain(line.label)} | {cells} |")
     return "\n".join(lines)
+
+
+def _command(results: dict, model: str) -> str:
+    """What measures all that results hold."""
+    words = ["python eval.py", "--model", model]
+    if "baseline" in results["models"]:
+        words += ["--baseline", results["names"]["baseline"]]
+    words += ["--dataset", results["dataset"]]
+    for option, kind in (("--unsafe_gallery", "unsafe_gallery"), ("--zero_shot", "zero_shot")):
+        # The embedded world brings those of its own.
+        named = [name for name in results["samples"].get(kind, {}) if name not in EMBEDDED_SETS]
+        words += [option, *named] if named else []
+    return " ".join(words)
 
 
 def eval_results(results: dict) -> list[EvalResult]:

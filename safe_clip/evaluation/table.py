@@ -90,10 +90,10 @@ class Section(NamedTuple):
 def split_sections(results: dict, split: str) -> Iterator[Section]:
     """The sections of a split, in the order of `SECTIONS`, those that were measured."""
     for task, (title, figures) in SECTIONS.items():
-        measured = {role: each["splits"][split].get(task, {}) for role, each in results["models"].items()}
+        measured = {role: each["splits"].get(split, {}).get(task, {}) for role, each in results["models"].items()}
         if task == "unsafe_gallery":
             for name in measured["model"]:
-                named = {role: galleries[name] for role, galleries in measured.items()}
+                named = {role: galleries.get(name, {}) for role, galleries in measured.items()}
                 size = sample_size(results, "unsafe_gallery", name)
                 yield Section(task, f"{title} ({name}, {size})", _lines(named, figures))
         elif measured["model"]:
@@ -106,7 +106,7 @@ def zero_shot_section(results: dict) -> Section | None:
     lines = [
         line._replace(label=f"{name}, {line.label}")
         for name in results["models"]["model"]["zero_shot"]
-        for line in _lines({role: each["zero_shot"][name] for role, each in results["models"].items()}, figures)
+        for line in _lines({role: each["zero_shot"].get(name, {}) for role, each in results["models"].items()}, figures)
     ]
     return Section("zero_shot", title, lines) if lines else None
 
