@@ -11,6 +11,11 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; where it has none, what kind of error it is."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def hub_trouble(error: BaseException | None) -> str | None:
     """What to do where the Hub answered that it cannot serve just now; `None` where that is not what went wrong."""
     while error is not None:

@@ -3,12 +3,19 @@
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from peft import LoraConfig
 from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .errors import UserError, hub_trouble
+from .errors import UserError, first_line, hub_trouble
+from .names import public
 
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
@@ -23,12 +30,10 @@ def resolve_model(name: str) -> str:
 
 
 def public_name(name: str | None) -> str:
-    """What others may know a model or data set by: of a path on this machine, its last part."""
-    if not name:
-        return "a model of no stated name"
+    """What others may know a model by: of a path on this machine, its last part."""
     if name == str(DEMO_DIR):
         return DEMO
-    return Path(name).resolve().name if Path(name).exists() else name
+    return public(name) if name else "a model of no stated name"
 
 
 def load_clip(name: str, revision: str | None = None, token: str | None = None) -> CLIPModel:
@@ -48,7 +53,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, **where)
         # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
-        safe = any(has_file(path, file, **where) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+        safe = _has_safetensors(path, **where)
     except Exception as error:
         raise _unavailable(name, error) from error
     if not config.get("model_type"):
@@ -74,6 +79,26 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         return CLIPModel.from_pretrained(path, **where, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
         raise _unavailable(name, error) from error
+
+
+def _has_safetensors(path: str, **where: str | None) -> bool:
+    """Whether a folder or repository has such weights; an error where there is nobody to ask."""
+    unsure = None
+    for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        if Path(path).is_dir():
+            if Path(path, file).is_file():
+                return True
+            continue
+        try:
+            hf_hub_download(path, file, **where)
+            return True
+        except RemoteEntryNotFoundError:
+            pass
+        except LocalEntryNotFoundError as error:
+            unsure = error
+    if unsure is not None:
+        raise unsure
+    return False
 
 
 def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
@@ -105,9 +130,9 @@ def _unavailable(name: str, error: Exception) -> UserError:
     if missing or any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return UserError(
             f"--model {name} was found neither as a folder nor at {page}. Check the spelling and the "
-            f"connection; if it is private, log in with `hf auth login`. ({str(error).splitlines()[0]})"
+            f"connection; if it is private, log in with `hf auth login`. ({first_line(error)})"
         )
-    return UserError(f"--model {name} cannot be opened: {str(error).splitlines()[0]}")
+    return UserError(f"--model {name} cannot be opened: {first_line(error)}")
 
 
 def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:

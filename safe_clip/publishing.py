@@ -2,10 +2,13 @@
 
 import copy
 import json
+import shlex
+import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, upload_folder
+from huggingface_hub import CommitInfo, ModelCard, ModelCardData, upload_folder
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
@@ -13,10 +16,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .model import public_name
+from .names import public
 
 ADAPTER_DIR = "adapter"  # of a saved model
+# Checkpoints, which are for going on with, and logs, which tell of the machine and where it stands.
+NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", "runs/*", "emissions.csv"]
 
 
 class PublishingMixin:
@@ -47,10 +53,13 @@ class PublishingMixin:
     def _save_drop_in(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
+            kept = (folder / ADAPTER_DIR / "README.md").exists()
             model.save_pretrained(folder / ADAPTER_DIR)
-            _make_public(folder / ADAPTER_DIR)
+            _make_public(folder / ADAPTER_DIR, kept)
             # A merged copy, since merging and unmerging would leave rounding errors in the original.
             model = copy.deepcopy(model).merge_and_unload()
+        else:
+            shutil.rmtree(folder / ADAPTER_DIR, ignore_errors=True)  # of an earlier training
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         self._save_args(folder)
@@ -58,8 +67,7 @@ class PublishingMixin:
     def _save_args(self, folder: Path) -> None:
         """Saves the settings as JSON, with tokens masked, in place of a pickle that holds them."""
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        settings = {name: self.args.public(value) for name, value in self.args.to_dict().items()}
-        (folder / "training_args.json").write_text(json.dumps(settings, indent=2))
+        (folder / "training_args.json").write_text(json.dumps(public(self.args.to_dict()), indent=2))
 
     # ---- Hub ----
 
@@ -73,24 +81,48 @@ class PublishingMixin:
                 f"and name the repository with --hub_model_id you/name. ({error})"
             ) from error
 
-    def push_to_hub(self, *args, **kwargs) -> Any:
-        """Saves the drop-in and uploads the output directory, checkpoints left out; as `Trainer.push_to_hub`.
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """Saves the drop-in and uploads the output directory: as `Trainer.push_to_hub`, but without `NOT_PUSHED`.
 
         Raises:
             UserError: the upload failed; what is on disk is whole, and the message says how to push it again.
         """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        revision = revision or self.args.hub_revision
         try:
-            return super().push_to_hub(*args, **kwargs)
-        except UserError:  # it could not be saved
-            raise
+            self._finish_current_push()
+            return upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=self.args.output_dir,
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+                revision=revision,
+                run_as_future=not blocking,
+                ignore_patterns=NOT_PUSHED,
+            )
         except Exception as error:  # of the connection, of the Hub: each its own type
-            revision = f" --revision {self.args.hub_revision}" if self.args.hub_revision else ""
             refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
             cure = "Log in with `hf auth login`, then push" if refused else "Push"
+            command = ["hf", "upload", self.hub_model_id, self.args.output_dir, "."]
+            command += [word for pattern in NOT_PUSHED for word in ("--exclude", pattern)]
+            command += ["--revision", revision] if revision else []
             raise UserError(
-                f"the push to {self.hub_model_id} failed ({str(error).strip().splitlines()[0]}). Nothing is lost: the "
-                f"model is in {self.args.output_dir}. {cure} it with: hf upload {self.hub_model_id} "
-                f'{self.args.output_dir} . --exclude "{PREFIX_CHECKPOINT_DIR}-*"{revision}'
+                f"the push to {self.hub_model_id} failed ({first_line(error)}). Nothing is lost: the model is in "
+                f"{self.args.output_dir}. {cure} it with: {shlex.join(command)}"
             ) from error
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -130,11 +162,7 @@ class PublishingMixin:
             "revision": self.args.hub_revision,
             "run_as_future": True,
         }
-        jobs = [
-            upload_folder(
-                folder_path=self.args.output_dir, ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"], **common
-            )
-        ]
+        jobs = [upload_folder(folder_path=self.args.output_dir, ignore_patterns=NOT_PUSHED, **common)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = strategy == HubStrategy.CHECKPOINT
             path = "last-checkpoint" if last else Path(checkpoint_folder).name
@@ -145,11 +173,12 @@ class PublishingMixin:
             self.push_in_progress.jobs.extend(jobs)
 
 
-def _make_public(folder: Path) -> None:
-    """Takes the original's path out of an adapter's configuration, and PEFT's empty card away."""
+def _make_public(folder: Path, has_card: bool = False) -> None:
+    """Takes the original's path out of an adapter's configuration, and, if it had no card, PEFT's empty one away."""
     config = folder / CONFIG_NAME
     if config.exists():
         settings = json.loads(config.read_text())
         settings["base_model_name_or_path"] = public_name(settings["base_model_name_or_path"])
         config.write_text(json.dumps(settings, indent=2))
-        (folder / "README.md").unlink(missing_ok=True)
+        if not has_card:
+            (folder / "README.md").unlink(missing_ok=True)

@@ -1,14 +1,13 @@
 """The settings of a training run."""
 
-import os
 from dataclasses import MISSING, Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from .errors import UserError
+from .names import public
 from .objectives import OBJECTIVES, build_objective
 
 
@@ -92,12 +91,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     @property
     def changed(self) -> dict[str, Any]:
         """The settings that were given a value other than their default, as others may see them."""
-        return {name: self.public(value) for name, value in self._changed.items()}
-
-    @staticmethod
-    def public(value: Any) -> Any:
-        """A setting as others may see it: of a path on this machine the last part alone."""
-        return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+        return public(self._changed)
 
     def __post_init__(self):
         # As they were given: many are filled in below. Tokens, and where to write, are nobody's business.

@@ -16,6 +16,7 @@ SOURCES = sorted((ROOT / "safe_clip").rglob("*.py"))
 # Data flows one way; a module imports only from rooms before its own.
 ROOMS = [
     "errors",
+    "names",
     "demo",
     "data",
     "model",

@@ -89,6 +89,7 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
     assert (
         "offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded" in said["user/pickled"]
     )
+    assert said["user/processor-code"] == "loaded"  # as the plain processor that it also is
     for name in ("user/code", "user/other-code"):
         assert f"--model {name} wants code of its own to be run (auto_map in its config.json)" in said[name]
     assert said["user/sharded"].startswith("--model user/sharded cannot be opened: Invalid filename '../../")

@@ -73,6 +73,8 @@ def hub(model_dir, dataset_dir):
         for kind in ("model", "dataset"):
             hub.create("you/gated", kind, {"config.json": b"{}", "rows.csv": b"a\n1\n"}, gated=True)
             hub.create("you/busy", kind, {"config.json": b"{}", "rows.csv": b"a\n1\n"})
+        hub.create("you/half", files={file.name: file.read_bytes() for file in Path(model_dir).iterdir()})
+        hub.fail("/you/half/resolve/main/model.safetensors", 503, times=-1)
         hub.fail("/you/busy", 429, times=-1)
         hub.fail("/you/broken", 503, times=-1)
         yield hub
@@ -89,6 +91,7 @@ REFUSED = [
     (["--dataset", "you/mising"], "--dataset you/mising was found neither as a folder nor at"),
     (["--model", "you/busy", "--dataset", "DATA"], "--model you/busy: the Hub answers that too many requests"),
     (["--dataset", "you/busy"], "--dataset you/busy: the Hub answers that too many requests"),
+    (["--model", "you/half", "--dataset", "DATA"], "--model you/half: the Hub has a fault of its own (503)"),
     (["--model", "you/broken", "--dataset", "DATA"], "--model you/broken: the Hub has a fault of its own (503)"),
     (
         ["--model", "MODEL", "--dataset", "DATA", "--push_to_hub"],

@@ -3,12 +3,13 @@
 import html
 import re
 
-BLOCK = re.compile(r"<!-- safe-clip: (\w+) -->\r?\n(.*?)\r?\n<!-- /safe-clip: \1 -->", re.DOTALL)
+# No mark may stand inside: one that a person removed must not take the text up to the next one along.
+BLOCK = re.compile(r"<!-- safe-clip: (\w+) -->((?:(?!<!-- /?safe-clip: ).)*?)<!-- /safe-clip: \1 -->", re.DOTALL)
 
 
 def read_blocks(card: str) -> dict[str, str]:
     """What stands between the marks, by name."""
-    return dict(BLOCK.findall(card))
+    return {name: text.strip("\r\n") for name, text in BLOCK.findall(card)}
 
 
 def replace_blocks(card: str, blocks: dict[str, str]) -> str:

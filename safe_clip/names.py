@@ -1,0 +1,30 @@
+"""Names as others may see them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+LOCAL = ("/", "./", "../", "~", "\\")  # how a path begins that is no relative name
+
+
+def public(value: Any) -> Any:
+    """Text, or what holds text, with the last part alone of each path on this machine.
+
+    A path may stand after `=` and before `:`, as in `cifar10=/home/me/cifar:test`.
+    """
+    if isinstance(value, dict):
+        return {public(key): public(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    return "=".join(map(_last_part, value.split("=")))
+
+
+def _last_part(text: str) -> str:
+    if text in (".", ".."):
+        return Path(text).resolve().name
+    if os.path.isabs(text) and ":" in text[:3]:  # a drive
+        return Path(text).name
+    path, colon, rest = text.partition(":")
+    return Path(path).name + colon + rest if path.startswith(LOCAL) else text
