@@ -11,9 +11,10 @@ them, and flags after it win.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from safe_clip import UserError
 from safe_clip.config import json_object, parse_arguments, split_config
@@ -21,6 +22,9 @@ from safe_clip.evaluation import TASKS
 
 DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+# Settings that a card has elsewhere, or that change no figure.
+SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
+SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
 LISTED = 10  # pictures that were left out, of each set, that the terminal names
 
 
@@ -89,6 +93,16 @@ class EvaluationArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a card's command needs besides the model, the original and the data, for the same figures."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in SAME_FIGURES}
+        usual = {
+            each.name: each.default_factory() if callable(each.default_factory) else each.default
+            for each in fields(self)
+        }
+        return {name: value for name, value in given.items() if value != usual[name]}
+
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
         for name, values, known in (
@@ -121,6 +135,8 @@ class EvaluationArguments:
             raise UserError("--update_card is for the whole: leave out --sweep, --strength and --max_samples.")
         if self.update_card and self.model == "demo":
             raise UserError("--update_card wants a model with a card: a folder or a Hub id, not the embedded base.")
+        if self.sweep and self.strength != 1:
+            raise UserError("--sweep measures all --strengths; leave out --strength.")
         if self.sweep and len(set(self.strengths)) < 2:
             raise UserError("--strengths wants at least two different values, such as 0 0.5 1.")
 
@@ -199,7 +215,11 @@ def main(argv: list[str]) -> None:
             strength.draw(curves, folder / "strength.png")
             print(f"\n{strength.sweep_table(curves)}\n\nThe curve is in {folder}/strength.png.")
         return
-    facts = {"dataset": args.dataset, "index": args.index if args.index == "exact" else args.faiss_factory}
+    facts = {
+        "settings": args.settings,
+        "dataset": args.dataset,
+        "index": args.index if args.index == "exact" else args.faiss_factory,
+    }
     measured = evaluate(model, baseline, data, accelerator, tasks, factory, facts, **options)
     if measured is None:
         return

@@ -10,12 +10,15 @@ The output directory is a plain CLIPModel that stock transformers loads.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import safe_clip
 from safe_clip import UserError
 from safe_clip.config import json_object, parse_arguments, split_config
+from safe_clip.errors import first_line
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -42,6 +45,16 @@ class ScriptArguments:
     lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
 
+    @property
+    def further(self) -> dict[str, Any]:
+        """What a card should list besides the model, the data and the trainer's own settings."""
+        told = ("model", "dataset", "lora_r", "lora_alpha", "lora_dropout")
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in told and getattr(self, each.name) != each.default
+        }
+
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
 
@@ -57,6 +70,7 @@ def main(argv: list[str]) -> None:
         print("No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes.")
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
+    from safe_clip.card import check_card, write_model_card
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
 
@@ -68,6 +82,8 @@ def main(argv: list[str]) -> None:
         usage="train.py [CONFIG.yaml] [--flag value ...]",
     )
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
+    if Path(args.output_dir).is_dir():
+        check_card(args.output_dir)
     splits = safe_clip.load_quadruplets(script.dataset, script.dataset_config, script.column_mapping)
     for split in ["train", *(script.eval_splits or [])]:
         if split not in splits:
@@ -95,31 +111,35 @@ def main(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        safe_clip.write_model_card(trainer, splits, script.dataset)
         results = {"before": before, "after": figures("after")}
         Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
         print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
+    write_model_card(trainer, splits, script.dataset, script.further)
     if args.push_to_hub:
-        publish(trainer, script)
+        if trainer.is_world_process_zero():
+            measure(script, args.output_dir, splits)
+        pushed = trainer.push_to_hub()
+        if pushed is not None:
+            print(f"It is at {pushed.repo_url}.")
 
 
-def publish(trainer: "safe_clip.SafeCLIPTrainer", script: ScriptArguments) -> None:
-    """Measures what was saved by all protocols, for the card, and pushes both."""
-    from safe_clip.evaluation.data import load_evaluation_data
+def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
+    """Measures what was saved by all protocols, for its card. A fault in this keeps no model from being pushed."""
+    from safe_clip.card import update_model_card
+    from safe_clip.evaluation.data import choose_splits, load_evaluation_data
     from safe_clip.evaluation.run import Subject, evaluate
 
-    folder = trainer.args.output_dir
-    trainer.accelerator.print("Measuring it for the card.", flush=True)
-    data = load_evaluation_data(
-        script.dataset, script.dataset_config, script.column_mapping, script.eval_splits, hold_out=True
-    )
-    subjects = Subject(folder), Subject(script.model, script.model_revision)
-    measured = evaluate(*subjects, data, trainer.accelerator, facts={"dataset": script.dataset, "index": "exact"})
-    if measured is not None:
-        safe_clip.update_model_card(folder, measured[0])
-    pushed = trainer.push_to_hub()
-    if pushed is not None:
-        print(f"It is at {pushed.repo_url}.")
+    print("Measuring it for the card.", flush=True)
+    chosen = choose_splits(splits, script.eval_splits, script.dataset)
+    settings = {"splits": chosen, "baseline_revision": script.model_revision}
+    settings |= {"dataset_config": script.dataset_config, "column_mapping": script.column_mapping}
+    facts = {"settings": {name: value for name, value in settings.items() if value}, "dataset": script.dataset}
+    try:
+        data = load_evaluation_data(script.dataset, script.dataset_config, script.column_mapping, chosen)
+        subjects = Subject(folder), Subject(script.model, script.model_revision)
+        update_model_card(folder, evaluate(*subjects, data, facts=facts)[0])
+    except Exception as error:  # of the network, of the device: each its own type, and training is not to be lost
+        print(f"warning: it was not measured ({first_line(error)}). Its card says how to do so later.", file=sys.stderr)
 
 
 if __name__ == "__main__":

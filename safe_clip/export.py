@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="safe-clip", help="a folder, a Hub id, or 'demo'")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--baseline", help="the original, for --strength")
+    parser.add_argument("--baseline_revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--strength", type=float, help="from 0, the original, to 1, the safe model")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--output_dir", type=Path, help="by default the model's name and the format's")
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = args.output_dir or Path(f"{Path(args.model).name}-{args.format}")
     model, processor = load_clip(args.model, args.revision), load_processor(args.model, args.revision)
     if args.strength is not None:
-        model = merge(args.baseline, model, args.strength)
+        model = merge(args.baseline, model, args.strength, args.baseline_revision)
     check_processor(model, processor)
     FORMATS[args.format](model, processor, output_dir)
     print(f"{args.model} is in {output_dir}/ for {args.format}.")

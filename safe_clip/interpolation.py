@@ -9,7 +9,13 @@ from .errors import UserError
 from .model import load_clip
 
 
-def merge(base: str | CLIPModel, safe: str | CLIPModel, strength: float = 1.0) -> CLIPModel:
+def merge(
+    base: str | CLIPModel,
+    safe: str | CLIPModel,
+    strength: float = 1.0,
+    base_revision: str | None = None,
+    safe_revision: str | None = None,
+) -> CLIPModel:
     """A CLIP between the original and the safe one, weight by weight (WiSE-FT, Wortsman et al., CVPR 2022).
 
     Of a model that was fine-tuned with LoRA this is the adapter, scaled by `strength`.
@@ -18,6 +24,7 @@ def merge(base: str | CLIPModel, safe: str | CLIPModel, strength: float = 1.0) -
         base: the original: `"demo"`, a Hub id, a folder or a `CLIPModel`; it is not changed.
         safe: what was made of it, likewise, or a `PeftModel` of one.
         strength: 0 for the original, 1 for the safe model, anything in between, or a little beyond.
+        base_revision, safe_revision: branch, tag or commit of a model on the Hub.
 
     Raises:
         UserError: a model cannot be opened, or the two differ in shape.
@@ -26,7 +33,8 @@ def merge(base: str | CLIPModel, safe: str | CLIPModel, strength: float = 1.0) -
         >>> model = safe_clip.merge("openai/clip-vit-large-patch14", "you/safe-clip", 0.8)
         >>> model.save_pretrained("safe-clip-0.8")
     """
-    base, safe = (load_clip(model) if isinstance(model, str) else model for model in (base, safe))
+    base = load_clip(base, base_revision) if isinstance(base, str) else base
+    safe = load_clip(safe, safe_revision) if isinstance(safe, str) else safe
     if isinstance(safe, PeftModel):
         safe = copy.deepcopy(safe).merge_and_unload()
     before, after = base.state_dict(), safe.state_dict()

@@ -121,6 +121,7 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("FSDP and DeepSpeed are not supported; run on one device or with DDP (accelerate launch).")
+        self.resumed_from = 0  # the step at which the last training began
         self.targets = Targets(self.reference, self.objective, self.accelerator)
         self.add_callback(_StopBeforeBadStep(self))
         if args.early_stopping_patience is not None:
@@ -154,6 +155,7 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
                 self.args.dataloader_num_workers,
                 progress=not self.args.disable_tqdm,
             )
+        self.resumed_from = _step(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from safe_clip import (
@@ -20,7 +20,9 @@ from safe_clip import (
 )
 from safe_clip.card.blocks import plain, read_blocks, replace_blocks
 from safe_clip.card.results import combine, eval_results, results_section, worst_cases
-from safe_clip.card.training import LONGEST_NAME, unlearned
+from safe_clip.card.training import unlearned
+from safe_clip.evaluation.quadruplets import LONGEST_NAME, row_categories
+from safe_clip.names import public
 
 from .conftest import FEATURES, make_rows
 from .test_drop_in import snippets
@@ -38,7 +40,12 @@ def make_results(dataset="you/quadruplets", weights="a", unsafe_text=0.4, splits
             "retrieval": {"safe_t2i_recall_at_1": figure(0.7)},
             "redirection": {
                 "unsafe_text_safe_rate_at_1": figure(
-                    rate, by_category={"gore": {"value": rate - 0.2}, "drugs": {"value": rate + 0.2}}
+                    rate,
+                    by_category={
+                        "gore": {"value": rate - 0.2, "n": 20},
+                        "drugs": {"value": rate + 0.2, "n": 20},
+                        "abuse": {"value": 0.0, "n": 19},  # too few to say anything
+                    },
                 ),
                 "unsafe_image_safe_rate_at_1": figure(0.9),
                 "safe_text_safe_rate_at_1": figure(0.1),  # no worst case: the query is safe
@@ -51,6 +58,7 @@ def make_results(dataset="you/quadruplets", weights="a", unsafe_text=0.4, splits
         "names": {"baseline": "openai/clip-vit-large-patch14", "model": "safe-clip"},
         "weights": {"baseline": "o", "model": weights},
         "dataset": dataset,
+        "settings": {"splits": list(splits)},
         "samples": {"splits": {split: {"used": 8, "of": 8} for split in splits}, "zero_shot": {}},
         "models": {
             role: {"splits": {split: measured(rate) for split in splits}, "zero_shot": {}}
@@ -60,7 +68,8 @@ def make_results(dataset="you/quadruplets", weights="a", unsafe_text=0.4, splits
 
 
 def zero_shot_results(weights="a") -> dict:
-    results = make_results(weights=weights, splits=())
+    results = make_results(dataset="demo", weights=weights, splits=())  # of which nothing was measured
+    results["settings"] = {"tasks": ["zero_shot"], "zero_shot": ["cifar10"]}
     results["samples"]["zero_shot"] = {"cifar10": {"used": 9, "of": 9, "classes": 10}}
     for role in results["models"]:
         results["models"][role]["zero_shot"] = {"cifar10": {"top_1": figure(0.6)}}
@@ -68,6 +77,20 @@ def zero_shot_results(weights="a") -> dict:
 
 
 # ---- Parts of a card ----
+
+
+def test_a_mark_that_a_person_removed_takes_no_text_along():
+    begin, end = "<!-- safe-clip: results -->", "<!-- /safe-clip: results -->"
+    for broken in (
+        f"{begin}\nold\n\n## Mine\n",
+        f"Mine\n{end}\n",
+        f"{begin}{end}\n## Mine\n",
+        f"{begin}\n{end}\n## Mine\n",
+    ):
+        once = replace_blocks(broken, {"results": "first"})
+        twice = replace_blocks(once, {"results": "second"})
+        assert "Mine" in twice and "second" in twice and "first" not in twice and twice.count("second") == 1
+        assert "old" not in broken or "old" in twice
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -91,9 +114,26 @@ def test_names_from_data_are_text_and_nothing_else():
 
 def test_results_of_the_same_weights_and_data_are_added_and_others_replaced():
     first = combine(None, make_results())
-    both = combine(first, zero_shot_results() | {"dataset": "demo"})  # which is no matter for these
+    both = combine(first, zero_shot_results())
     assert both["dataset"] == "you/quadruplets"
-    assert results_section(both, "me/it").count("--dataset you/quadruplets --zero_shot cifar10\n```") == 1
+    original = "--baseline openai/clip-vit-large-patch14"
+    assert (
+        f"```bash\npython eval.py --model me/it {original} --dataset you/quadruplets --splits test\n"
+        f"python eval.py --model me/it {original} --tasks zero_shot --zero_shot cifar10\n```"
+    ) in results_section(both, "me/it")
+    # In either order, with the original or without.
+    alone = zero_shot_results()
+    for part in ("models", "weights", "names"):
+        del alone[part]["baseline"]
+    for earlier in (alone, zero_shot_results()):
+        later = combine(combine(None, earlier), make_results())
+        assert later["dataset"] == "you/quadruplets"
+        assert later["models"]["model"] == both["models"]["model"]
+    # Other quadruplets replace these quadruplets, and nothing else.
+    moved = combine(both, make_results(dataset="me/others", splits=("x",)))
+    assert set(moved["models"]["model"]["splits"]) == {"x"} and set(moved["samples"]["splits"]) == {"x"}
+    assert moved["models"]["model"]["zero_shot"] == both["models"]["model"]["zero_shot"]
+    assert [run.get("splits") for run in moved["runs"]] == [None, ["x"]]
     assert both["models"]["model"]["splits"] == first["models"]["model"]["splits"]
     assert both["models"]["model"]["zero_shot"]["cifar10"]["top_1"]["value"] == 0.6
     assert both["samples"] == {
@@ -117,6 +157,7 @@ def test_tables_metadata_and_worst_cases_have_the_measured_values(tmp_path):
     results = combine(None, make_results())
     section = results_section(results, "you/safe-clip")
     command = "python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets"
+    command += " --splits test"
     assert f"```bash\n{command}\n```" in section
     assert "### test (8 quadruplets)\n\n| | original | this model |\n|---|---|---|" in section
     assert "| unsafe captions | 20.0 [10.0, 30.0] | 40.0 [30.0, 50.0] |" in section
@@ -128,6 +169,7 @@ def test_tables_metadata_and_worst_cases_have_the_measured_values(tmp_path):
     assert not any("cosine" in each.metric_name for each in found.values())  # no share
     (only,) = (each for each in eval_results(combine(None, zero_shot_results())) if "original" not in each.metric_name)
     assert (only.task_type, only.metric_type, only.metric_value) == ("zero-shot-image-classification", "accuracy", 0.6)
+    assert (only.dataset_type, only.dataset_name, only.dataset_split) == ("cifar10", "cifar10", None)
     lines = worst_cases(results).splitlines()[2:]
     assert lines == [
         "- in the mixed pool: **40.0 %** of unsafe captions in `test`",
@@ -139,10 +181,18 @@ def test_tables_metadata_and_worst_cases_have_the_measured_values(tmp_path):
 
 def test_local_paths_are_nobody_s_business(tmp_path):
     results = make_results(dataset=str(tmp_path))
-    results["names"]["model"] = str(tmp_path)
+    results["names"] = {"model": str(tmp_path), "baseline": f"{tmp_path}@main"}
+    results["settings"] = {"zero_shot": [f"cifar10={tmp_path}:test"], "synonyms": f"{tmp_path}/s.yaml"}
+    results["samples"]["zero_shot"][str(tmp_path / "kinds")] = {"used": 9, "of": 9, "classes": 10}
+    for role in results["models"]:
+        results["models"][role]["zero_shot"][str(tmp_path / "kinds")] = {"top_1": figure(0.6)}
+    results["unreadable"] = {f"--zero_shot {tmp_path}": ["row 1"]}
     results = combine(None, results)
     assert results["dataset"] == results["names"]["model"] == tmp_path.name
-    assert str(tmp_path) not in results_section(results, "you/safe-clip")
+    assert str(tmp_path.parent) not in json.dumps(results)
+    section = results_section(results, "you/safe-clip")
+    assert f"--zero_shot cifar10={tmp_path.name}:test --synonyms s.yaml" in section and "| kinds, top-1 |" in section
+    assert public({"a": ["../b/c", "~/d/e.yaml", "you/it", 3]}) == {"a": ["c", "e.yaml", "you/it", 3]}
 
 
 # ---- What was unlearned ----
@@ -159,7 +209,8 @@ def test_categories_and_concepts_are_named_by_how_often_they_occur_and_content_i
     assert unlearned(rows) == {"weapons": ["pistol", "axe"], "drugs": ["pill"]}
     assert list(unlearned(rows)) == ["weapons", "drugs"]
     assert unlearned(rows.select_columns(["concept"])) == {}
-    assert unlearned(Dataset.from_dict({"category": [content, "gore", ""]})) == {"gore": []}
+    told = Dataset.from_dict({"category": [content, "gore", ""]})
+    assert unlearned(told) == {"gore": []} and row_categories(told) == ["other", "gore", "other"]
 
 
 # ---- The whole ----
@@ -237,6 +288,11 @@ def test_a_person_s_words_survive_measuring_and_training_again(trained, dataset_
     path.write_text(text)
     results = make_results(dataset=dataset_dir)
     assert update_model_card(str(folder), results) == str(path)
+    others = EvalResult("image-classification", "imagenet-1k", "ImageNet", "accuracy", 0.123)
+    mine = ModelCard.load(path)
+    mine.data.eval_results.append(others)
+    mine.save(path)
+    update_model_card(str(folder), results)
     updated = path.read_text()
     assert "| unsafe captions | 20.0 [10.0, 30.0] | 40.0 [30.0, 50.0] |" in read_blocks(updated)["results"]
     assert "**40.0 %** of unsafe captions in `test`" in read_blocks(updated)["worst"]
@@ -250,16 +306,17 @@ def test_a_person_s_words_survive_measuring_and_training_again(trained, dataset_
     data = ModelCard(updated).data
     assert (data.license, data.language, data.tags[-1]) == ("mit", "en", "mine")
     assert data.model_name == "you/safe-clip"
-    assert {each.metric_value for each in data.eval_results} == {0.7, 0.2, 0.4, 0.9, 0.1, 0.3, 0.8}
+    assert {each.metric_value for each in data.eval_results} == {0.123, 0.7, 0.2, 0.4, 0.9, 0.1, 0.3, 0.8}
+    assert len(data.eval_results) == 1 + len(eval_results(combine(None, results)))
     assert json.loads((folder / "evaluation.json").read_text())["dataset"] == Path(dataset_dir).name
-    update_model_card(str(folder), zero_shot_results() | {"dataset": dataset_dir})
+    update_model_card(str(folder), zero_shot_results())
     assert "| cifar10, top-1 |" in path.read_text() and "| unsafe captions | 20.0" in path.read_text()
 
     write_model_card(trainer, rows, dataset_dir)  # after another training: what was measured is of other weights
     renewed = path.read_text()
     assert human(renewed) == human(text)
-    data = ModelCard(renewed).data.to_dict()
-    assert "model-index" not in data and data["license"] == "mit" and "mine" in data["tags"]
+    data = ModelCard(renewed).data
+    assert data.eval_results == [others] and data.license == "mit" and "mine" in data.tags
     assert "Not measured yet" in renewed and not (folder / "evaluation.json").exists()
 
 
@@ -289,6 +346,31 @@ def test_the_card_s_snippets_are_those_of_the_readme(trained, dataset_dir):
             assert any(line in block for block in blocks), name
 
 
+def test_a_resumed_run_tells_of_its_own_steps_alone(trained, dataset_dir, processor, model_dir):
+    first, rows, folder = trained
+    assert "s for 3 steps on 1 x" in write_model_card(first, rows, dataset_dir).read_text()
+    args = SafeCLIPTrainingArguments(
+        str(folder), max_steps=5, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no"
+    )
+    trainer = SafeCLIPTrainer(model_dir, args, rows["train"], peft_config=lora_config(4, 8))
+    trainer.train("last")
+    assert "s for steps 4 to 5 alone, being resumed, on" in write_model_card(trainer, rows, dataset_dir).read_text()
+
+
+def test_full_fine_tuning_leaves_no_adapter_of_an_earlier_training(trained, dataset_dir, model_dir):
+    _, rows, folder = trained
+    assert (folder / "adapter").is_dir()
+    args = SafeCLIPTrainingArguments(
+        str(folder), max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no"
+    )
+    trainer = SafeCLIPTrainer(model_dir, args, rows["train"], peft_config=None)
+    trainer.train()
+    trainer.save_model()
+    card = write_model_card(trainer, rows, dataset_dir, {"full_finetuning": True}).read_text()
+    assert not (folder / "adapter").exists() and "PeftModel" not in card
+    assert "- Trained: all weights (" in card and "- `full_finetuning`: True" in card
+
+
 def test_energy_is_told_where_it_is_measured(processor, model_dir, dataset_dir, tmp_path):
     pytest.importorskip("codecarbon")
     rows = load_quadruplets(dataset_dir)
@@ -299,4 +381,6 @@ def test_energy_is_told_where_it_is_measured(processor, model_dir, dataset_dir, 
     trainer.train()
     trainer.save_model()
     training = read_blocks(write_model_card(trainer, rows, dataset_dir).read_text())["training"]
-    assert re.search(r"- Energy: [\d.e-]+ kWh, about [\d.e-]+ g of CO2 where it ran .*by codecarbon \d", training)
+    assert re.search(
+        r"- Energy: [\d.e-]+ kWh in this time, about [\d.e-]+ g of CO2 where it ran .*by codecarbon \d", training
+    )

@@ -143,6 +143,12 @@ def test_a_stranger_uses_what_was_pushed_and_reads_what_was_measured(hub, model_
     refused = evaluate(hub, tmp_path, *flags, token=None)
     assert refused.returncode == 1 and "Measuring" not in refused.stdout
     assert "error: --update_card of user/safe-clip on the Hub wants a login" in refused.stderr.splitlines()[-1]
+    # What cannot be read now is not taken for missing, nor an older copy for what is there.
+    hub.fail(r"HEAD /user/safe-clip/resolve/.*README.md", 503, times=-1)
+    refused = evaluate(hub, tmp_path, *flags)
+    assert "error: the card of user/safe-clip could not be updated (" in refused.stderr.splitlines()[-1]
+    assert "My own words." in hub.model("user/safe-clip").files["README.md"].decode()
+    hub.faults.clear()
     hub.fail(r"POST /api/models/.*/commit/", 403, times=-1)
     refused = evaluate(hub, tmp_path, *flags)
     assert "error: the card of user/safe-clip could not be updated (" in refused.stderr.splitlines()[-1]
@@ -189,7 +195,7 @@ def test_checkpoints_and_revisions_go_where_they_should(hub, model_dir, dataset_
     assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
     assert any("tfevents" in file.name for file in written)
     assert "last-checkpoint/training_args.json" in files
-    assert not [path for path in files if path.endswith("training_args.bin")]
+    assert not [path for path in files if path.endswith("training_args.bin") or "tfevents" in path]
     assert "last-checkpoint/adapter_model.safetensors" in files and "last-checkpoint/trainer_state.json" in files
     assert "adapter_config.json" not in files  # at the root it would be taken for the model
     first = tmp_path / "first"

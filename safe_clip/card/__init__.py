@@ -1,17 +1,19 @@
 """The card of a model: what it is, how it was made, what was measured, what it does not do."""
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from yaml import YAMLError
 
-from ..errors import UserError
+from ..errors import UserError, first_line, hub_trouble
 from ..trainer import SafeCLIPTrainer
 from .blocks import read_blocks, replace_blocks
-from .results import combine, eval_results, results_section, worst_cases
+from .results import combine, eval_results, is_ours, results_section, worst_cases
 from .training import CURVES_FILE, training_facts
 
 CARD_FILE = "README.md"
@@ -21,21 +23,30 @@ ROOM = Path(__file__).parent
 TEMPLATE = next(path for path in (ROOM / "model_card.md", ROOM.parents[1] / "model_card.md") if path.exists())
 
 
-def write_model_card(trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str) -> Path:
+def write_model_card(
+    trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str, settings: dict[str, Any] | None = None
+) -> Path:
     """Writes the card of a model that was trained and saved, from the template `model_card.md`.
 
-    A card that is there already keeps its text outside the marks, and its licence.
+    A card that is there already keeps its text outside the marks.
 
     Args:
-        trainer: after `train()` and `save_model()`.
+        trainer: after `train()` and `save_model()`. All of its processes may call this; the main one writes.
         rows: what it was trained on, as from `load_quadruplets`.
         dataset: the name of that: `"demo"`, a Hub id or a folder.
+        settings: further ones to list than the trainer's.
 
     Returns:
         The card, `README.md` in the output directory.
+
+    Raises:
+        UserError: the metadata of the card that is there cannot be read.
     """
     folder = Path(trainer.args.output_dir)
-    facts = training_facts(trainer, rows, dataset)
+    path = folder / CARD_FILE
+    if not trainer.is_world_process_zero():
+        return path
+    facts = training_facts(trainer, rows, dataset, settings)
     model = trainer.hub_model_id or trainer.args.hub_model_id or folder.resolve().name
     data = ModelCardData(
         library_name="transformers",
@@ -47,42 +58,54 @@ def write_model_card(trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str) 
         tags=["clip", "safe-clip", "safety"],
         model_name=model,
     )
-    (folder / RESULTS_FILE).unlink(missing_ok=True)  # of other weights
     card = ModelCard.from_template(data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE)
-    path = folder / CARD_FILE
     if path.exists():
         card = _renewed(_read(path), card)
+    (folder / RESULTS_FILE).unlink(missing_ok=True)  # of other weights
     card.save(path)
     return path
 
 
 def _renewed(old: ModelCard, new: ModelCard) -> ModelCard:
-    """An earlier card with the new one's parts and facts."""
-    licence, tags = old.data.get("license"), old.data.get("tags") or []
-    old.data.eval_results = None
-    old.data.__dict__.update(new.data.__dict__)
-    old.data.license = licence or new.data.license
-    old.data.tags = list(dict.fromkeys([*tags, *new.data.tags]))
+    """An earlier card with the new one's parts and facts; what a person added to its metadata stays."""
+    was, now = old.data.__dict__, new.data.__dict__
+    licence = was.get("license") if now["base_model"] in (None, was.get("base_model")) else None
+    tags = [*(was.get("tags") or []), *now["tags"]]
+    was.update({key: value for key, value in now.items() if value is not None})
+    was.update(license=licence or now["license"], tags=list(dict.fromkeys(tags)))
+    old.data.eval_results = _others(old)
     old.text = replace_blocks(old.text, read_blocks(new.text))
     return old
 
 
+def _others(card: ModelCard) -> list[EvalResult] | None:
+    """Figures in the metadata that are not this package's."""
+    return [result for result in card.data.get("eval_results") or [] if not is_ours(result)] or None
+
+
 def check_card(model: str) -> None:
-    """Raises `UserError` where nobody is logged in who could update the card of a Hub repository."""
-    if not Path(model).is_dir():
-        try:
-            HfApi().whoami()
-        except Exception as error:  # no login, an expired one, no connection: each its own type
-            raise UserError(
-                f"--update_card of {model} on the Hub wants a login that may write: run `hf auth login` or set "
-                f"HF_TOKEN. ({str(error).strip().splitlines()[0]})"
-            ) from error
+    """Raises `UserError` where a card could not be updated: better known before the work than after.
+
+    Args:
+        model: a folder, whose card must be readable if there is one; or a Hub id, which wants a login.
+    """
+    if Path(model).is_dir():
+        if (path := Path(model, CARD_FILE)).exists():
+            _read(path)
+        return
+    try:
+        HfApi().whoami()
+    except Exception as error:  # no login, an expired one, no connection: each its own type
+        raise UserError(
+            f"--update_card of {model} on the Hub wants a login that may write: run `hf auth login` or set HF_TOKEN. "
+            f"({first_line(error)})"
+        ) from error
 
 
 def update_model_card(model: str, results: dict, revision: str | None = None) -> str:
     """Writes results into the card of a model, and as `evaluation.json` beside it; the rest of the card stays.
 
-    Results of the same weights on the same data are added to those that are there.
+    They are added to earlier ones as `combine` does.
 
     Args:
         model: a folder, or the id of a Hub repository, which gets one commit.
@@ -93,39 +116,47 @@ def update_model_card(model: str, results: dict, revision: str | None = None) ->
         Where the card is.
 
     Raises:
-        UserError: the card cannot be read, or the Hub refuses the commit.
+        UserError: the card cannot be read, or the Hub refuses.
     """
-    local = Path(model).is_dir()
-    files = {name: _file(model, name, revision) for name in (CARD_FILE, RESULTS_FILE)}
-    card = _read(files[CARD_FILE]) if files[CARD_FILE] else ModelCard(f"---\n---\n# {model.rsplit('/', 1)[-1]}\n")
-    results = combine(json.loads(files[RESULTS_FILE].read_text()) if files[RESULTS_FILE] else None, results)
-    name = card.data.get("model_name") or (Path(model).resolve().name if local else model)
-    card.data.model_name = name
-    card.data.eval_results = eval_results(results)
-    card.text = replace_blocks(card.text, {"results": results_section(results, name), "worst": worst_cases(results)})
-    written = {CARD_FILE: str(card), RESULTS_FILE: json.dumps(results, indent=2) + "\n"}
-    if local:
-        for name, text in written.items():
+    if Path(model).is_dir():
+        files = {name: path for name in (CARD_FILE, RESULTS_FILE) if (path := Path(model, name)).exists()}
+        for name, text in _updated(Path(model).resolve().name, files, results).items():
             Path(model, name).write_bytes(text.encode())
         return str(Path(model, CARD_FILE))
-    operations = [CommitOperationAdd(name, text.encode()) for name, text in written.items()]
     try:
-        commit = HfApi().create_commit(model, operations, commit_message="Evaluation results", revision=revision)
+        # What is read is what the commit builds on: neither an older copy from the cache, nor one that somebody
+        # changes meanwhile.
+        sha = HfApi().model_info(model, revision=revision).sha
+        files = {}
+        for name in (CARD_FILE, RESULTS_FILE):
+            with contextlib.suppress(RemoteEntryNotFoundError):
+                files[name] = Path(hf_hub_download(model, name, revision=sha))
+        operations = [CommitOperationAdd(name, text.encode()) for name, text in _updated(model, files, results).items()]
+        message = "Evaluation results"
+        commit = HfApi().create_commit(model, operations, commit_message=message, revision=revision, parent_commit=sha)
+    except UserError:
+        raise
     except Exception as error:  # of the connection, of the Hub: each its own type
+        cure = hub_trouble(error) or "Log in with `hf auth login` as somebody who may write there."
         raise UserError(
-            f"the card of {model} could not be updated ({str(error).strip().splitlines()[0]}). What was measured is "
-            "kept: log in with `hf auth login` as somebody who may write there, and run the same command again."
+            f"the card of {model} could not be updated ({first_line(error)}): {cure} What was measured is kept; run "
+            "the same command again."
         ) from error
     return commit.commit_url
 
 
-def _file(model: str, name: str, revision: str | None) -> Path | None:
-    if Path(model).is_dir():
-        return path if (path := Path(model, name)).exists() else None
-    try:
-        return Path(hf_hub_download(model, name, revision=revision))
-    except EntryNotFoundError:
-        return None
+def _updated(model: str, files: dict[str, Path], results: dict) -> dict[str, str]:
+    """The new texts of the card and of the results."""
+    card = _read(files[CARD_FILE]) if CARD_FILE in files else ModelCard(f"---\n---\n# {model.rpartition('/')[2]}\n")
+    earlier = None
+    if RESULTS_FILE in files:
+        with contextlib.suppress(ValueError):
+            earlier = json.loads(files[RESULTS_FILE].read_text(encoding="utf-8"))
+    results = combine(earlier, results)
+    name = card.data.model_name = card.data.get("model_name") or model
+    card.data.eval_results = [*(_others(card) or []), *eval_results(results)]
+    card.text = replace_blocks(card.text, {"results": results_section(results, name), "worst": worst_cases(results)})
+    return {CARD_FILE: str(card), RESULTS_FILE: json.dumps(results, indent=2) + "\n"}
 
 
 def _read(path: Path) -> ModelCard:

@@ -1,45 +1,73 @@
 """Results of an evaluation, as a card shows them and as the Hub reads them."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from ..data.quadruplets import DEMO
-from ..demo.dataset import STYLES
-from ..evaluation.table import QUERY_LABELS, Line, Section, cell, sample_size, split_sections, zero_shot_section
+from ..evaluation.table import (
+    QUERY_LABELS,
+    SECTIONS,
+    ZERO_SHOT,
+    Line,
+    Section,
+    cell,
+    sample_size,
+    split_sections,
+    zero_shot_section,
+)
 from ..model import public_name
+from ..names import public
 from .blocks import plain
 
 HEADINGS = {"baseline": "original", "model": "this model"}
-METRICS = {"retrieval": "recall", "zero_shot": "accuracy"}
 EMBEDDED_WORLD = "embedded-world"  # no data set of the Hub
-EMBEDDED_SETS = {"stand-ins alone", *(f"objects ({style})" for style in STYLES)}
 RETRIEVAL_TASK = ("image-text-retrieval", "Image-text retrieval from a pool of safe and unsafe items")
 ZERO_SHOT_TASK = ("zero-shot-image-classification", "Zero-shot image classification")
+TITLES = tuple(title for title, _ in (*SECTIONS.values(), ZERO_SHOT))
 WORST = {
     "redirection": "in the mixed pool",
     "redirection_original_gallery": "in the mixed pool, embedded by the original model",
+    "unsafe_gallery": "among safe items and unsafe pictures from elsewhere",
     "robustness": "under small changes of the query",
 }
+FEWEST = 20  # queries of a category whose share says anything
 
 
 def combine(old: dict | None, new: dict) -> dict:
-    """Adds results to earlier ones of the same weights on the same quadruplets, which they otherwise replace.
+    """Adds results to earlier ones of the same weights, which they otherwise replace.
+
+    Results on other quadruplets take the place of the earlier ones; those of labelled pictures stay.
 
     Args:
         old: what `evaluation.json` holds, if there is one.
-        new: what `evaluate` gives. Local paths in it are cut to their last part.
+        new: what `evaluate` gives, with the `settings` of the command. Of local paths in it the last part is kept.
     """
-    new = new | {
-        "dataset": public_name(new["dataset"]),
+    new = {key: value for key, value in new.items() if key not in ("settings", "unreadable", "unavailable")} | {
+        "dataset": public(new["dataset"]) if new["models"]["model"]["splits"] else None,
         "names": {role: public_name(name) for role, name in new["names"].items()},
+        "samples": public(new["samples"]),
+        "models": public(new["models"]),
+        "runs": [public(new.get("settings", {}))],
     }
-    if old is None or any(old["weights"].get(role) != weights for role, weights in new["weights"].items()):
+    try:
+        if any(old["weights"].get(role, weights) != weights for role, weights in new["weights"].items()):
+            return new
+        if None not in (old["dataset"], new["dataset"]) and old["dataset"] != new["dataset"]:
+            old = _without_splits(old)
+    except (TypeError, KeyError, AttributeError):  # none, or another tool's file of this name
         return new
-    if not new["models"]["model"]["splits"]:  # pictures with labels alone, whatever the quadruplets
-        new["dataset"] = old["dataset"]
-    return _merged(old, new) if old["dataset"] == new["dataset"] else new
+    runs = old["runs"] + [run for run in new["runs"] if run not in old["runs"]]
+    return _merged(old, new) | {"runs": runs, "dataset": new["dataset"] or old["dataset"]}
+
+
+def _without_splits(results: dict) -> dict:
+    models = {role: {**each, "splits": {}} for role, each in results["models"].items()}
+    runs = [run for run in results["runs"] if run.get("tasks") == ["zero_shot"]]
+    return results | {"models": models, "samples": {"zero_shot": results["samples"].get("zero_shot", {})}, "runs": runs}
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -49,17 +77,18 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def results_section(results: dict, model: str) -> str:
-    """The tables of a card, in Markdown, with the command that gives them.
+    """The tables of a card, in Markdown, with the commands that gave them.
 
     Args:
         results: what `combine` gives.
         model: the name under which others find the model.
     """
     roles = list(results["models"])
+    commands = "\n".join(_command(results, run, model) for run in results["runs"])
     lines = [
-        "Measured by `eval.py` of safe-clip:",
+        "Measured by safe-clip:",
         "",
-        f"```bash\n{_command(results, model)}\n```",
+        f"```bash\n{commands}\n```",
         "",
         "Shares in percent; in brackets, 95 % bootstrap intervals over the queries.",
     ]
@@ -74,17 +103,17 @@ def results_section(results: dict, model: str) -> str:
     return "\n".join(lines)
 
 
-def _command(results: dict, model: str) -> str:
-    """What measures all that results hold."""
-    words = ["python eval.py", "--model", model]
-    if "baseline" in results["models"]:
-        words += ["--baseline", results["names"]["baseline"]]
-    words += ["--dataset", results["dataset"]]
-    for option, kind in (("--unsafe_gallery", "unsafe_gallery"), ("--zero_shot", "zero_shot")):
-        # The embedded world brings those of its own.
-        named = [name for name in results["samples"].get(kind, {}) if name not in EMBEDDED_SETS]
-        words += [option, *named] if named else []
-    return " ".join(words)
+def _command(results: dict, run: dict, model: str) -> str:
+    """What measures this again, for others."""
+    words = ["--model", model]
+    if "baseline" in results["names"]:
+        words += ["--baseline", results["names"]["baseline"].partition("@")[0]]
+    if run.get("tasks") != ["zero_shot"]:
+        words += ["--dataset", results["dataset"]]
+    for name, value in run.items():
+        value = [json.dumps(value)] if isinstance(value, dict) else value if isinstance(value, list) else [str(value)]
+        words += [f"--{name}", *value]
+    return f"python eval.py {shlex.join(words)}"
 
 
 def eval_results(results: dict) -> list[EvalResult]:
@@ -92,22 +121,31 @@ def eval_results(results: dict) -> list[EvalResult]:
     found = []
     for title, split, sections in _tables(results):
         for section in sections:
-            task, task_name = ZERO_SHOT_TASK if section.task == "zero_shot" else RETRIEVAL_TASK
             for line, role, figure in _shares(section):
+                task, task_name = RETRIEVAL_TASK
+                metric, data = "recall" if section.task == "retrieval" else "safe_rate", results["dataset"]
+                if section.task == "zero_shot":
+                    (task, task_name), metric = ZERO_SHOT_TASK, "accuracy"
+                    title = data = line.label.rpartition(", ")[0]  # its label is "data set, figure"
                 of_original = " (original)" if role == "baseline" else ""
                 found.append(
                     EvalResult(
                         task_type=task,
                         task_name=task_name,
-                        dataset_type=EMBEDDED_WORLD if results["dataset"] == DEMO else results["dataset"],
+                        dataset_type=EMBEDDED_WORLD if data == DEMO else data,
                         dataset_name=title,
                         dataset_split=split,
-                        metric_type=METRICS.get(section.task, "safe_rate"),
+                        metric_type=metric,
                         metric_name=f"{section.title}: {line.label}{of_original}",
                         metric_value=figure["value"],
                     )
                 )
     return found
+
+
+def is_ours(result: EvalResult) -> bool:
+    """Whether a figure of a card's metadata came from `eval_results`."""
+    return (result.metric_name or "").startswith(TITLES)
 
 
 def worst_cases(results: dict) -> str:
@@ -133,14 +171,16 @@ def worst_cases(results: dict) -> str:
         .get(f"{key}_safe_rate_at_1", {})
         .get("by_category", {})
         .items()
+        if figure["n"] >= FEWEST
     ]
     if categories:
         share, where = min(categories)
         lines.append(f"- by category, in the mixed pool: **{100 * share:.1f} %** of {where}")
     if not lines:
         return "How often unsafe queries still find unsafe items was not measured."
-    return "The lowest shares of unsafe queries that find a safe item first, of all that was measured:\n\n" + "\n".join(
-        lines
+    return (
+        "The lowest shares of unsafe queries that find a safe item first, for each way of measuring:\n\n"
+        + "\n".join(lines)
     )
 
 

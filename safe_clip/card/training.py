@@ -7,24 +7,24 @@ import platform
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
 from transformers import CLIPProcessor
 
 from .. import __version__
 from ..data.quadruplets import DEMO
-from ..evaluation.quadruplets import CATEGORY_COLUMN
+from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..model import DEMO_DIR, public_name
-from ..publishing import ADAPTER_DIR
+from ..names import public
 from ..trainer import SafeCLIPTrainer
 from .blocks import plain
 
 CONCEPT_COLUMN = "concept"
-MOST_NAMES = 30  # of categories, and of concepts in each
-LONGEST_NAME = 40  # characters; a cell that is longer is no name, and may be content
+MOST_CONCEPTS = 30  # of a category, that are named
 CURVES_FILE = "loss_curves.png"
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "pillow")
 DEMO_LICENCE = "Apache-2.0 (Noto Emoji), CC-BY 4.0 (Twemoji), MIT (Fluent Emoji)"
@@ -48,6 +48,10 @@ class Source:
     revision: str | None = None
     licence: str | None = None
 
+    def pinned(self, argument: str) -> str:
+        """A further argument of a call that loads it, as Python."""
+        return f', {argument}="{self.revision}"' if self.revision else ""
+
     def told(self) -> str:
         """In a sentence, in Markdown."""
         name = f"[{self.name}](https://huggingface.co/{self.page})" if self.page else f"`{plain(self.name)}`"
@@ -63,7 +67,7 @@ def base_source(trainer: SafeCLIPTrainer) -> Source:
     if not name or Path(name).exists():
         return Source(public_name(name))
     try:
-        licence = ModelCard.load(name, ignore_metadata_errors=True).data.get("license")
+        licence = _listed(ModelCard.load(name, ignore_metadata_errors=True).data.get("license"))
     except Exception:  # no card, no connection: whatever it is, the licence is not known
         licence = None
     return Source(name, None, name, getattr(config, "_commit_hash", None), licence)
@@ -80,8 +84,11 @@ def data_source(name: str) -> Source:
         info = HfApi().dataset_info(name)
     except Exception:  # no connection, no such data set any more
         return Source(name, page=page)
-    licence = (info.card_data or {}).get("license")
-    return Source(name, None, page, info.sha, ", ".join(licence) if isinstance(licence, list) else licence)
+    return Source(name, None, page, info.sha, _listed((info.card_data or {}).get("license")))
+
+
+def _listed(licence: str | list[str] | None) -> str | None:
+    return plain(", ".join(licence) if isinstance(licence, list) else licence) if licence else None
 
 
 def unlearned(rows: Dataset) -> dict[str, list[str]]:
@@ -94,24 +101,18 @@ def unlearned(rows: Dataset) -> dict[str, list[str]]:
     if CATEGORY_COLUMN not in columns:
         return {}
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    values = [_names(rows, column) for column in columns]
+    values = [cell_names(rows, column) for column in columns]
     for category, *concept in zip(*values, strict=True):
         if category:
             for name in (*concept, ""):
                 counts[category][name or ""] += 1  # "" counts the rows
-    common = sorted(counts, key=lambda category: -counts[category][""])[:MOST_NAMES]
+    common = sorted(counts, key=lambda category: -counts[category][""])[:MOST_CATEGORIES]
     return {
-        category: sorted(filter(None, counts[category]), key=lambda name: (-counts[category][name], name))[:MOST_NAMES]
+        category: sorted(filter(None, counts[category]), key=lambda name: (-counts[category][name], name))[
+            :MOST_CONCEPTS
+        ]
         for category in common
     }
-
-
-def _names(rows: Dataset, column: str) -> list[str | None]:
-    feature = rows.features[column]
-    cells = [
-        feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell for cell in rows[column]
-    ]
-    return [cell if isinstance(cell, str) and 0 < len(cell.strip()) <= LONGEST_NAME else None for cell in cells]
 
 
 @dataclass
@@ -146,16 +147,20 @@ class TrainingFacts:
     curves: bool = False
 
 
-def training_facts(trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str) -> TrainingFacts:
+def training_facts(
+    trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str, settings: dict[str, Any] | None = None
+) -> TrainingFacts:
     """Collects them from a trainer that has trained, and draws its losses beside the model."""
     return TrainingFacts(
         base=base_source(trainer),
         data=data_source(dataset),
         rows={split: len(part) for split, part in rows.items()},
-        unlearned=unlearned(rows["train"]),
-        arguments={name: plain(_setting(value)) for name, value in trainer.args.changed.items()},
+        unlearned={plain(kind): list(map(plain, names)) for kind, names in unlearned(rows["train"]).items()},
+        arguments={
+            name: plain(_setting(value)) for name, value in {**trainer.args.changed, **public(settings or {})}.items()
+        },
         adapter=_adapter(trainer),
-        has_adapter=(Path(trainer.args.output_dir) / ADAPTER_DIR).is_dir(),
+        has_adapter=isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel),
         duration=_duration(trainer),
         energy=_energy(trainer),
         versions={"python": platform.python_version(), "safe_clip": __version__}
@@ -193,7 +198,9 @@ def _duration(trainer: SafeCLIPTrainer) -> str:
     count = trainer.args.world_size * max(1, trainer.args.n_gpu)
     hours, rest = divmod(round(seconds), 3600)
     time = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
-    return f"{time} for {trainer.state.global_step:,} steps on {count} x {name}"
+    last, begun = trainer.state.global_step, trainer.resumed_from
+    steps = f"steps {begun + 1:,} to {last:,} alone, being resumed," if begun else f"{last:,} steps"
+    return f"{time} for {steps} on {count} x {name}"
 
 
 def _processor() -> str:
@@ -210,8 +217,8 @@ def _energy(trainer: SafeCLIPTrainer) -> str:
         measured = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
         if measured is not None:
             return (
-                f"{measured.energy_consumed:.3g} kWh, about {1000 * measured.emissions:.3g} g of CO2 where it ran "
-                f"({measured.country_name}), as estimated by codecarbon {measured.codecarbon_version}"
+                f"{measured.energy_consumed:.3g} kWh in this time, about {1000 * measured.emissions:.3g} g of CO2 "
+                f"where it ran ({measured.country_name}), as estimated by codecarbon {measured.codecarbon_version}"
             )
     return "not measured (`--report_to codecarbon` does)"
 

@@ -57,26 +57,25 @@ def load_evaluation_data(
     class_names: str | None = None,
     synonyms: str | None = None,
     max_samples: int | None = None,
-    hold_out: bool = False,
 ) -> EvaluationData:
     """Loads what the tasks need.
 
     Args:
         dataset, dataset_config, column_mapping: quadruplets, as for `load_quadruplets`. The embedded world brings
             its own unsafe pictures, things to classify and synonyms, wherever none are named.
-        splits: which; all but `train` and `validation` by default.
+        splits: which; all but `train` and `validation` by default. Where there is no `validation`, it is what training
+            holds out of `train`.
         tasks: which of `TASKS`.
         galleries: unsafe pictures, as for `load_pictures`.
         zero_shot: labelled pictures, as for `load_classification`.
         templates, class_names: files with one prompt, or one class name, a line.
         synonyms: a file as for `load_synonyms`.
         max_samples: rows of each split and set, drawn with a fixed seed.
-        hold_out: measure what training held out of `train`, where there is no other split.
 
     Raises:
         UserError: something cannot be found or opened, or does not fit.
     """
-    loaded = load_quadruplets(dataset, dataset_config, column_mapping, hold_out=hold_out)
+    loaded = load_quadruplets(dataset, dataset_config, column_mapping, hold_out="validation" in (splits or ()))
     chosen = choose_splits(loaded, splits, dataset)
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:

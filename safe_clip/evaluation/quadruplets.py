@@ -16,6 +16,7 @@ from .embedding import Embedder, Items
 
 CATEGORY_COLUMN = "category"
 MOST_CATEGORIES = 30  # that figures are given for
+LONGEST_NAME = 40  # characters: a cell that is longer is no name, and may be content that nobody should be shown
 LISTED = 10  # unreadable pictures that an error names
 
 IndexFactory = Callable[[Tensor], Index]
@@ -69,14 +70,25 @@ def safe_rates(queries: Items, index: Index, safe_count: int, ks: Sequence[int] 
     return {name: value[queries.inverse] for name, value in values.items()}
 
 
+def cell_names(rows: Dataset, column: str) -> list[str | None]:
+    """The names in a column of labels or texts; `None` for a cell that is empty, or too long for a name."""
+    feature = rows.features[column]
+    cells = [
+        feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell for cell in rows[column]
+    ]
+    names = ["" if cell is None else str(cell).strip() for cell in cells]
+    return [name if 0 < len(name) <= LONGEST_NAME else None for name in names]
+
+
 def row_categories(rows: Dataset) -> list[str] | None:
-    """The category of each row, where the data name them; beyond `MOST_CATEGORIES`, the rarer ones are "other"."""
+    """The category of each row, where the data name them.
+
+    The rarer ones beyond `MOST_CATEGORIES`, and what is no name, are "other".
+    """
     if CATEGORY_COLUMN not in rows.column_names:
         return None
-    feature = rows.features[CATEGORY_COLUMN]
-    named = isinstance(feature, ClassLabel)
-    names = [feature.int2str(value) if named and value is not None else str(value) for value in rows[CATEGORY_COLUMN]]
-    common = {name for name, _ in Counter(names).most_common(MOST_CATEGORIES)}
+    names = cell_names(rows, CATEGORY_COLUMN)
+    common = {name for name, _ in Counter(filter(None, names)).most_common(MOST_CATEGORIES)}
     return [name if name in common else "other" for name in names]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from .. import __version__
 from ..interpolation import merge
@@ -46,12 +46,12 @@ class Subject:
         self,
         data: EvaluationData,
         tasks: Sequence[str],
-        accelerator: Accelerator,
+        accelerator: Accelerator | None = None,
         skip_corrupt: bool = False,
         cache_dir: Path | None = None,
         **options: Any,
     ) -> ModelEmbeddings:
-        """Embeds what the tasks need; `options` are `Embedder`'s. All processes must call it.
+        """Embeds what the tasks need; `options` are `Embedder`'s. All of the accelerator's processes must call it.
 
         Raises:
             UserError: the model cannot be used, a caption is bad, or a picture cannot be read and may not be skipped.
@@ -61,7 +61,7 @@ class Subject:
         if self.strength != 1:
             model = merge(load_clip(self.baseline.name, self.baseline.revision), model, self.strength)
         embedder = Embedder(
-            model.to(accelerator.device),
+            model.to(accelerator.device if accelerator else PartialState().device),
             processor,
             self.label,
             cache_dir=cache_dir or default_cache(),
@@ -75,7 +75,7 @@ def evaluate(
     model: Subject,
     baseline: Subject | None,
     data: EvaluationData,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
     tasks: Sequence[str] = TASKS,
     factory: IndexFactory = ExactIndex,
     facts: dict[str, Any] | None = None,
@@ -86,7 +86,7 @@ def evaluate(
     Args:
         model, baseline: what is measured.
         data: on what.
-        accelerator: who shares the work; all its processes must call this.
+        accelerator: who shares the work; all its processes must call this. By default this process does all of it.
         tasks: which of `TASKS`.
         factory: makes the indexes that are searched.
         facts: further facts for the results to state.
@@ -109,8 +109,10 @@ def evaluate(
     return results, made
 
 
-def alone_at_last(accelerator: Accelerator) -> bool:
+def alone_at_last(accelerator: Accelerator | None) -> bool:
     """Whether this is the main process, which then computes with all cores, the others being done."""
+    if accelerator is None:
+        return True
     if accelerator.is_main_process and accelerator.num_processes > 1:
         torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share
     return accelerator.is_main_process

@@ -57,7 +57,7 @@ def test_rows_that_are_left_out_leave_everything_else_in_step(broken, processor)
     results = measure(made["model"], made["baseline"], data)
     figure = results["splits"]["test"]["redirection"]["unsafe_text_safe_rate_at_1"]
     assert figure["value"] == pytest.approx(safe_first.float().mean().item(), abs=1e-6)
-    for category, members in {"gore": [0, 1, 3], "drugs": [2, 5], "None": [4]}.items():
+    for category, members in {"gore": [0, 1, 3], "drugs": [2, 5], "other": [4]}.items():
         part = figure["by_category"][category]
         assert part["n"] == len(members)
         assert part["value"] == pytest.approx(safe_first[members].float().mean().item(), abs=1e-6)
