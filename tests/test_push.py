@@ -18,7 +18,7 @@ from transformers import CLIPModel
 from safe_clip.card.results import eval_results
 from safe_clip.evaluation.table import cell
 
-from .hub import TOKEN, Hub
+from .hub import IMPATIENT, TOKEN, Hub
 
 ROOT = Path(__file__).parent.parent
 HF = str(Path(sys.executable).with_name("hf"))
@@ -96,8 +96,8 @@ def same(a, b) -> bool:
     return all((x - y).abs().max() < 1e-6 for x, y in zip(a, b, strict=True))
 
 
-def evaluate(hub: Hub, home: Path, *flags: str, token: str | None = TOKEN):
-    return run([sys.executable, str(ROOT / "eval.py"), *flags, "--cache_dir", "cache"], hub, home, token)
+def evaluate(hub: Hub, home: Path, *flags: str, token: str | None = TOKEN, launcher: tuple[str, ...] = ()):
+    return run([sys.executable, *launcher, str(ROOT / "eval.py"), *flags, "--cache_dir", "cache"], hub, home, token)
 
 
 def test_a_stranger_uses_what_was_pushed_and_reads_what_was_measured(hub, model_dir, dataset_dir, tmp_path):
@@ -145,7 +145,7 @@ def test_a_stranger_uses_what_was_pushed_and_reads_what_was_measured(hub, model_
     assert "error: --update_card of user/safe-clip on the Hub wants a login" in refused.stderr.splitlines()[-1]
     # What cannot be read now is not taken for missing, nor an older copy for what is there.
     hub.fail(r"HEAD /user/safe-clip/resolve/.*README.md", 503, times=-1)
-    refused = evaluate(hub, tmp_path, *flags)
+    refused = evaluate(hub, tmp_path, *flags, launcher=IMPATIENT)
     assert "error: the card of user/safe-clip could not be updated (" in refused.stderr.splitlines()[-1]
     assert "My own words." in hub.model("user/safe-clip").files["README.md"].decode()
     hub.faults.clear()
