@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from safe_clip import UserError
-from safe_clip.config import json_object, parse_arguments, split_config
+from safe_clip.config import parse_arguments, split_config
+from safe_clip.data.arguments import DataArguments
 from safe_clip.evaluation import TASKS
 
 DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
@@ -29,7 +30,7 @@ LISTED = 10  # pictures that were left out, of each set, that the terminal names
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(DataArguments):
     """What is measured, and on what."""
 
     model: str | None = field(
@@ -47,11 +48,6 @@ class EvaluationArguments:
     )
     strengths: list[float] = field(
         default_factory=lambda: [step / 10 for step in range(11)], metadata={"help": "Points that --sweep measures."}
-    )
-    dataset: str = field(default="demo", metadata={"help": "Quadruplets: a Hub id, a folder, or 'demo'."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    column_mapping: dict | str | None = field(
-        default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
     )
     splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
@@ -104,7 +100,7 @@ class EvaluationArguments:
         return {name: value for name, value in given.items() if value != usual[name]}
 
     def __post_init__(self):
-        self.column_mapping = json_object("--column_mapping", self.column_mapping)
+        super().__post_init__()
         for name, values, known in (
             ("tasks", self.tasks, TASKS),
             ("index", [self.index], ["exact", "faiss"]),
@@ -183,9 +179,7 @@ def main(argv: list[str]) -> None:
     data = None
     if accelerator.is_main_process:
         data = load_evaluation_data(
-            args.dataset,
-            args.dataset_config,
-            args.column_mapping,
+            args,
             args.splits,
             tasks,
             args.unsafe_gallery,

@@ -17,23 +17,19 @@ from typing import Any
 
 import safe_clip
 from safe_clip import UserError
-from safe_clip.config import json_object, parse_arguments, split_config
+from safe_clip.config import parse_arguments, split_config
+from safe_clip.data.arguments import DataArguments
 from safe_clip.errors import first_line
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(DataArguments):
     """What is trained, and on what."""
 
     model: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the embedded base."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    dataset: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the embedded world."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    column_mapping: dict | str | None = field(
-        default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
-    )
     eval_splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
     )
@@ -54,9 +50,6 @@ class ScriptArguments:
             for each in fields(self)
             if each.name not in told and getattr(self, each.name) != each.default
         }
-
-    def __post_init__(self):
-        self.column_mapping = json_object("--column_mapping", self.column_mapping)
 
 
 def uses_demo(flags: list[str]) -> bool:
@@ -84,7 +77,7 @@ def main(argv: list[str]) -> None:
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
-    splits = safe_clip.load_quadruplets(script.dataset, script.dataset_config, script.column_mapping)
+    splits = script.load()
     for split in ["train", *(script.eval_splits or [])]:
         if split not in splits:
             raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
@@ -131,11 +124,11 @@ def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> 
 
     print("Measuring it for the card.", flush=True)
     chosen = choose_splits(splits, script.eval_splits, script.dataset)
-    settings = {"splits": chosen, "baseline_revision": script.model_revision}
-    settings |= {"dataset_config": script.dataset_config, "column_mapping": script.column_mapping}
-    facts = {"settings": {name: value for name, value in settings.items() if value}, "dataset": script.dataset}
+    settings = {"splits": chosen} | script.sources
+    settings |= {"baseline_revision": script.model_revision} if script.model_revision else {}
+    facts = {"settings": settings, "dataset": script.dataset}
     try:
-        data = load_evaluation_data(script.dataset, script.dataset_config, script.column_mapping, chosen)
+        data = load_evaluation_data(script, chosen)
         subjects = Subject(folder), Subject(script.model, script.model_revision)
         update_model_card(folder, evaluate(*subjects, data, facts=facts)[0])
     except Exception as error:  # of the network, of the device: each its own type, and training is not to be lost

@@ -17,6 +17,7 @@ SOURCES = sorted((ROOT / "safe_clip").rglob("*.py"))
 ROOMS = [
     "errors",
     "names",
+    "config",
     "demo",
     "data",
     "model",
@@ -32,7 +33,6 @@ ROOMS = [
     "baselines",
     "export",
     "card",
-    "config",
 ]
 
 

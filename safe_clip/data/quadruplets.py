@@ -1,8 +1,10 @@
 """The schema of a quadruplet data set: loading, naming and checking it."""
 
 import difflib
+import logging
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
@@ -10,7 +12,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
 from .images import open_image
+from .schema import join_pictures, known_columns, local_pictures
 from .sources import load_splits
+
+logger = logging.getLogger(__name__)
 
 CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
 IMAGE_COLUMNS = ("safe_image", "unsafe_image")
@@ -32,16 +37,22 @@ def load_quadruplets(
     column_mapping: Mapping[str, str] | None = None,
     token: str | None = None,
     hold_out: bool = True,
+    safe_images: str | None = None,
+    unsafe_images: str | None = None,
+    skip_missing: bool = False,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
 
     Args:
-        name: `"demo"` for the embedded world, the id of a data set on the Hub, a folder written by
-            `save_to_disk`, or any folder that `datasets.load_dataset` reads.
+        name: `"demo"` for the embedded world, or as for `load_splits`. Paths in columns of pictures are meant from the
+            folder where the data set lies.
         config: the configuration of a Hub data set that has several.
-        column_mapping: `{column of the data set: column of the schema}`.
+        column_mapping: `{column of the data set: column of the schema}`; those of `PRESETS` are known.
         token: a Hub token; the one stored by `hf auth login` by default.
         hold_out: where there is no `validation` split, make a fixed share of `train` one.
+        safe_images, unsafe_images: a folder or zip of pictures that are named after a number in each row, as for
+            `join_pictures`.
+        skip_missing: leave out rows that have no picture there.
 
     Returns:
         Splits with the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` and
@@ -56,7 +67,16 @@ def load_quadruplets(
         splits = load_demo()
     else:
         splits = load_splits(name, config, token)
+    folder = Path(name) if Path(name).is_dir() else Path(name).parent
     for split, rows in splits.items():
+        where = f"split '{split}' of {name}"
+        known = known_columns(rows.column_names)
+        if known and not column_mapping:
+            preset, mapping = known
+            if split == next(iter(splits)):
+                told = ", ".join(f"{old} as {new}" for old, new in mapping.items())
+                logger.warning("%s has the columns of %s: taking %s.", name, preset, told)
+            rows = rows.rename_columns(mapping)
         for old, new in (column_mapping or {}).items():
             if old not in rows.column_names:
                 raise UserError(
@@ -64,9 +84,14 @@ def load_quadruplets(
                     f"its columns are {_listed(rows.column_names)}."
                 )
             rows = rows.rename_column(old, new)
-        check_columns(rows.column_names, f"split '{split}' of {name}")
+        for column, place in (("safe_image", safe_images), ("unsafe_image", unsafe_images)):
+            if place:
+                rows = join_pictures(rows, column, place, where, skip_missing)
+            elif Path(name).exists():
+                rows = local_pictures(rows, column, folder)
+        check_columns(rows.column_names, where)
         if len(rows) == 0:
-            raise UserError(f"split '{split}' of {name} is empty; remove it or give it rows.")
+            raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
     if hold_out and "train" in splits and "validation" not in splits:
         rows = splits["train"]
@@ -91,9 +116,11 @@ def check_columns(columns: list[str], where: str) -> None:
         guesses.update({close[0]: column} if close else {})
     example = guesses or {"YOUR_COLUMN": missing[0]}
     mapping = ", ".join(f'"{old}": "{new}"' for old, new in example.items())
+    pictures = [column for column in missing if column in IMAGE_COLUMNS]
+    elsewhere = f" Pictures in a folder or zip of their own are named by {' and '.join(f'--{c}s' for c in pictures)}."
     raise UserError(
         f"{where} lacks the column{'s' * (len(missing) > 1)} {_listed(missing)}; it has {_listed(columns)}. "
-        f"Name them with --column_mapping '{{{mapping}}}'."
+        f"Name them with --column_mapping '{{{mapping}}}'.{elsewhere if pictures else ''}"
     )
 
 

@@ -8,6 +8,17 @@ from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, hub_trouble
 
+# Kinds of files, and how `datasets` calls them.
+FILES: dict[str, tuple[str, dict]] = {
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".tar": ("webdataset", {}),
+}
+
 
 def load_splits(
     name: str,
@@ -20,8 +31,8 @@ def load_splits(
     """Loads all splits of a data set.
 
     Args:
-        name: the id of a data set on the Hub, a folder written by `save_to_disk`, or any folder that
-            `datasets.load_dataset` reads.
+        name: the id of a data set on the Hub, a folder written by `save_to_disk`, any folder that
+            `datasets.load_dataset` reads, a file of one of the `FILES`, or a pattern such as `shards/*.tar`.
         config: the configuration of a Hub data set that has several.
         token: a Hub token; the one stored by `hf auth login` by default.
         option: the flag that errors name.
@@ -37,10 +48,14 @@ def load_splits(
     try:
         if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
             splits = load_from_disk(name)
+        elif Path(name).is_file() or Path(name).suffix == ".tar":
+            splits = _file(name, option)
         else:
             files = "**" if whole and Path(name).is_dir() else None
             splits = load_dataset(name, config, data_files=files, split=split, token=token)
             splits = DatasetDict({split: splits}) if split else splits
+    except UserError:
+        raise
     except (DatasetNotFoundError, GatedRepoError) as error:
         if trouble := hub_trouble(error):
             raise UserError(f"{option} {name}: {trouble}") from error
@@ -63,3 +78,11 @@ def load_splits(
     if not splits and isinstance(splits, DatasetDict):
         raise UserError(f"{option} {name} has no splits.")
     return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
+
+
+def _file(name: str, option: str) -> DatasetDict:
+    suffix = Path(name).suffix.lower()
+    if suffix not in FILES:
+        raise UserError(f"{option} {name} is a file of no known kind; those are {', '.join(FILES)}.")
+    kind, options = FILES[suffix]
+    return load_dataset(kind, data_files=name, **options)

@@ -1,16 +1,17 @@
 """What models are measured on."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from datasets import Dataset, DatasetDict
 
+from ..data.arguments import DataArguments
 from ..data.classification import ClassificationData, load_classification
 from ..data.galleries import load_pictures
-from ..data.quadruplets import DEMO, ROW_COLUMN, load_quadruplets
+from ..data.quadruplets import DEMO, ROW_COLUMN
 from ..errors import UserError
 from . import TASKS
 from .transforms import load_synonyms
@@ -46,9 +47,7 @@ class EvaluationData:
 
 
 def load_evaluation_data(
-    dataset: str = DEMO,
-    dataset_config: str | None = None,
-    column_mapping: Mapping[str, str] | None = None,
+    quadruplets: str | DataArguments = DEMO,
     splits: Sequence[str] | None = None,
     tasks: Sequence[str] = TASKS,
     galleries: Sequence[str] | None = None,
@@ -61,8 +60,8 @@ def load_evaluation_data(
     """Loads what the tasks need.
 
     Args:
-        dataset, dataset_config, column_mapping: quadruplets, as for `load_quadruplets`. The embedded world brings
-            its own unsafe pictures, things to classify and synonyms, wherever none are named.
+        quadruplets: where they come from, or the name alone. The embedded world brings its own unsafe pictures, things
+            to classify and synonyms, wherever none are named.
         splits: which; all but `train` and `validation` by default. Where there is no `validation`, it is what training
             holds out of `train`.
         tasks: which of `TASKS`.
@@ -75,7 +74,9 @@ def load_evaluation_data(
     Raises:
         UserError: something cannot be found or opened, or does not fit.
     """
-    loaded = load_quadruplets(dataset, dataset_config, column_mapping, hold_out="validation" in (splits or ()))
+    quadruplets = DataArguments(quadruplets) if isinstance(quadruplets, str) else quadruplets
+    dataset = quadruplets.dataset
+    loaded = quadruplets.load(hold_out="validation" in (splits or ()))
     chosen = choose_splits(loaded, splits, dataset)
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:

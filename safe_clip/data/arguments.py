@@ -1,0 +1,52 @@
+"""Where quadruplets come from: the settings that training and evaluation share."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..config import json_object
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+@dataclass
+class DataArguments:
+    """The quadruplets, and where their pictures are."""
+
+    dataset: str = field(
+        default="demo", metadata={"help": "A Hub id, a folder, a file, or 'demo' for the embedded world."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    column_mapping: dict | str | None = field(
+        default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
+    )
+    safe_images: str | None = field(
+        default=None, metadata={"help": "A folder or zip of safe pictures by coco_id, such as COCO's."}
+    )
+    unsafe_images: str | None = field(
+        default=None, metadata={"help": "A folder or zip of unsafe pictures by prompt_id."}
+    )
+    skip_missing: bool = field(default=False, metadata={"help": "Leave out rows whose picture is not there."})
+
+    def __post_init__(self):
+        self.column_mapping = json_object("--column_mapping", self.column_mapping)
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """The settings besides the name that are set."""
+        names = ("dataset_config", "column_mapping", "safe_images", "unsafe_images", "skip_missing")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    def load(self, hold_out: bool = True) -> "DatasetDict":
+        """The splits, as `load_quadruplets` gives them."""
+        from .quadruplets import load_quadruplets  # slow, and a script's first words should come before it
+
+        return load_quadruplets(
+            self.dataset,
+            self.dataset_config,
+            self.column_mapping,
+            hold_out=hold_out,
+            safe_images=self.safe_images,
+            unsafe_images=self.unsafe_images,
+            skip_missing=self.skip_missing,
+        )

@@ -1,0 +1,212 @@
+"""Data sets as the world has them: their own columns, and pictures that lie elsewhere."""
+
+import json
+import tarfile
+import zipfile
+
+import pytest
+from datasets import Dataset
+
+from safe_clip import QuadrupletRows, UserError, load_quadruplets
+from safe_clip.data.arguments import DataArguments
+
+from ..conftest import make_rows
+
+COUNT = 6
+COCO_IDS = [139, 285, 632, 724, 776, 785]
+
+
+@pytest.fixture
+def world():
+    """Captions, and pictures, of a few quadruplets."""
+    return make_rows(COUNT)
+
+
+def visu(world) -> dict[str, list]:
+    """The columns of aimagelab/ViSU-Text."""
+    return {
+        "incremental_id": list(range(COUNT)),
+        "safe": world["safe_caption"],
+        "nsfw": world["unsafe_caption"],
+        "coco_id": COCO_IDS,
+        "tag": ["mark"] * COUNT,
+        "prompt_id": [100 + index for index in range(COUNT)],
+    }
+
+
+def check(rows, world) -> None:
+    """Whether rows are the quadruplets, in their order."""
+    items = QuadrupletRows(rows)
+    assert len(items) == COUNT
+    for index in range(COUNT):
+        item = items[index]
+        assert item["safe_caption"] == world["safe_caption"][index]
+        assert item["unsafe_caption"] == world["unsafe_caption"][index]
+        for column in ("safe_image", "unsafe_image"):
+            assert item[column].tobytes() == world[column][index].tobytes(), (column, index)
+
+
+def coco(folder, world, year: str) -> None:
+    for index, (number, picture) in enumerate(zip(COCO_IDS, world["safe_image"], strict=True)):
+        split = "train" if index % 2 else "val"
+        name = f"COCO_{split}2014_{number:012}.png" if year == "2014" else f"{number:012}.png"
+        (folder / f"{split}{year}").mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{split}{year}" / name)
+    (folder / "annotations.json").write_text("{}")
+
+
+def generated(folder, world) -> None:
+    """Pictures by number and seed; the first seed is that of the world."""
+    for index, picture in enumerate(world["unsafe_image"]):
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{100 + index}_1234.png")
+        world["safe_image"][0].save(folder / f"{100 + index}_1999.png")
+
+
+def zipped(folder):
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.write(file, file.relative_to(folder))
+    return folder.with_suffix(".zip")
+
+
+@pytest.mark.parametrize("year", ["2014", "2017"])
+@pytest.mark.parametrize("archive", [False, True], ids=["folder", "zip"])
+def test_visu_text_joined_to_coco_and_to_generated_pictures(year, archive, world, tmp_path, caplog):
+    coco(tmp_path / "coco", world, year)
+    generated(tmp_path / "made", world)
+    Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
+    places = [tmp_path / "coco", tmp_path / "made"]
+    safe, unsafe = map(str, map(zipped, places) if archive else places)
+    data = DataArguments(str(tmp_path / "train.parquet"), safe_images=safe, unsafe_images=unsafe)
+    rows = data.load(hold_out=False)["train"]
+    check(rows, world)
+    assert set(rows["category"]) == {"mark"}
+    assert "has the columns of ViSU-Text: taking safe as safe_caption, nsfw as unsafe_caption, tag as category." in (
+        caplog.text
+    )
+
+
+def test_nsfwcaps_with_pictures_by_their_number(world, tmp_path):
+    coco(tmp_path / "coco", world, "2017")
+    generated(tmp_path / "made", world)
+    lines = [
+        {
+            "image_id": number,
+            "caption": safe,
+            "nsfw_caption": unsafe,
+            "image_coco_url": f"http://images.cocodataset.org/val2017/{number:012}.jpg",
+            "chosen_category": "mark",
+            "prompt_id": 100 + index,
+        }
+        for index, (number, safe, unsafe) in enumerate(
+            zip(COCO_IDS, world["safe_caption"], world["unsafe_caption"], strict=True)
+        )
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made")}
+    check(load_quadruplets(str(tmp_path / "test.jsonl"), hold_out=False, **places)["train"], world)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_files_of_captions_and_paths(kind, world, tmp_path):
+    table = {"safe_caption": world["safe_caption"], "unsafe_caption": world["unsafe_caption"]}
+    for column in ("safe_image", "unsafe_image"):
+        (tmp_path / column).mkdir()
+        table[column] = [f"{column}/{index}.png" for index in range(COUNT)]
+        table[column][0] = str(tmp_path / column / "0.png")  # paths from the root stay
+        for path, picture in zip(table[column], world[column], strict=True):
+            picture.save(tmp_path / path)
+    rows, file = Dataset.from_dict(table), tmp_path / f"rows.{kind}"
+    if kind in ("csv", "tsv"):
+        rows.to_csv(file, sep="\t" if kind == "tsv" else ",")
+    elif kind == "parquet":
+        rows.to_parquet(file)
+    else:
+        rows.to_json(file, lines=kind == "jsonl")
+    check(load_quadruplets(str(file), hold_out=False)["train"], world)
+
+
+def test_webdataset_shards(world, tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:05}.tar", "w") as archive:
+            for index in range(shard * 3, shard * 3 + 3):
+                for column, suffix in (("safe_image", "safe.png"), ("unsafe_image", "unsafe.png")):
+                    file = tmp_path / "part.png"
+                    world[column][index].save(file)
+                    archive.add(file, f"{index:05}.{suffix}")
+                for column in ("safe_caption", "unsafe_caption"):
+                    file = tmp_path / "part.txt"
+                    file.write_text(world[column][index])
+                    archive.add(file, f"{index:05}.{column}.txt")
+    mapping = {"safe.png": "safe_image", "unsafe.png": "unsafe_image"}
+    mapping |= {f"{side}_caption.txt": f"{side}_caption" for side in ("safe", "unsafe")}
+    check(load_quadruplets(f"{tmp_path}/*.tar", None, mapping, hold_out=False)["train"], world)
+
+
+def test_an_imagefolder_with_metadata(world, tmp_path):
+    (tmp_path / "train").mkdir()
+    lines = ["safe_caption,unsafe_caption,safe_image_file_name,unsafe_image_file_name"]
+    for index in range(COUNT):
+        for side in ("safe", "unsafe"):
+            world[f"{side}_image"][index].save(tmp_path / "train" / f"{side}{index}.png")
+        lines.append(
+            f"{world['safe_caption'][index]},{world['unsafe_caption'][index]},safe{index}.png,unsafe{index}.png"
+        )
+    (tmp_path / "train" / "metadata.csv").write_text("\n".join(lines))
+    check(load_quadruplets(str(tmp_path), hold_out=False)["train"], world)
+
+
+def test_rows_without_a_picture_are_counted_and_named(world, tmp_path, caplog):
+    coco(tmp_path / "coco", world, "2017")
+    generated(tmp_path / "made", world)
+    (tmp_path / "coco" / "val2017" / "000000000139.png").unlink()
+    Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
+    places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made"), "hold_out": False}
+    name = str(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"1 of 6 rows have no picture in --safe_images .*, such as coco_id 139\. Add"):
+        load_quadruplets(name, **places)
+    rows = load_quadruplets(name, **places, skip_missing=True)["train"]
+    assert rows["coco_id"] == COCO_IDS[1:] and "left out 1 rows without a picture" in caplog.text
+    assert QuadrupletRows(rows)[0]["unsafe_image"].tobytes() == world["unsafe_image"][1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({}, r"lacks the columns 'safe_image', 'unsafe_image'; .*named by --safe_images and --unsafe_images\."),
+        ({"safe_images": "nowhere"}, "--safe_images nowhere is neither a folder nor a zip"),
+        ({"safe_images": "empty"}, "--safe_images .*empty holds no picture with a number in its name"),
+        ({"safe_images": "other"}, r"6 of 6 rows have no picture in --safe_images .*other, such as coco_id 139, 285,"),
+        ({"unsafe_images": "other"}, r"6 of 6 rows have no picture in --unsafe_images .*, such as prompt_id 100, 101,"),
+    ],
+)
+def test_pictures_that_are_not_there(places, message, world, tmp_path):
+    for folder in ("empty", "other"):
+        (tmp_path / folder).mkdir()
+    world["safe_image"][0].save(tmp_path / "other" / "999.png")
+    Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
+    places = {name: str(tmp_path / place) if place != "nowhere" else place for name, place in places.items()}
+    with pytest.raises(UserError, match=message):
+        load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, skip_missing=True, **places)
+
+
+def test_pictures_want_a_number_to_be_found_by(world, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Dataset.from_dict({"safe": ["a"], "nsfw": ["b"]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="finds pictures by the column coco_id or image_id, of which split 'train'"):
+        load_quadruplets(str(tmp_path / "train.parquet"), safe_images=str(tmp_path / "pictures"))
+
+
+def test_a_file_of_no_known_kind(tmp_path):
+    (tmp_path / "rows.xlsx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"rows\.xlsx is a file of no known kind; those are \.csv, \.tsv,"):
+        load_quadruplets(str(tmp_path / "rows.xlsx"))
+
+
+def test_a_mapping_of_one_s_own_wins_over_what_is_known(world, tmp_path):
+    table = {"safe": world["unsafe_caption"], "nsfw": world["safe_caption"]}  # the other way round
+    table |= {column: world[column] for column in ("safe_image", "unsafe_image")}
+    Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    mapping = {"nsfw": "safe_caption", "safe": "unsafe_caption"}
+    check(load_quadruplets(str(tmp_path / "train.parquet"), None, mapping, hold_out=False)["train"], world)
