@@ -33,6 +33,10 @@ class ScriptArguments(DataArguments):
     eval_splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
     )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "'error' stops at a row that cannot be used, 'skip' leaves such rows out."}
+    )
+    max_bad_fraction: float = field(default=0.05, metadata={"help": "Share of bad rows above which 'skip' stops too."})
     full_finetuning: bool = field(
         default=False,
         metadata={"help": "Train all weights in place of LoRA adapters; lower --learning_rate to about 1e-5."},
@@ -40,6 +44,13 @@ class ScriptArguments(DataArguments):
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.on_bad_row not in ("error", "skip"):
+            raise UserError(f"--on_bad_row {self.on_bad_row}: it must be error or skip.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1.")
 
     @property
     def further(self) -> dict[str, Any]:
@@ -64,6 +75,7 @@ def main(argv: list[str]) -> None:
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
     from safe_clip.card import check_card, write_model_card
+    from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
 
@@ -81,6 +93,18 @@ def main(argv: list[str]) -> None:
     for split in ["train", *(script.eval_splits or [])]:
         if split not in splits:
             raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
+    measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
+    if script.on_bad_row == "skip":
+        Path(args.output_dir, LIST_FILE).unlink(missing_ok=True)  # of an earlier run
+        for split in dict.fromkeys(["train", *(["validation"] if "validation" in splits else []), *measured]):
+            splits[split] = leave_out_bad_rows(
+                splits[split],
+                f"split '{split}'",
+                Path(args.output_dir),
+                script.max_bad_fraction,
+                args.dataloader_num_workers,
+                progress=not args.disable_tqdm,
+            )
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
     lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)
@@ -97,7 +121,7 @@ def main(argv: list[str]) -> None:
     def figures(when: str) -> dict[str, dict[str, float]]:
         return {
             split: safe_clip.evaluate_quadruplets(trainer.model, processor, splits[split], desc=f"{split}, {when}")
-            for split in script.eval_splits or [split for split in splits if split != "train"] or ["train"]
+            for split in measured
         }
 
     before = figures("before")
@@ -119,7 +143,7 @@ def main(argv: list[str]) -> None:
 def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
     """Measures what was saved by all protocols, for its card. A fault in this keeps no model from being pushed."""
     from safe_clip.card import update_model_card
-    from safe_clip.evaluation.data import choose_splits, load_evaluation_data
+    from safe_clip.evaluation.data import Sample, choose_splits, load_evaluation_data
     from safe_clip.evaluation.run import Subject, evaluate
 
     print("Measuring it for the card.", flush=True)
@@ -129,6 +153,7 @@ def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> 
     facts = {"settings": settings, "dataset": script.dataset}
     try:
         data = load_evaluation_data(script, chosen)
+        data.splits = {split: Sample(splits[split], sample.of) for split, sample in data.splits.items()}
         subjects = Subject(folder), Subject(script.model, script.model_revision)
         update_model_card(folder, evaluate(*subjects, data, facts=facts)[0])
     except Exception as error:  # of the network, of the device: each its own type, and training is not to be lost

@@ -16,13 +16,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
+from .data.bad_rows import LIST_FILE
 from .errors import UserError, first_line
 from .model import public_name
 from .names import public
 
 ADAPTER_DIR = "adapter"  # of a saved model
-# Checkpoints, which are for going on with, and logs, which tell of the machine and where it stands.
-NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", "runs/*", "emissions.csv"]
+# Checkpoints, which are for going on with, and logs, which tell of the machine, where it stands, and its files.
+NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", "runs/*", "emissions.csv", LIST_FILE]
 
 
 class PublishingMixin:

@@ -144,6 +144,35 @@ def test_what_cannot_be_measured_does_not_keep_a_model_from_being_pushed(tmp_pat
     )
 
 
+def test_bad_rows_may_be_left_out(model_dir, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    from .conftest import FEATURES, make_rows
+
+    rows = Dataset.from_dict(make_rows(24), features=FEATURES).with_format("arrow")[:].to_pylist()
+    for row in (3, 17):
+        rows[row]["unsafe_image"] = {"bytes": b"<html>", "path": "cat.jpg"}
+    DatasetDict({split: Dataset.from_list(rows, features=FEATURES) for split in ("train", "test")}).save_to_disk(
+        tmp_path / "data"
+    )
+    flags = ["--model", model_dir, "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    flags += ["--max_steps", "1", "--on_bad_row", "skip"]
+    done = run_train(*flags)  # of which 8 % are more than bad luck
+    assert done.returncode == 1
+    assert (
+        "2 of 23 rows" in done.stderr.splitlines()[-1]
+        or "rows of split 'train' cannot be" in done.stderr.splitlines()[-1]
+    )
+    done = run_train(*flags, "--max_bad_fraction", "0.1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (tmp_path / "out" / "bad_rows.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        f"split '{split}', row {row}, column 'unsafe_image'" for split in ("train", "test") for row in (3, 17)
+    ]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "train 21, validation 1, test 22 quadruplets" in card and "- `on_bad_row`: skip" in card
+
+
 def test_a_broken_row_is_named_in_one_line_before_any_training(model_dir, tmp_path):
     from datasets import Dataset, DatasetDict
 

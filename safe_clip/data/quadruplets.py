@@ -26,6 +26,7 @@ LABEL_COLUMNS = ("unsafe_caption_is_safe", "unsafe_image_is_safe")
 # Kept by rows that were picked out of a data set, so that errors name the row the person knows.
 ROW_COLUMN = "source_row"
 
+REPLACEMENT = "\ufffd\ufffd"  # what decoders put for bytes that they cannot read; one alone may be a typo
 DEMO = "demo"
 VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
 MAX_VALIDATION_ROWS = 1000
@@ -133,6 +134,11 @@ def check_caption(value: Any, row: int, column: str) -> str:
         )
     if not value.strip():
         raise UserError(f"row {row}, column '{column}': the caption is empty. Fill the cell or remove the row.")
+    if "\0" in value or REPLACEMENT in value:
+        raise UserError(
+            f"row {row}, column '{column}': the caption was read in the wrong encoding, or is no text: it holds "
+            f"{'NUL' if chr(0) in value else 'U+FFFD'} characters. Mend the cell or remove the row."
+        )
     return value
 
 

@@ -1,0 +1,80 @@
+"""Leaving out rows that cannot be used, where a person asks for it."""
+
+import logging
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+from .quadruplets import ROW_COLUMN, QuadrupletRows
+
+logger = logging.getLogger(__name__)
+
+LIST_FILE = "bad_rows.txt"  # in the output directory
+LISTED = 3  # rows that an error names
+
+
+class _Faults(TorchDataset):
+    """What is wrong with each row, or nothing."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = QuadrupletRows(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str | None:
+        try:
+            self.rows[index]
+        except UserError as error:
+            return str(error)
+        return None
+
+
+def leave_out_bad_rows(
+    rows: Dataset, where: str, folder: Path, max_bad_fraction: float, workers: int = 0, progress: bool = True
+) -> Dataset:
+    """The rows that can be used; the others are counted, and listed in a file with what is wrong with each.
+
+    Every row is read once, each process of a launch reading its share.
+
+    Args:
+        rows: quadruplets.
+        where: what messages call them.
+        folder: gets `bad_rows.txt`, or more lines in it.
+        max_bad_fraction: the largest share of bad rows that is still taken for bad luck, in [0, 1].
+        workers: processes that read pictures.
+        progress: show a bar.
+
+    Raises:
+        UserError: there are more bad rows than that, or no others.
+    """
+    state = PartialState()
+    mine = range(state.process_index, len(rows), state.num_processes)
+    loader = DataLoader(Subset(_Faults(rows), mine), batch_size=None, num_workers=workers)
+    bar = tqdm(loader, desc=f"Checking {where}", disable=not (progress and state.is_main_process))
+    found = [(index, fault) for index, fault in zip(mine, bar, strict=True) if fault]
+    bad = dict(sorted(gather_object(found)))
+    if not bad:
+        return rows
+    lines = [f"{where}, {fault}" for fault in bad.values()]
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LIST_FILE, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    told = f"{len(bad):,} of {len(rows):,} rows of {where} cannot be used"
+    if len(bad) > max_bad_fraction * len(rows) or len(bad) == len(rows):
+        raise UserError(
+            f"{told}, more than --max_bad_fraction {max_bad_fraction:g} allows; {folder / LIST_FILE} lists them. "
+            f"The first: {'; '.join(lines[:LISTED])}"
+        )
+    if state.is_main_process:
+        logger.warning("%s and are left out; they are listed in %s.", told, folder / LIST_FILE)
+    if ROW_COLUMN not in rows.column_names:
+        rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
+    return rows.select([index for index in range(len(rows)) if index not in bad])

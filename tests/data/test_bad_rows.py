@@ -1,0 +1,100 @@
+"""Rows that cannot be used, and what becomes of them."""
+
+import pytest
+from datasets import Dataset
+
+from safe_clip import QuadrupletRows, UserError
+from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
+from safe_clip.data.quadruplets import ROW_COLUMN
+
+from ..conftest import FEATURES, make_rows
+
+
+def damaged(cells: dict[tuple[int, str], object], count: int = 24) -> Dataset:
+    table = Dataset.from_dict(make_rows(count), features=FEATURES).with_format("arrow")[:].to_pylist()
+    for (row, column), value in cells.items():
+        table[row][column] = {"bytes": value, "path": None} if isinstance(value, bytes) else value
+    return Dataset.from_list(table, features=FEATURES)
+
+
+BAD = {
+    (1, "safe_caption"): "",
+    (5, "unsafe_caption"): " \t\n ",
+    (7, "safe_caption"): None,
+    (9, "unsafe_caption"): "a dog\0",
+    (11, "safe_caption"): "caf\ufffd\ufffd",
+    (13, "unsafe_image"): b"<html>404</html>",
+    (13, "safe_image"): b"",
+    (20, "safe_image"): None,
+}
+SAID = [
+    "split 'train', row 1, column 'safe_caption': the caption is empty",
+    "split 'train', row 5, column 'unsafe_caption': the caption is empty",
+    "split 'train', row 7, column 'safe_caption': a caption must be text, not NoneType",
+    "split 'train', row 9, column 'unsafe_caption': the caption was read in the wrong encoding",
+    "split 'train', row 11, column 'safe_caption': the caption was read in the wrong encoding",
+    "split 'train', row 13, column 'safe_image': the picture cannot be read (UnidentifiedImageError: it is empty",
+    "split 'train', row 20, column 'safe_image': there is no picture",
+]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_rows_are_left_out_and_listed_and_the_others_keep_their_numbers(workers, tmp_path, caplog):
+    rows = leave_out_bad_rows(damaged(BAD), "split 'train'", tmp_path / "out", 0.3, workers)
+    assert list(rows[ROW_COLUMN]) == [row for row in range(24) if row not in {row for row, _ in BAD}]
+    items = QuadrupletRows(rows)
+    assert len(items) == 17 and items[1]["safe_caption"] == make_rows(3)["safe_caption"][2]
+    lines = (tmp_path / "out" / LIST_FILE).read_text().splitlines()
+    assert len(lines) == len(SAID) and "holds NUL" in lines[3] and "holds U+FFFD" in lines[4]
+    for line, said in zip(lines, SAID, strict=True):
+        assert line.startswith(said)
+    assert (
+        f"7 of 24 rows of split 'train' cannot be used and are left out; they are listed in {tmp_path}" in caplog.text
+    )
+    # What breaks later is named by the number that the person knows.
+    broken = rows.map(lambda row: {"safe_caption": "" if row[ROW_COLUMN] == 8 else row["safe_caption"]})
+    with pytest.raises(UserError, match="row 8, column 'safe_caption'"):
+        [QuadrupletRows(broken)[index] for index in range(len(broken))]
+
+
+def test_too_many_bad_rows_are_no_bad_luck(tmp_path):
+    with pytest.raises(
+        UserError, match=r"7 of 24 rows of split 'train' cannot be used, more than --max_bad_fraction 0.29 "
+    ):
+        leave_out_bad_rows(damaged(BAD), "split 'train'", tmp_path, 0.29)
+    assert len((tmp_path / LIST_FILE).read_text().splitlines()) == 7
+    everything = {(row, "safe_caption"): "" for row in range(4)}
+    with pytest.raises(UserError, match="4 of 4 rows"):
+        leave_out_bad_rows(damaged(everything, 4), "split 'train'", tmp_path, 1.0)
+
+
+def test_good_rows_are_left_as_they_are(tmp_path):
+    rows = damaged({})
+    assert leave_out_bad_rows(rows, "split 'train'", tmp_path, 0.0) is rows
+    assert not (tmp_path / LIST_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a dog 🐕\u200d🦺",
+        "כלב על ספה",
+        "كلب",
+        "犬と猫",
+        "a dog\nand a cat",
+        "x" * 5,
+        "word " * 5000,
+        "é\u0301",
+        "a \ufffd b",
+    ],
+    ids=["emoji", "hebrew", "arabic", "japanese", "lines", "one word", "5,000 words", "combining", "one typo"],
+)
+def test_unusual_captions_are_captions(caption, processor):
+    from safe_clip import QuadrupletCollator
+
+    rows = damaged({(0, "safe_caption"): caption}, 2)
+    items = QuadrupletRows(rows)
+    batch = QuadrupletCollator(processor, 77)([items[0], items[1]])
+    assert batch["safe_input_ids"].shape[1] <= 77
+    ids = batch["safe_input_ids"][0].tolist()
+    assert ids.count(processor.tokenizer.eos_token_id) >= 1  # also where the end was cut off
