@@ -51,7 +51,7 @@ setup(
         "huggingface_hub>=1.5",
         "safetensors>=0.7",
         "peft>=0.19",
-        "aiohttp>=3.10",
+        "aiohttp>=3.12",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=1.26",

@@ -51,7 +51,7 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
         if isinstance(error, UnidentifiedImageError):  # which would name an address in memory
             reason = f"{type(error).__name__}: it is {_looks_like(_beginning(value) if content is None else content)}"
         elif isinstance(value, str) and "://" in value and not value.startswith(IN_ZIP):
-            reason = "it is an address; fetch the pictures first, and name the files"
+            reason = "it is an address; python -m safe_clip.data.fetch fetches the pictures first"
         raise UserError(
             f"{where}{name}: the picture cannot be read ({reason}). Replace the file or remove the row."
         ) from error

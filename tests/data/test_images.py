@@ -131,7 +131,7 @@ def test_what_is_no_picture_says_where_and_what_it_is(name, tmp_path):
         (None, "there is no picture. Fill the cell"),
         ({"bytes": None, "path": None}, "there is no picture. Fill the cell"),
         ("nowhere/at/all.png", "(nowhere/at/all.png): the picture cannot be read (FileNotFoundError"),
-        ("https://example.com/a.jpg", "it is an address; fetch the pictures first"),
+        ("https://example.com/a.jpg", "it is an address; python -m safe_clip.data.fetch"),
         ("zip://a.png::nowhere.zip", "FileNotFoundError"),
         (3.5, "the picture cannot be read"),
     ],

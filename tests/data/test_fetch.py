@@ -1,0 +1,131 @@
+"""Fetching pictures from a server that is slow, forgetful, lying or not there."""
+
+import asyncio
+import csv
+import io
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from safe_clip import UserError
+from safe_clip.data.fetch import FetchSettings, fetch_all, main
+
+QUICK = FetchSettings(tries=3, timeout=1.0, most_bytes=5000, allow_private=True, wait=0.01)
+
+
+def encoded(colour: str, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server():
+    """Answers by the path; `server.asked` counts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked[self.path] += 1
+            kind = self.path.split("/")[1]
+            if kind == "slow":
+                time.sleep(2)
+            if kind == "cut":
+                self.connection.close()
+                return
+            status, body, headers = 200, encoded("red"), {}
+            if kind == "busy":  # twice, then not any more
+                status, headers = (503, {"Retry-After": "0"}) if asked[self.path] < 3 else (200, {})
+            elif kind.isdigit():
+                status = int(kind)
+            elif kind == "page":
+                body = b"<!doctype html><html></html>"
+            elif kind == "jpeg":
+                body = encoded("blue", "JPEG")
+            elif kind == "ppm":
+                body = encoded("green", "PPM")
+            elif kind == "large":
+                body = body + bytes(6000)
+            elif kind == "moved":
+                status, headers = 302, {"Location": "/png/1"}
+            elif kind == "round":
+                status, headers = 302, {"Location": self.path}
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    asked = Counter()
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.asked, found.url = asked, f"http://127.0.0.1:{found.server_port}"
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.shutdown()
+
+
+def test_what_can_be_had_is_had_and_the_rest_has_a_reason(server, tmp_path):
+    kinds = ["png", "jpeg", "ppm", "busy", "moved", "404", "500", "cut", "slow", "page", "large", "round"]
+    jobs = {kind: f"{server.url}/{kind}/7" for kind in kinds} | {
+        "ftp": "ftp://x/y.png",
+        "nowhere": "http://127.0.0.1:9/x",
+    }
+    failed = asyncio.run(fetch_all(jobs, tmp_path, QUICK))
+    assert {path.name for path in tmp_path.iterdir()} == {"png.png", "jpeg.jpg", "ppm.png", "busy.png", "moved.png"}
+    assert Image.open(tmp_path / "ppm.png").convert("RGB").getpixel((0, 0)) == (0, 128, 0)
+    assert failed["404"] == "the server answers 404" and server.asked["/404/7"] == 1
+    assert failed["500"] == "the server answers 500, 3 times" and server.asked["/500/7"] == 3
+    assert server.asked["/busy/7"] == 3
+    assert failed["slow"] == "no answer within 1 seconds, 3 times"
+    assert "it is a web page, not a picture" in failed["page"]
+    assert failed["large"] == "it is larger than 5,000 bytes"
+    assert failed["round"].startswith("TooManyRedirects")
+    assert failed["ftp"] == "only http and https are fetched"
+    assert failed["cut"].endswith(", 3 times") and failed["nowhere"].endswith(", 3 times")
+    assert len(failed) == 9
+
+    # Again: what is there is not asked for.
+    server.asked.clear()
+    asyncio.run(fetch_all({name: jobs[name] for name in ("png", "jpeg", "404")}, tmp_path, QUICK))
+    assert set(server.asked) == {"/404/7"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "0.0.0.0"])
+def test_addresses_inside_the_network_are_left_alone(host, server, tmp_path):
+    settings = FetchSettings(tries=2, timeout=1.0, wait=0.01)
+    address = f"http://{host}:{server.server_port}/png/1"
+    failed = asyncio.run(fetch_all({"x": address}, tmp_path, settings))
+    assert "it lies inside the network; --allow_private fetches from there" in failed["x"]
+    assert not server.asked and not list(tmp_path.iterdir())
+
+
+def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missing(server, tmp_path, capsys):
+    table = {
+        "image_id": ["139", "285", "../../evil", "9"],
+        "image_coco_url": [f"{server.url}/{kind}/7" for kind in ("png", "jpeg", "png")] + [f"{server.url}/404/1"],
+    }
+    Dataset.from_dict(table).to_json(tmp_path / "rows.jsonl")
+    out = tmp_path / "a" / "b" / "coco"
+    command = [str(tmp_path / "rows.jsonl"), "--column", "image_coco_url", "--output_dir", str(out), "--allow_private"]
+    main(command)
+    assert {path.name for path in out.iterdir()} == {"139.png", "285.jpg", "______evil.png", "failed.csv"}
+    assert "3 of 4 pictures are in" in capsys.readouterr().out
+    with open(out / "failed.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [["9", f"{server.url}/404/1", "the server answers 404"]]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .*; what was fetched is kept"):
+        main([*command[:4], str(tmp_path / "file"), "--allow_private"])
+    for wrong, message in (
+        (["--column", "url"], "--column: split 'train' of .* has no column url; it has image_id"),
+        (["--id", "number"], "--id: split 'train' of .* has no column number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*command, *wrong])
