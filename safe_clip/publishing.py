@@ -21,6 +21,7 @@ from .errors import UserError, first_line
 from .model import public_name
 from .names import public
 
+DIGEST_FILE = "training_rows.json"  # of a checkpoint
 ADAPTER_DIR = "adapter"  # of a saved model
 # Checkpoints, which are for going on with, and logs, which tell of the machine, where it stands, and its files.
 NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", "runs/*", "emissions.csv", LIST_FILE]
@@ -42,6 +43,7 @@ class PublishingMixin:
                 super().save_model(output_dir, _internal_call=True)
                 if self.args.should_save:
                     self._save_args(Path(output_dir))
+                    self._save_digest(Path(output_dir))
                     _make_public(Path(output_dir))
             elif self.args.should_save:
                 self._save_drop_in(Path(output_dir or self.args.output_dir))
@@ -69,6 +71,11 @@ class PublishingMixin:
         """Saves the settings as JSON, with tokens masked, in place of a pickle that holds them."""
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         (folder / "training_args.json").write_text(json.dumps(public(self.args.to_dict()), indent=2))
+
+    def _save_digest(self, folder: Path) -> None:
+        """Saves what tells the training rows from others, for going on from this checkpoint."""
+        if self.train_dataset is not None:
+            (folder / DIGEST_FILE).write_text(json.dumps(self.rows_digest))
 
     # ---- Hub ----
 

@@ -1,8 +1,10 @@
 """Training a CLIP to be safe."""
 
 import contextlib
+import json
 import warnings
 from collections import defaultdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,15 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    set_seed,
+)
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -19,12 +29,12 @@ from transformers.trainer_utils import (
 
 from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids, model_inputs
-from .data.quadruplets import QuadrupletRows
+from .data.quadruplets import QuadrupletRows, rows_digest
 from .errors import UserError
 from .model import check_processor, load_clip, load_processor, lora_config
 from .objectives import build_objective
 from .objectives.base import QuadrupletEmbeds
-from .publishing import PublishingMixin
+from .publishing import DIGEST_FILE, PublishingMixin
 from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
@@ -134,7 +144,8 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             resume_from_checkpoint: a checkpoint's folder, or `"last"` (or `True`) for the newest in `output_dir`.
 
         Raises:
-            UserError: there is no such checkpoint, or a row cannot be used, or the loss is not finite.
+            UserError: there is no such checkpoint, or it was made with other data, or a row cannot be used, or the loss
+                is not finite.
         """
         if resume_from_checkpoint in ("last", True):
             saved = self._checkpoints()
@@ -145,6 +156,8 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             resume_from_checkpoint = str(saved[-1])
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a checkpoint.")
+        if resume_from_checkpoint:
+            self._check_rows(Path(resume_from_checkpoint))
         if self.train_dataset is not None:
             if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
                 self._move_model_to_device(self.model, self.args.device)
@@ -155,7 +168,10 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
                 self.args.dataloader_num_workers,
                 progress=not self.args.disable_tqdm,
             )
-        self.resumed_from = _step(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
+        self.resumed_from = 0
+        if resume_from_checkpoint:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            self.resumed_from = state.global_step
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -168,6 +184,26 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         if self.args.strength != 1:
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
+
+    @cached_property
+    def rows_digest(self) -> dict[str, Any]:
+        """What tells the training rows from others."""
+        return rows_digest(self.train_dataset.rows)
+
+    def _check_rows(self, checkpoint: Path) -> None:
+        """Raises `UserError` unless the training rows are those that a checkpoint was made with."""
+        file = checkpoint / DIGEST_FILE
+        if self.train_dataset is None or not file.exists():
+            return
+        before, now = json.loads(file.read_text()), self.rows_digest
+        changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name) and name != "rows")
+        told = [f"there were {before['rows']:,} rows and are {now['rows']:,}"] if before["rows"] != now["rows"] else []
+        told += [f"{', '.join(changed)} differ"] if changed else []
+        if told:
+            raise UserError(
+                f"the training data are not those of {checkpoint}: {'; '.join(told)}. Go on with the data of then, or leave "
+                "out --resume_from_checkpoint and choose another --output_dir."
+            )
 
     def _checkpoints(self) -> list[Path]:
         """Whole checkpoints in the output directory, the newest last."""

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,24 @@ def test_the_last_checkpoint_is_found_or_missed_with_a_cure(processor, rows, tmp
     resumed = make_trainer(processor, rows, tmp_path / "a", max_steps=3)
     resumed.train("last")
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry][-1] == 3
+
+
+def test_a_data_set_that_changed_is_not_gone_on_with(processor, rows, tmp_path):
+    make_trainer(processor, rows, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "kept")  # of any name
+    shuffled = rows.select([1, 0, *range(2, len(rows))])
+    other = rows.map(lambda row: {"unsafe_caption": row["unsafe_caption"].replace("green", "blue")})
+    for changed, said in (
+        (rows.select(range(20)), "there were 24 rows and are 20; safe_caption, unsafe_caption differ"),
+        (shuffled, "safe_caption, unsafe_caption differ"),
+        (other, "unsafe_caption differ"),
+    ):
+        resumed = make_trainer(processor, changed, tmp_path, max_steps=4)
+        with pytest.raises(UserError, match=f"the training data are not those of .*kept: ?{said}. Go on with the data"):
+            resumed.train(str(tmp_path / "kept"))
+    resumed = make_trainer(processor, rows.select(range(24)), tmp_path, max_steps=4)
+    resumed.train(str(tmp_path / "kept"))
+    assert resumed.resumed_from == 2 and resumed.state.global_step == 4
 
 
 def test_gradient_checkpointing_gives_the_same_weights(processor, rows, tmp_path):

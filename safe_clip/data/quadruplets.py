@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
@@ -150,6 +151,22 @@ def check_label(value: Any, row: int, column: str) -> bool:
             "Fill the cell or remove the column."
         )
     return bool(value)
+
+
+def rows_digest(rows: Any) -> dict[str, Any]:
+    """What tells whether rows are those that they were: their number, and a digest of each column of text or labels.
+
+    Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
+    """
+    digest = {"rows": len(rows)}
+    if isinstance(rows, Dataset):
+        for column in (*CAPTION_COLUMNS, *LABEL_COLUMNS):
+            if column in rows.column_names:
+                state = xxhash.xxh3_128()
+                for part in rows.select_columns([column]).iter(batch_size=1000):
+                    state.update(repr(part[column]).encode(errors="surrogatepass"))
+                digest[column] = state.hexdigest()
+    return digest
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:
