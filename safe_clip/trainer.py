@@ -201,8 +201,8 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         told += [f"{', '.join(changed)} differ"] if changed else []
         if told:
             raise UserError(
-                f"the training data are not those of {checkpoint}: {'; '.join(told)}. Go on with the data of then, or leave "
-                "out --resume_from_checkpoint and choose another --output_dir."
+                f"the training data are not those of {checkpoint}: {'; '.join(told)}. Go on with the data of then, or "
+                "leave out --resume_from_checkpoint and choose another --output_dir."
             )
 
     def _checkpoints(self) -> list[Path]:
