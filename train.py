@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
     # Slow to import, and the line above should be the first thing seen.
     from safe_clip.card import check_card, write_model_card
     from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
+    from safe_clip.data.quadruplets import hold_out_validation
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
 
@@ -89,22 +90,24 @@ def main(argv: list[str]) -> None:
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
-    splits = script.load()
+    splits = script.load(hold_out=False)
+    Path(args.output_dir, LIST_FILE).unlink(missing_ok=True)  # of an earlier run
+    if script.on_bad_row == "skip":
+        for split in ["train", *(script.eval_splits or [split for split in splits if split != "train"])]:
+            if split in splits:
+                splits[split] = leave_out_bad_rows(
+                    splits[split],
+                    f"split '{split}'",
+                    Path(args.output_dir),
+                    script.max_bad_fraction,
+                    args.dataloader_num_workers,
+                    progress=not args.disable_tqdm,
+                )
+    splits = hold_out_validation(splits)
     for split in ["train", *(script.eval_splits or [])]:
         if split not in splits:
             raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
     measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
-    if script.on_bad_row == "skip":
-        Path(args.output_dir, LIST_FILE).unlink(missing_ok=True)  # of an earlier run
-        for split in dict.fromkeys(["train", *(["validation"] if "validation" in splits else []), *measured]):
-            splits[split] = leave_out_bad_rows(
-                splits[split],
-                f"split '{split}'",
-                Path(args.output_dir),
-                script.max_bad_fraction,
-                args.dataloader_num_workers,
-                progress=not args.disable_tqdm,
-            )
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
     lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)

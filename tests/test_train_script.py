@@ -159,7 +159,7 @@ def test_bad_rows_may_be_left_out(model_dir, tmp_path):
     flags += ["--max_steps", "1", "--on_bad_row", "skip"]
     done = run_train(*flags)  # of which 8 % are more than bad luck
     assert done.returncode == 1
-    assert "error: 2 of 23 rows of split 'train' cannot be used, more than --max_bad" in done.stderr.splitlines()[-1]
+    assert "error: 2 of 24 rows of split 'train' cannot be used, more than --max_bad" in done.stderr.splitlines()[-1]
     done = run_train(*flags, "--max_bad_fraction", "0.1")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (tmp_path / "out" / "bad_rows.txt").read_text().splitlines()

@@ -1,5 +1,6 @@
 """Where quadruplets come from: the settings that training and evaluation share."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,9 @@ class DataArguments:
         names = ("dataset_config", "column_mapping", "safe_images", "unsafe_images", "skip_missing")
         return {name: value for name in names if (value := getattr(self, name))}
 
-    def load(self, hold_out: bool = True) -> "DatasetDict":
+    def load(
+        self, hold_out: bool = True, choose: "Callable[[DatasetDict], Sequence[str]] | None" = None
+    ) -> "DatasetDict":
         """The splits, as `load_quadruplets` gives them."""
         from .quadruplets import load_quadruplets  # slow, and a script's first words should come before it
 
@@ -49,4 +52,5 @@ class DataArguments:
             safe_images=self.safe_images,
             unsafe_images=self.unsafe_images,
             skip_missing=self.skip_missing,
+            choose=choose,
         )

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .quadruplets import ROW_COLUMN, QuadrupletRows
+from .quadruplets import QuadrupletRows
+from .schema import numbered
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +69,11 @@ def leave_out_bad_rows(
         with open(folder / LIST_FILE, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
     told = f"{len(bad):,} of {len(rows):,} rows of {where} cannot be used"
-    if len(bad) > max_bad_fraction * len(rows) or len(bad) == len(rows):
-        raise UserError(
-            f"{told}, more than --max_bad_fraction {max_bad_fraction:g} allows; {folder / LIST_FILE} lists them. "
-            f"The first: {'; '.join(lines[:LISTED])}"
+    if len(bad) == len(rows) or len(bad) > max_bad_fraction * len(rows):
+        why = (
+            "and none is left" if len(bad) == len(rows) else f"more than --max_bad_fraction {max_bad_fraction:g} allows"
         )
+        raise UserError(f"{told}, {why}; {folder / LIST_FILE} lists them. The first: {'; '.join(lines[:LISTED])}")
     if state.is_main_process:
         logger.warning("%s and are left out; they are listed in %s.", told, folder / LIST_FILE)
-    if ROW_COLUMN not in rows.column_names:
-        rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
-    return rows.select([index for index in range(len(rows)) if index not in bad])
+    return numbered(rows).select([index for index in range(len(rows)) if index not in bad])

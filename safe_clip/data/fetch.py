@@ -25,11 +25,13 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError
 from .images import open_image
-from .schema import ID_COLUMNS, PICTURES
+from .schema import ID_COLUMNS, PICTURES, picture_names
 from .sources import load_splits
 
 FAILED = "failed.csv"
+LONGEST_NAME = 100  # characters
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be others in a while
+TRANSLATED = [ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")]
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 
 
@@ -96,9 +98,22 @@ async def fetch_all(jobs: dict[str, str], folder: Path, settings: FetchSettings 
 def _public_socket(address: tuple) -> socket.socket:
     """A socket for an address outside the network: asked for whatever is connected to, redirections included."""
     family, kind, protocol, _, place = address
-    if not ipaddress.ip_address(place[0].partition("%")[0]).is_global:
+    if not is_public(place[0]):
         raise _Refused("it lies inside the network; --allow_private fetches from there")
     return socket.socket(family, kind, protocol)
+
+
+def is_public(host: str) -> bool:
+    """Whether an IP address lies outside the network, and so does what it stands for."""
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    if not ip.is_global or ip.is_multicast:
+        return False
+    if ip.version == 4:
+        return True
+    # IPv4 addresses that an IPv6 one carries: mapped, 6to4, and of a translator.
+    inner = [ip.ipv4_mapped, ip.sixtofour]
+    inner += [ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)] if any(ip in net for net in TRANSLATED) else []
+    return not ip.is_site_local and all(is_public(str(each)) for each in inner if each is not None)
 
 
 async def _fetch(session: aiohttp.ClientSession, address: str, settings: FetchSettings) -> bytes:
@@ -116,7 +131,7 @@ async def _fetch(session: aiohttp.ClientSession, address: str, settings: FetchSe
                     raise _Refused(reason)
                 asked = answer.headers.get("Retry-After", "")
                 wait = max(wait, float(asked)) if asked.isdigit() else wait
-        except (aiohttp.InvalidURL, aiohttp.TooManyRedirects) as error:
+        except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, ValueError) as error:  # names that no host can have too
             raise _Refused(f"{type(error).__name__}: {error}") from error
         except asyncio.TimeoutError:
             reason = f"no answer within {settings.timeout:g} seconds"
@@ -164,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("dataset", help="a Hub id, a folder or a file")
     parser.add_argument("--column", required=True, help="the column of addresses")
-    parser.add_argument("--id", help="the column of numbers; by default coco_id, image_id, prompt_id or incremental_id")
+    parser.add_argument("--id", help="the column that pictures are named after; by default the only one of numbers")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the pictures")
     parser.add_argument("--tries", type=int, default=FetchSettings.tries, help="of each address")
     parser.add_argument("--timeout", type=float, default=FetchSettings.timeout, help="seconds for one try")
@@ -172,42 +187,54 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--at_once", type=int, default=FetchSettings.at_once, help="addresses side by side")
     parser.add_argument("--allow_private", action="store_true", help="fetch from inside the network too")
     args = parser.parse_args(argv)
-    jobs = _jobs(args.dataset, args.column, args.id)
+    jobs, failed = _jobs(args.dataset, args.column, args.id)
     settings = FetchSettings(args.tries, args.timeout, args.most_bytes, args.at_once, args.allow_private)
     try:
-        failed = asyncio.run(fetch_all(jobs, args.output_dir, settings))
+        failed |= asyncio.run(fetch_all(jobs, args.output_dir, settings))
     except OSError as error:  # a full disk
         raise UserError(f"{args.output_dir} cannot be written ({error}); what was fetched is kept.") from error
     with open(args.output_dir / FAILED, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("id", "address", "reason"), *((n, jobs[n], why) for n, why in failed.items())])
-    print(f"{len(jobs) - len(failed):,} of {len(jobs):,} pictures are in {args.output_dir}/.")
+        csv.writer(file).writerows([("id", "address", "reason"), *((n, jobs.get(n), why) for n, why in failed.items())])
+    had = len(jobs.keys() - failed)
+    print(f"{had:,} of {len(jobs.keys() | failed):,} pictures are in {args.output_dir}/.")
     for reason, count in Counter(failed.values()).most_common(5):
         print(f"{count:,} could not be had: {reason}")
     if failed:
         print(f"{args.output_dir / FAILED} lists them; the same command tries them again.")
-    if len(failed) == len(jobs):
+    if not had:
         raise UserError("no picture could be had.")
 
 
-def _jobs(dataset: str, column: str, number: str | None) -> dict[str, str]:
-    """Addresses by the name that each picture gets."""
+def _jobs(dataset: str, column: str, id_column: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Addresses by the name that each picture gets, and rows that have no address or no name, with which."""
     jobs: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for split, rows in load_splits(dataset, option="the data set").items():
-        candidates = [number] if number else [*ID_COLUMNS["safe_image"], *ID_COLUMNS["unsafe_image"]]
-        found = next((name for name in candidates if name in rows.column_names), None)
-        for wanted, option in ((column, "--column"), (found, "--id")):
-            if wanted not in rows.column_names:
+        where = f"split '{split}' of {dataset}"
+        if column not in rows.column_names:
+            raise UserError(f"--column {column}: {where} has no such column; it has {', '.join(rows.column_names)}.")
+        names = picture_names(rows, "unsafe_image", where, "--id", id_column or _id_column(rows.column_names, column))
+        for row, (name, address) in enumerate(zip(names, rows[column], strict=True)):
+            if name is None or not isinstance(address, str) or not address.strip():
+                failed[f"{split}, row {row}"] = "the row has no address" if name else "the row has no number"
+                continue
+            # A name from elsewhere must not be a way out of the folder, nor longer than a file's may be.
+            name = re.sub(r"[^\w-]", "_", name)[:LONGEST_NAME]
+            if jobs.setdefault(name, address) != address:
                 raise UserError(
-                    f"{option}: split '{split}' of {dataset} has no column {wanted or ' or '.join(candidates)}; it has "
-                    f"{', '.join(rows.column_names)}."
+                    f"{where}, row {row}: another address than this one goes by the number {name} too. Name a "
+                    "column that tells them apart with --id."
                 )
-        for name, address in zip(rows[found], rows[column], strict=True):
-            if address:
-                # A name from elsewhere must not be a way out of the folder.
-                jobs.setdefault(re.sub(r"[^\w-]", "_", str(name)), address)
-    if not jobs:
-        raise UserError(f"--column {column} of {dataset} holds no address.")
-    return jobs
+    return jobs, failed
+
+
+def _id_column(columns: list[str], column: str) -> str:
+    """The one column of numbers, or, where there is none, the addresses, whose last parts are names."""
+    known = dict.fromkeys([*ID_COLUMNS["safe_image"], *ID_COLUMNS["unsafe_image"]])
+    present = [name for name in known if name in columns and name != column]
+    if len(present) > 1:
+        raise UserError(f"--id: name the column that pictures shall be named after, one of {', '.join(present)}.")
+    return present[0] if present else column
 
 
 if __name__ == "__main__":

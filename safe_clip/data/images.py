@@ -61,7 +61,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         # What is left to Pillow is cut at 255, so that nearly all of it is white.
         levels = np.asarray(picture, dtype=np.float64)
-        top = 65535 if levels.max(initial=0) > 255 else 255
+        top = 65535 if picture.mode.startswith("I;16") or levels.max(initial=0) > 255 else 255
         return Image.fromarray((levels.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
 from .images import open_image
-from .schema import join_pictures, known_columns, local_pictures
+from .schema import ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered
 from .sources import load_splits
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,6 @@ IMAGE_COLUMNS = ("safe_image", "unsafe_image")
 REQUIRED_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
 # Where a data set has them: items of the unsafe side that came out harmless.
 LABEL_COLUMNS = ("unsafe_caption_is_safe", "unsafe_image_is_safe")
-
-# Kept by rows that were picked out of a data set, so that errors name the row the person knows.
-ROW_COLUMN = "source_row"
 
 REPLACEMENT = "\ufffd\ufffd"  # what decoders put for bytes that they cannot read; one alone may be a typo
 DEMO = "demo"
@@ -42,6 +39,7 @@ def load_quadruplets(
     safe_images: str | None = None,
     unsafe_images: str | None = None,
     skip_missing: bool = False,
+    choose: Callable[[DatasetDict], Sequence[str]] | None = None,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
 
@@ -55,6 +53,7 @@ def load_quadruplets(
         safe_images, unsafe_images: a folder or zip of pictures that are named after a number in each row, as for
             `join_pictures`.
         skip_missing: leave out rows that have no picture there.
+        choose: names the splits that are wanted, of which alone anything is asked; all by default.
 
     Returns:
         Splits with the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` and
@@ -69,23 +68,12 @@ def load_quadruplets(
         splits = load_demo()
     else:
         splits = load_splits(name, config, token)
+    if choose is not None:
+        splits = DatasetDict({split: splits[split] for split in choose(splits)})
     folder = Path(name) if Path(name).is_dir() else Path(name).parent
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
-        known = known_columns(rows.column_names)
-        if known and not column_mapping:
-            preset, mapping = known
-            if split == next(iter(splits)):
-                told = ", ".join(f"{old} as {new}" for old, new in mapping.items())
-                logger.warning("%s has the columns of %s: taking %s.", name, preset, told)
-            rows = rows.rename_columns(mapping)
-        for old, new in (column_mapping or {}).items():
-            if old not in rows.column_names:
-                raise UserError(
-                    f"--column_mapping renames '{old}', which split '{split}' of {name} lacks; "
-                    f"its columns are {_listed(rows.column_names)}."
-                )
-            rows = rows.rename_column(old, new)
+        rows = _renamed(rows, column_mapping or {}, where)
         for column, place in (("safe_image", safe_images), ("unsafe_image", unsafe_images)):
             if place:
                 rows = join_pictures(rows, column, place, where, skip_missing)
@@ -95,11 +83,38 @@ def load_quadruplets(
         if len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
-    if hold_out and "train" in splits and "validation" not in splits:
+    return hold_out_validation(splits) if hold_out else splits
+
+
+def _renamed(rows: Dataset, mapping: Mapping[str, str], where: str) -> Dataset:
+    """Rows under the schema's names: those that are asked for, and those of a preset for other columns."""
+    for old in mapping:
+        if old not in rows.column_names:
+            raise UserError(
+                f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(rows.column_names)}."
+            )
+    mapping = dict(mapping)
+    if known := known_columns(rows.column_names):
+        preset, names = known
+        names = {old: new for old, new in names.items() if old not in mapping and new not in mapping.values()}
+        told = ", ".join(f"{old} as {new}" for old, new in names.items())
+        if told:
+            logger.warning("%s has the columns of %s: taking %s.", where, preset, told)
+        mapping |= names
+    after = [mapping.get(column, column) for column in rows.column_names]
+    for column in after:
+        if after.count(column) > 1:
+            raise UserError(f"--column_mapping gives {where} two columns '{column}'; rename the other one too.")
+    return rows.rename_columns(mapping)
+
+
+def hold_out_validation(splits: DatasetDict) -> DatasetDict:
+    """Makes a fixed share of `train` a `validation` split, where there is none."""
+    if "train" in splits and "validation" not in splits:
         rows = splits["train"]
         count = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(rows))))
         if count < len(rows):
-            rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
+            rows = numbered(rows)
             chosen = set(random.Random(0).sample(range(len(rows)), count))
             splits["train"] = rows.select([index for index in range(len(rows)) if index not in chosen])
             splits["validation"] = rows.select(sorted(chosen))

@@ -1,10 +1,12 @@
-"""Columns of known data sets, and pictures that lie elsewhere under a row's number."""
+"""Columns of known data sets, and pictures that lie elsewhere under a name that each row tells."""
 
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from datasets import Dataset, Value
 
@@ -19,8 +21,14 @@ PRESETS = {
     "NSFWCaps": {"caption": "safe_caption", "nsfw_caption": "unsafe_caption", "chosen_category": "category"},
 }
 # The columns by which each side's pictures are found, the first that a data set has.
-ID_COLUMNS = {"safe_image": ("coco_id", "image_id"), "unsafe_image": ("prompt_id", "incremental_id", "coco_id")}
+ID_COLUMNS = {
+    "safe_image": ("coco_id", "image_id", "image_coco_url"),
+    "unsafe_image": ("prompt_id", "incremental_id", "coco_id", "image_id", "image_coco_url"),
+}
+# A number in a picture's name: COCO_val2014_000000000042.jpg, and 17_1234.png for a seed.
+NUMBERS = {"safe_image": r"(?:^|_)(\d+)$", "unsafe_image": r"^(\d+)(?:[_-]|$)"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ROW_COLUMN = "source_row"  # kept by rows that were picked out, so that errors name the row the person knows
 LISTED = 5
 
 
@@ -36,6 +44,11 @@ def known_columns(columns: list[str]) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def numbered(rows: Dataset) -> Dataset:
+    """Rows that still know their numbers when some are picked out."""
+    return rows if ROW_COLUMN in rows.column_names else rows.add_column(ROW_COLUMN, list(range(len(rows))))
+
+
 def local_pictures(rows: Dataset, column: str, folder: Path) -> Dataset:
     """Paths of a column of text, which are meant from the folder where the data set lies."""
     if not isinstance(rows.features.get(column), Value) or rows.features[column].dtype not in (
@@ -43,19 +56,40 @@ def local_pictures(rows: Dataset, column: str, folder: Path) -> Dataset:
         "large_string",
     ):
         return rows
+    placed = [str(folder / cell) if cell and "://" not in cell else cell for cell in rows[column]]
+    return rows.remove_columns([column]).add_column(column, placed)
 
-    def placed(cells: list[str | None]) -> dict[str, list[str | None]]:
-        return {column: [str(folder / cell) if cell and "://" not in cell else cell for cell in cells]}
 
-    return rows.map(placed, batched=True, input_columns=column, desc=f"Finding {column}")
+def picture_names(
+    rows: Dataset, column: str, where: str, option: str, id_column: str | None = None
+) -> list[str | None]:
+    """The name of each row's picture, without the zeros before a number.
+
+    Args:
+        rows: a data set with one of the `ID_COLUMNS` of the column; of an address, its last part counts.
+        column: `"safe_image"` or `"unsafe_image"`.
+        where, option: what errors call the rows, and the flag.
+        id_column: in place of those.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    candidates = [id_column] if id_column else ID_COLUMNS[column]
+    found = next((name for name in candidates if name in rows.column_names), None)
+    if found is None:
+        raise UserError(
+            f"{option} wants the column {' or '.join(candidates)}, of which {where} has none; it has "
+            f"{', '.join(rows.column_names)}."
+        )
+    return [_name(cell) for cell in rows[found]]
 
 
 def join_pictures(rows: Dataset, column: str, place: str, where: str, skip_missing: bool = False) -> Dataset:
-    """Adds a column of pictures that are named after a number in each row.
+    """Adds a column of pictures that are named after a number, or a name, in each row.
 
-    The number is the last one in a picture's name for `safe_image`, as COCO has it (`000000000139.jpg`,
-    `COCO_val2014_000000000042.jpg`), and the first one for `unsafe_image` (`17.png`, `17_1234.png` for a seed). Of
-    several pictures the first in the order of names is taken.
+    A picture is found by all of its name or by the number in it: at the end for `safe_image`, as COCO has it
+    (`000000000139.jpg`, `COCO_val2014_000000000042.jpg`), at the beginning for `unsafe_image` (`17.png`, `17_1234.png`
+    for a seed), of which the first in the order of names is taken.
 
     Args:
         rows: a data set with one of the `ID_COLUMNS` of the column.
@@ -65,56 +99,77 @@ def join_pictures(rows: Dataset, column: str, place: str, where: str, skip_missi
         skip_missing: leave out rows without a picture in place of raising.
 
     Raises:
-        UserError: there is no such folder or number, or rows have no picture.
+        UserError: there is no such folder or column, rows have no picture, or a safe one could be either of two.
     """
-    number = next((name for name in ID_COLUMNS[column] if name in rows.column_names), None)
-    if number is None:
-        raise UserError(
-            f"--{column}s finds pictures by the column {' or '.join(ID_COLUMNS[column])}, of which {where} has none; "
-            f"its columns are {', '.join(rows.column_names)}. Name it with --column_mapping."
-        )
-    files = _numbered(place, column)
-    paths = [files.get(_digits(value)) for value in rows[number]]
-    missing = [str(value) for value, path in zip(rows[number], paths, strict=True) if path is None]
+    names = picture_names(rows, column, where, f"--{column}s")
+    files = _by_name(place, column, set(names))
+    paths = [files.get(name) for name in names]
+    missing = [str(name) for name, path in zip(names, paths, strict=True) if path is None]
     if missing and (not skip_missing or len(missing) == len(paths)):
         raise UserError(
             f"{where}: {len(missing):,} of {len(paths):,} rows have no picture in --{column}s {place}, such as "
-            f"{number} {', '.join(missing[:LISTED])}. Add them, or leave these rows out with --skip_missing."
+            f"{', '.join(missing[:LISTED])}. Add them, or leave these rows out with --skip_missing."
         )
-    if missing:
-        logger.warning("%s: left out %d rows without a picture in %s.", where, len(missing), place)
     rows = rows.remove_columns([column]) if column in rows.column_names else rows
     rows = rows.add_column(column, paths)
-    return rows.select([index for index, path in enumerate(paths) if path is not None]) if missing else rows
+    if not missing:
+        return rows
+    logger.warning("%s: left out %d rows without a picture in %s.", where, len(missing), place)
+    return numbered(rows).select([index for index, path in enumerate(paths) if path is not None])
 
 
-def _numbered(place: str, column: str) -> dict[str, str]:
-    """Pictures of a folder or zip by the number in their names."""
+def _by_name(place: str, column: str, wanted: set[str | None]) -> dict[str, str]:
+    """Those pictures of a folder or zip that are wanted, by name or number."""
     found: dict[str, str] = {}
-    which = -1 if column == "safe_image" else 0
-    for name, path in _listed(place, column):
-        numbers = re.findall(r"\d+", Path(name).stem)
-        if numbers:
-            found.setdefault(_digits(numbers[which]), path)
-    if not found:
-        raise UserError(f"--{column}s {place} holds no picture with a number in its name.")
+    sizes: dict[str, int] = {}
+    any_there = False
+    for stem, path, size in _listed(place, column):
+        any_there = True
+        number = re.search(NUMBERS[column], stem)
+        for name in dict.fromkeys([_name(stem), *([_name(number[1])] if number else [])]):
+            if name not in wanted:
+                continue
+            # COCO's years hold the same pictures; masks and thumbnails beside them are others.
+            if column == "safe_image" and sizes.setdefault(name, size) != size:
+                raise UserError(
+                    f"--{column}s {place} holds two pictures for {name}: {found[name]} and {path}. Name the folder "
+                    "that has the right ones alone."
+                )
+            found.setdefault(name, path)
+            break
+    if not any_there:
+        raise UserError(f"--{column}s {place} holds no picture.")
     return found
 
 
-def _listed(place: str, column: str) -> Iterator[tuple[str, str]]:
-    """Names and paths of the pictures, in the order of names."""
+def _listed(place: str, column: str) -> Iterator[tuple[str, str, int]]:
+    """Names without their endings, paths and sizes of the pictures, in the order of names."""
     if Path(place).is_dir():
-        for path in sorted(Path(place).rglob("*")):
-            if path.suffix.lower() in PICTURES:
-                yield path.name, str(path)
-    elif zipfile.is_zipfile(place):
-        for name in sorted(open_archive(place, 0).namelist()):
-            if name.lower().endswith(PICTURES):
-                yield name, f"{IN_ZIP}{name}::{Path(place).absolute()}"
-    else:
-        raise UserError(f"--{column}s {place} is neither a folder nor a zip.")
+        seen = set()
+        for folder, inside, files in os.walk(place, followlinks=True):
+            inside[:] = sorted(each for each in inside if os.path.realpath(Path(folder, each)) not in seen)
+            seen.update(os.path.realpath(Path(folder, each)) for each in inside)  # a link may lead back
+            for path in (Path(folder, file) for file in sorted(files) if _is_picture(file)):
+                yield path.stem, str(path), path.stat().st_size
+        return
+    try:
+        entries = open_archive(place, os.getpid()).infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"--{column}s {place} is neither a folder nor a zip ({error}).") from error
+    for entry in sorted(entries, key=lambda entry: entry.filename):
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if _is_picture(path.name) and "__MACOSX" not in path.parts:
+            yield path.stem, f"{IN_ZIP}{entry.filename}::{Path(place).absolute()}", entry.file_size
 
 
-def _digits(value: object) -> str:
-    """A number without the zeros before it; another name as it is."""
-    return str(value).strip().lstrip("0") or "0"
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) and not name.startswith(".")  # nor what a Mac keeps beside one
+
+
+def _name(cell: Any) -> str | None:
+    """What a cell, or a picture's name, is compared by."""
+    if cell is None or (isinstance(cell, float) and not cell.is_integer()):  # with one empty cell, numbers are floats
+        return None
+    text = str(int(cell) if isinstance(cell, float) else cell).strip()
+    text = PurePosixPath(text.partition("?")[0]).stem if "/" in text else text
+    return (text.lstrip("0") or "0") if text.isdigit() else text or None

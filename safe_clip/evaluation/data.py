@@ -76,7 +76,10 @@ def load_evaluation_data(
     """
     quadruplets = DataArguments(quadruplets) if isinstance(quadruplets, str) else quadruplets
     dataset = quadruplets.dataset
-    loaded = quadruplets.load(hold_out="validation" in (splits or ()))
+    if "validation" in (splits or ()):
+        loaded = quadruplets.load()
+    else:
+        loaded = quadruplets.load(hold_out=False, choose=lambda found: choose_splits(found, splits, dataset))
     chosen = choose_splits(loaded, splits, dataset)
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:

@@ -64,7 +64,7 @@ def test_too_many_bad_rows_are_no_bad_luck(tmp_path):
         leave_out_bad_rows(damaged(BAD), "split 'train'", tmp_path, 0.29)
     assert len((tmp_path / LIST_FILE).read_text().splitlines()) == 7
     everything = {(row, "safe_caption"): "" for row in range(4)}
-    with pytest.raises(UserError, match="4 of 4 rows"):
+    with pytest.raises(UserError, match="4 of 4 rows of split 'train' cannot be used, and none is left; "):
         leave_out_bad_rows(damaged(everything, 4), "split 'train'", tmp_path, 1.0)
 
 

@@ -78,6 +78,7 @@ def test_what_can_be_had_is_had_and_the_rest_has_a_reason(server, tmp_path):
         "ftp": "ftp://x/y.png",
         "nowhere": "http://127.0.0.1:9/x",
     }
+    jobs |= {"dots": "http://a..b/x", "label": f"http://{'a' * 70}.com/x"}
     failed = asyncio.run(fetch_all(jobs, tmp_path, QUICK))
     assert {path.name for path in tmp_path.iterdir()} == {"png.png", "jpeg.jpg", "ppm.png", "busy.png", "moved.png"}
     assert Image.open(tmp_path / "ppm.png").convert("RGB").getpixel((0, 0)) == (0, 128, 0)
@@ -90,7 +91,7 @@ def test_what_can_be_had_is_had_and_the_rest_has_a_reason(server, tmp_path):
     assert failed["round"].startswith("TooManyRedirects")
     assert failed["ftp"] == "only http and https are fetched"
     assert failed["cut"].endswith(", 3 times") and failed["nowhere"].endswith(", 3 times")
-    assert len(failed) == 9
+    assert len(failed) == 11
 
     # Again: what is there is not asked for.
     server.asked.clear()
@@ -98,7 +99,13 @@ def test_what_can_be_had_is_had_and_the_rest_has_a_reason(server, tmp_path):
     assert set(server.asked) == {"/404/7"}
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "[fec0::1]"),
+        *("[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[::127.0.0.1]"),
+    ],
+)
 def test_addresses_inside_the_network_are_left_alone(host, server, tmp_path):
     settings = FetchSettings(tries=2, timeout=1.0, wait=0.01)
     address = f"http://{host}:{server.server_port}/png/1"
@@ -108,24 +115,48 @@ def test_addresses_inside_the_network_are_left_alone(host, server, tmp_path):
 
 
 def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missing(server, tmp_path, capsys):
+    kinds = ["png", "jpeg", "png", "404", "png"]
     table = {
-        "image_id": ["139", "285", "../../evil", "9"],
-        "image_coco_url": [f"{server.url}/{kind}/7" for kind in ("png", "jpeg", "png")] + [f"{server.url}/404/1"],
+        "image_id": ["000139", "285", "../../evil", "9", None],
+        "image_coco_url": [f"{server.url}/{kind}/{number}" for number, kind in enumerate(kinds)],
     }
     Dataset.from_dict(table).to_json(tmp_path / "rows.jsonl")
     out = tmp_path / "a" / "b" / "coco"
     command = [str(tmp_path / "rows.jsonl"), "--column", "image_coco_url", "--output_dir", str(out), "--allow_private"]
     main(command)
-    assert {path.name for path in out.iterdir()} == {"139.png", "285.jpg", "______evil.png", "failed.csv"}
-    assert "3 of 4 pictures are in" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"139.png", "285.jpg", "evil.png", "failed.csv"}
+    assert "3 of 5 pictures are in" in capsys.readouterr().out
     with open(out / "failed.csv", newline="") as file:
-        assert list(csv.reader(file))[1:] == [["9", f"{server.url}/404/1", "the server answers 404"]]
+        assert sorted(list(csv.reader(file))[1:]) == [
+            ["9", f"{server.url}/404/3", "the server answers 404"],
+            ["train, row 4", "", "the row has no number"],
+        ]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written .*; what was fetched is kept"):
         main([*command[:4], str(tmp_path / "file"), "--allow_private"])
     for wrong, message in (
-        (["--column", "url"], "--column: split 'train' of .* has no column url; it has image_id"),
-        (["--id", "number"], "--id: split 'train' of .* has no column number"),
+        (["--column", "url"], "--column url: split 'train' of .* has no such column; it has image_id"),
+        (["--id", "number"], "--id wants the column number, of which split 'train' of .* has none; it has image_id"),
     ):
         with pytest.raises(UserError, match=message):
             main([*command, *wrong])
+
+
+def test_names_that_two_pictures_would_share_are_refused(tmp_path):
+    out = ["--output_dir", str(tmp_path / "out"), "--column", "url"]
+    table = {"url": ["http://x/1.png", "http://x/2.png"]}
+    Dataset.from_dict(table | {"image_id": ["7", "007"]}).to_json(tmp_path / "same.jsonl")
+    with pytest.raises(UserError, match="row 1: another address than this one goes by the number 7 too"):
+        main([str(tmp_path / "same.jsonl"), *out])
+    Dataset.from_dict(table | {"coco_id": [1, 2], "prompt_id": [2, 1]}).to_json(tmp_path / "two.jsonl")
+    with pytest.raises(
+        UserError, match="--id: name the column that pictures shall be named after, one of coco_id, prompt_id"
+    ):
+        main([str(tmp_path / "two.jsonl"), *out])
+
+
+def test_addresses_name_pictures_where_nothing_else_does(server, tmp_path):
+    Dataset.from_dict({"image_coco_url": [f"{server.url}/png/0013ea2087020901.jpg?x"]}).to_json(tmp_path / "rows.jsonl")
+    out = ["--output_dir", str(tmp_path / "out"), "--column", "image_coco_url", "--allow_private"]
+    main([str(tmp_path / "rows.jsonl"), *out])
+    assert (tmp_path / "out" / "0013ea2087020901.png").exists()

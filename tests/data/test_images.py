@@ -49,6 +49,8 @@ def test_sixteen_bits_are_brought_to_eight():
     levels = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
     picture = open_image(encoded(Image.fromarray(levels), "PNG"), 0, "safe_image")
     assert np.array_equal(np.asarray(picture)[..., 1], (levels / 257.0).round().astype(np.uint8))
+    dark = Image.fromarray(np.full((6, 8), 200, dtype=np.uint16))
+    assert open_image(encoded(dark, "PNG"), 0, "safe_image").getpixel((3, 3)) == (1, 1, 1)
     floats = Image.fromarray(np.full((6, 8), 99.6, dtype=np.float32))
     assert open_image(encoded(floats, "TIFF"), 0, "safe_image").getpixel((3, 3)) == (100, 100, 100)
 

@@ -5,7 +5,7 @@ import tarfile
 import zipfile
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data.arguments import DataArguments
@@ -87,25 +87,72 @@ def test_visu_text_joined_to_coco_and_to_generated_pictures(year, archive, world
     )
 
 
-def test_nsfwcaps_with_pictures_by_their_number(world, tmp_path):
-    coco(tmp_path / "coco", world, "2017")
-    generated(tmp_path / "made", world)
+def test_nsfwcaps_with_pictures_by_the_names_of_their_addresses(world, tmp_path):
+    stems = ["0013ea2087020901", "00a7", "7", "000b", "ffff01", "c0ffee"]  # of which none is a number but one
+    for column in ("safe_image", "unsafe_image"):
+        (tmp_path / column).mkdir()
+        for stem, picture in zip(stems, world[column], strict=True):
+            picture.save(tmp_path / column / f"{stem}.png")
     lines = [
         {
-            "image_id": number,
+            "image_coco_url": f"https://s3.amazonaws.com/nocaps/val/{stem}.jpg?x=1",
             "caption": safe,
             "nsfw_caption": unsafe,
-            "image_coco_url": f"http://images.cocodataset.org/val2017/{number:012}.jpg",
             "chosen_category": "mark",
-            "prompt_id": 100 + index,
         }
-        for index, (number, safe, unsafe) in enumerate(
-            zip(COCO_IDS, world["safe_caption"], world["unsafe_caption"], strict=True)
-        )
+        for stem, safe, unsafe in zip(stems, world["safe_caption"], world["unsafe_caption"], strict=True)
     ]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made")}
+    places = {f"{side}_images": str(tmp_path / f"{side}_image") for side in ("safe", "unsafe")}
     check(load_quadruplets(str(tmp_path / "test.jsonl"), hold_out=False, **places)["train"], world)
+
+
+def test_files_of_a_mac_links_and_other_years_are_no_matter(world, tmp_path):
+    coco(tmp_path / "real", world, "2017")
+    coco(tmp_path / "real", world, "2014")  # the same pictures under other names
+    generated(tmp_path / "made", world)
+    for folder in ("__MACOSX/val2017", "val2017"):
+        (tmp_path / "real" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "real" / folder / "._000000000139.png").write_bytes(b"fork")
+    (tmp_path / "real" / "val2017" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "linked").symlink_to(tmp_path / "real")
+    Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
+    for safe in (tmp_path / "coco", zipped(tmp_path / "real")):
+        places = {"safe_images": str(safe), "unsafe_images": str(tmp_path / "made")}
+        check(load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, **places)["train"], world)
+    # A mask of the same number is another picture.
+    (tmp_path / "real" / "masks").mkdir()
+    (tmp_path / "real" / "masks" / "000000000139.png").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"holds two pictures for 139: .*\.png and .*\.png\. Name the folder"):
+        load_quadruplets(str(tmp_path / "train.parquet"), safe_images=str(tmp_path / "coco"))
+
+
+def test_an_empty_number_costs_its_row_alone(world, tmp_path):
+    coco(tmp_path / "coco", world, "2017")
+    generated(tmp_path / "made", world)
+    table = Dataset.from_dict(visu(world)).to_pandas()
+    table["coco_id"] = table["coco_id"].astype("float64")
+    table.loc[0, "coco_id"] = None
+    table.loc[1, "safe"] = " "
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made"), "skip_missing": True}
+    rows = QuadrupletRows(load_quadruplets(str(tmp_path / "rows.csv"), hold_out=False, **places)["train"])
+    assert len(rows) == COUNT - 1
+    assert rows[1]["safe_image"].tobytes() == world["safe_image"][2].tobytes()
+    with pytest.raises(UserError, match="row 1, column 'safe_caption'"):  # as in the file
+        rows[0]
+
+
+def test_splits_that_nobody_wants_may_lack_anything(world, tmp_path):
+    from safe_clip.evaluation.data import load_evaluation_data
+
+    quadruplets = Dataset.from_dict(world)
+    DatasetDict(train=quadruplets.remove_columns("safe_image"), test=quadruplets).save_to_disk(tmp_path)
+    data = load_evaluation_data(str(tmp_path), ["test"], tasks=["retrieval"])
+    assert len(data.splits["test"].rows) == COUNT
+    with pytest.raises(UserError, match="split 'train' of .* lacks the column 'safe_image'"):
+        load_quadruplets(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
@@ -164,7 +211,7 @@ def test_rows_without_a_picture_are_counted_and_named(world, tmp_path, caplog):
     Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
     places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made"), "hold_out": False}
     name = str(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"1 of 6 rows have no picture in --safe_images .*, such as coco_id 139\. Add"):
+    with pytest.raises(UserError, match=r"1 of 6 rows have no picture in --safe_images .*, such as 139\. Add"):
         load_quadruplets(name, **places)
     rows = load_quadruplets(name, **places, skip_missing=True)["train"]
     assert rows["coco_id"] == COCO_IDS[1:] and "left out 1 rows without a picture" in caplog.text
@@ -176,15 +223,17 @@ def test_rows_without_a_picture_are_counted_and_named(world, tmp_path, caplog):
     [
         ({}, r"lacks the columns 'safe_image', 'unsafe_image'; .*named by --safe_images and --unsafe_images\."),
         ({"safe_images": "nowhere"}, "--safe_images nowhere is neither a folder nor a zip"),
-        ({"safe_images": "empty"}, "--safe_images .*empty holds no picture with a number in its name"),
-        ({"safe_images": "other"}, r"6 of 6 rows have no picture in --safe_images .*other, such as coco_id 139, 285,"),
-        ({"unsafe_images": "other"}, r"6 of 6 rows have no picture in --unsafe_images .*, such as prompt_id 100, 101,"),
+        ({"safe_images": "empty"}, "--safe_images .*empty holds no picture"),
+        ({"safe_images": "broken.zip"}, "--safe_images .* is neither a folder nor a zip"),
+        ({"safe_images": "other"}, r"6 of 6 rows have no picture in --safe_images .*other, such as 139, 285,"),
+        ({"unsafe_images": "other"}, r"6 of 6 rows have no picture in --unsafe_images .*, such as 100, 101,"),
     ],
 )
 def test_pictures_that_are_not_there(places, message, world, tmp_path):
     for folder in ("empty", "other"):
         (tmp_path / folder).mkdir()
     world["safe_image"][0].save(tmp_path / "other" / "999.png")
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
     Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
     places = {name: str(tmp_path / place) if place != "nowhere" else place for name, place in places.items()}
     with pytest.raises(UserError, match=message):
@@ -194,7 +243,9 @@ def test_pictures_that_are_not_there(places, message, world, tmp_path):
 def test_pictures_want_a_number_to_be_found_by(world, tmp_path):
     (tmp_path / "pictures").mkdir()
     Dataset.from_dict({"safe": ["a"], "nsfw": ["b"]}).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match="finds pictures by the column coco_id or image_id, of which split 'train'"):
+    with pytest.raises(
+        UserError, match="wants the column coco_id or image_id or image_coco_url, of which split 'train'"
+    ):
         load_quadruplets(str(tmp_path / "train.parquet"), safe_images=str(tmp_path / "pictures"))
 
 
@@ -210,3 +261,11 @@ def test_a_mapping_of_one_s_own_wins_over_what_is_known(world, tmp_path):
     Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
     mapping = {"nsfw": "safe_caption", "safe": "unsafe_caption"}
     check(load_quadruplets(str(tmp_path / "train.parquet"), None, mapping, hold_out=False)["train"], world)
+    # What it does not name is taken as it is known.
+    table = {"safe": world["safe_caption"], "nsfw": world["unsafe_caption"], "kind": ["mark"] * COUNT}
+    table |= {column: world[column] for column in ("safe_image", "unsafe_image")}
+    Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    rows = load_quadruplets(str(tmp_path / "train.parquet"), None, {"kind": "category"}, hold_out=False)["train"]
+    check(rows, world)
+    with pytest.raises(UserError, match="gives split 'train' of .* two columns 'safe_image'; rename the other one too"):
+        load_quadruplets(str(tmp_path / "train.parquet"), None, {"unsafe_image": "safe_image"})
