@@ -67,7 +67,7 @@ setup(
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],
         "onnx": ONNX,
-        "test": ["pytest>=8", "ruff>=0.11", "selenium>=4.11", *OPTIONAL, *CONSUMERS],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.11", "selenium>=4.11", *OPTIONAL, *CONSUMERS],
     },
     classifiers=["Programming Language :: Python :: 3"],
 )
