@@ -58,11 +58,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         raise _unavailable(name, error) from error
     if not config.get("model_type"):
         raise _unavailable(name, OSError("it has no config.json that names a model_type"))
-    if "auto_map" in config:
-        raise UserError(
-            f"--model {name} wants code of its own to be run (auto_map in its config.json), which is refused: code "
-            "from a repository can do whatever you can. Name a plain checkpoint of the CLIPModel class."
-        )
+    _refuse_code(name, config, "config.json")
     if config.get("model_type") != "clip":
         raise UserError(
             f"--model {name} is a '{config['model_type']}' model, not a CLIP. "
@@ -79,6 +75,15 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         return CLIPModel.from_pretrained(path, **where, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
         raise _unavailable(name, error) from error
+
+
+def _refuse_code(name: str, settings: dict, file: str) -> None:
+    """Raises `UserError` where a repository names code of its own; none was run so far."""
+    if "auto_map" in settings:
+        raise UserError(
+            f"--model {name} wants code of its own to be run (auto_map in its {file}), which is refused: code from a "
+            "repository can do whatever you can. Name a plain checkpoint of the CLIPModel class."
+        )
 
 
 def _has_safetensors(path: str, **where: str | None) -> bool:
@@ -103,10 +108,10 @@ def _has_safetensors(path: str, **where: str | None) -> bool:
 
 def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
     """Loads the `CLIPProcessor` (tokenizer and image processor) that belongs to a model."""
+    path, where = resolve_model(name), {"revision": revision, "token": token}
     try:
-        processor = CLIPProcessor.from_pretrained(
-            resolve_model(name), revision=revision, token=token, trust_remote_code=False
-        )
+        processor = CLIPProcessor.from_pretrained(path, **where, trust_remote_code=False)
+        settings, _ = CLIPProcessor.get_processor_dict(path, **where)
     except Exception as error:
         if trouble := hub_trouble(error):
             raise UserError(f"--model {name}: {trouble}") from error
@@ -114,6 +119,8 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
             f"--model {name} has no usable tokenizer and image processor ({error}). "
             "Save them beside the weights with `processor.save_pretrained(folder)`."
         ) from error
+    _refuse_code(name, settings, "processor's configuration")
+    _refuse_code(name, processor.tokenizer.init_kwargs, "tokenizer_config.json")
     # A CLIP has no use for them, and each would be saved under the name that the repository gave it.
     processor.chat_template = processor.tokenizer.chat_template = None
     return processor

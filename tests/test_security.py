@@ -68,8 +68,9 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
             files=edited(whole, "config.json", model_type="mine", auto_map=own_code) | {"modeling.py": code},
         )
         with_code = edited(whole, "processor_config.json", auto_map=own_code)
-        with_code = edited(with_code, "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling.T", None]})
         hub.create("user/processor-code", files=with_code | {"modeling.py": code})
+        with_code = edited(whole, "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling.T", None]})
+        hub.create("user/tokenizer-code", files=with_code | {"modeling.py": code})
         hub.create("user/sharded", files=bare | {"model.safetensors.index.json": json.dumps(escaping).encode()})
         hub.create("user/script", kind="dataset", files={"script.py": code})
         row = b"safe_caption,unsafe_caption,safe_image,unsafe_image\na,b,c,d\n"
@@ -77,6 +78,7 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
         wanted = [
             *(("model", f"user/{name}") for name in ("plain", "pickled", "both", "code", "other-code", "sharded")),
             ("processor", "user/processor-code"),
+            ("processor", "user/tokenizer-code"),
             ("data", "user/script"),
             ("data", "user/climbing"),
         ]
@@ -89,7 +91,8 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
     assert (
         "offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded" in said["user/pickled"]
     )
-    assert said["user/processor-code"] == "loaded"  # as the plain processor that it also is
+    for name, file in (("processor", "processor's configuration"), ("tokenizer", "tokenizer_config.json")):
+        assert f"wants code of its own to be run (auto_map in its {file})" in said[f"user/{name}-code"]
     for name in ("user/code", "user/other-code"):
         assert f"--model {name} wants code of its own to be run (auto_map in its config.json)" in said[name]
     assert said["user/sharded"].startswith("--model user/sharded cannot be opened: Invalid filename '../../")
