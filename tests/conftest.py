@@ -1,6 +1,9 @@
 """A tiny CLIP and a tiny quadruplet data set, made on the spot."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 # Before any library reads it: nothing in the tests may reach for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +20,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+ROOT = Path(__file__).parent.parent
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
 FEATURES = Features(
     {
@@ -106,3 +110,11 @@ def dataset_dir(tmp_path_factory) -> str:
         {split: Dataset.from_dict(make_rows(count), features=FEATURES) for split, count in splits.items()}
     ).save_to_disk(folder)
     return str(folder)
+
+
+def load_script(name: str):
+    """A script of the root, such as `train.py`, as a module."""
+    spec = importlib.util.spec_from_file_location(name.replace(".py", "_script"), ROOT / name)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its dataclass looks for names
+    spec.loader.exec_module(module)
+    return module

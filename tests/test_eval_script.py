@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from safe_clip import UserError
 
-from .conftest import FEATURES, build_model, make_rows
+from .conftest import FEATURES, build_model, load_script, make_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,11 +31,7 @@ def run_eval(*flags, cwd, launcher=(sys.executable,), **env):
 @pytest.fixture(scope="module")
 def script():
     """eval.py as a module."""
-    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_script"] = module  # where its dataclass looks for names
-    spec.loader.exec_module(module)
-    return module
+    return load_script("eval.py")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from .conftest import load_script
 from .hub import Hub
 
 ROOT = Path(__file__).parent.parent
@@ -130,13 +131,8 @@ def test_what_the_hub_refuses_is_said_in_one_line_before_training(hub, model_dir
     assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
-def test_what_cannot_be_measured_does_not_keep_a_model_from_being_pushed(tmp_path, monkeypatch, capsys):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_script", module)  # where its dataclass looks for names
-    spec.loader.exec_module(module)
+def test_what_cannot_be_measured_does_not_keep_a_model_from_being_pushed(tmp_path, capsys):
+    module = load_script("train.py")
     module.measure(module.ScriptArguments(dataset="nowhere"), str(tmp_path), {"test": None})
     said = capsys.readouterr().err
     assert said.startswith("warning: it was not measured (--dataset nowhere ") and said.endswith(
