@@ -11,13 +11,13 @@ them, and flags after it win.
 
 import json
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from safe_clip import UserError
-from safe_clip.config import parse_arguments, split_config
+from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import DataArguments
 from safe_clip.evaluation import TASKS
 
@@ -92,12 +92,7 @@ class EvaluationArguments(DataArguments):
     @property
     def settings(self) -> dict[str, Any]:
         """What a card's command needs besides the model, the original and the data, for the same figures."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in SAME_FIGURES}
-        usual = {
-            each.name: each.default_factory() if callable(each.default_factory) else each.default
-            for each in fields(self)
-        }
-        return {name: value for name, value in given.items() if value != usual[name]}
+        return {name: value for name, value in changed(self).items() if name not in SAME_FIGURES}
 
     def __post_init__(self):
         super().__post_init__()

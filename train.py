@@ -11,13 +11,13 @@ The output directory is a plain CLIPModel that stock transformers loads.
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safe_clip
 from safe_clip import UserError
-from safe_clip.config import parse_arguments, split_config
+from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import DataArguments
 from safe_clip.errors import first_line
 
@@ -56,11 +56,7 @@ class ScriptArguments(DataArguments):
     def further(self) -> dict[str, Any]:
         """What a card should list besides the model, the data and the trainer's own settings."""
         told = ("model", "dataset", "lora_r", "lora_alpha", "lora_dropout")
-        return {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if each.name not in told and getattr(self, each.name) != each.default
-        }
+        return {name: value for name, value in changed(self).items() if name not in told}
 
 
 def uses_demo(flags: list[str]) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
     if argv and argv[0].endswith((".yaml", ".yml")):
         return Path(argv[0]), argv[1:]
     return None, argv
+
+
+def changed(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have another value than their default."""
+    defaults = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for each in fields(settings)
+        if each.init
+    }
+    return {name: value for name in defaults if (value := getattr(settings, name)) != defaults[name]}
 
 
 def json_object(option: str, value: dict | str | None) -> dict | None:

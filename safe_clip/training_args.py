@@ -1,11 +1,12 @@
 """The settings of a training run."""
 
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from .config import changed
 from .errors import UserError
 from .names import public
 from .objectives import OBJECTIVES, build_objective
@@ -96,10 +97,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # As they were given: many are filled in below. Tokens, and where to write, are nobody's business.
         self._changed = {
-            setting.name: getattr(self, setting.name)
-            for setting in fields(self)
-            if setting.init and setting.name != "output_dir" and not setting.name.endswith("_token")
-            if not _is_default(setting, getattr(self, setting.name))
+            name: value
+            for name, value in changed(self).items()
+            if name != "output_dir" and not name.endswith("_token")
+            # Where the default is one of these two words, the command line's parser makes nothing of it.
+            if value or type(self).__dataclass_fields__[name].default not in ("", "no")
         }
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
@@ -120,9 +122,3 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError(f"--strength is {self.strength}; it must be above 0, where the original lies.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")
-
-
-def _is_default(setting: Field, value: Any) -> bool:
-    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
-    # The command line's parser makes nothing of these two.
-    return value == default or (default in ("", "no") and not value)

@@ -10,7 +10,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Image, Value
 
 from ..errors import UserError
-from .quadruplets import ROW_COLUMN
+from .schema import ROW_COLUMN, numbered
 from .sources import load_splits
 
 PRESETS_FILE = Path(__file__).parent / "zero_shot.yaml"
@@ -59,10 +59,7 @@ class ClassificationData:
 
     def select(self, keep: list[int]) -> "ClassificationData":
         """The pictures whose numbers are given."""
-        rows = self.rows
-        if ROW_COLUMN not in rows.column_names:
-            rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
-        return replace(self, rows=rows.select(keep), labels=[self.labels[index] for index in keep])
+        return replace(self, rows=numbered(self.rows).select(keep), labels=[self.labels[index] for index in keep])
 
 
 @cache

@@ -56,21 +56,19 @@ def load_splits(
             splits = DatasetDict({split: splits}) if split else splits
     except UserError:
         raise
-    except (DatasetNotFoundError, GatedRepoError) as error:
-        if trouble := hub_trouble(error):
-            raise UserError(f"{option} {name}: {trouble}") from error
-        page = f"https://huggingface.co/datasets/{name}"
-        if isinstance(error, GatedRepoError) or "gated" in str(error):
-            raise UserError(
-                f"{option} {name} is gated: accept its terms at {page}, then log in with `hf auth login`."
-            ) from error
-        raise UserError(
-            f"{option} {name} was found neither as a folder nor at {page}. Check the spelling; "
-            "if it is private, log in with `hf auth login`."
-        ) from error
     except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
         if trouble := hub_trouble(error):
             raise UserError(f"{option} {name}: {trouble}") from error
+        if isinstance(error, DatasetNotFoundError | GatedRepoError):
+            page = f"https://huggingface.co/datasets/{name}"
+            if isinstance(error, GatedRepoError) or "gated" in str(error):
+                raise UserError(
+                    f"{option} {name} is gated: accept its terms at {page}, then log in with `hf auth login`."
+                ) from error
+            raise UserError(
+                f"{option} {name} was found neither as a folder nor at {page}. Check the spelling; "
+                "if it is private, log in with `hf auth login`."
+            ) from error
         cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
         if "scripts are no longer supported" in str(error):
             cure = "Code from a repository is not run; its rows are wanted as files, such as Parquet."

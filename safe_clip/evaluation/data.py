@@ -11,7 +11,8 @@ from datasets import Dataset, DatasetDict
 from ..data.arguments import DataArguments
 from ..data.classification import ClassificationData, load_classification
 from ..data.galleries import load_pictures
-from ..data.quadruplets import DEMO, ROW_COLUMN
+from ..data.quadruplets import DEMO
+from ..data.schema import numbered
 from ..errors import UserError
 from . import TASKS
 from .transforms import load_synonyms
@@ -133,9 +134,7 @@ def draw(rows: Dataset, most: int | None) -> Sample:
     """At most so many rows, drawn without replacement by a fixed seed, each still knowing its number."""
     if most is None or len(rows) <= most:
         return Sample(rows, len(rows))
-    if ROW_COLUMN not in rows.column_names:
-        rows = rows.add_column(ROW_COLUMN, list(range(len(rows))))
-    return Sample(rows.select(_drawn(len(rows), most)), len(rows))
+    return Sample(numbered(rows).select(_drawn(len(rows), most)), len(rows))
 
 
 def _drawn(count: int, most: int | None) -> list[int]:
