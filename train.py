@@ -117,6 +117,9 @@ def main(argv: list[str]) -> None:
         compute_metrics=compute_metrics,
     )
 
+    if trainer.is_world_process_zero():
+        print(trainer.train_dataset.filing.told(trainer.term_rows), flush=True)
+
     def figures(when: str) -> dict[str, dict[str, float]]:
         return {
             split: safe_clip.evaluate_quadruplets(trainer.model, processor, splits[split], desc=f"{split}, {when}")

@@ -1,6 +1,7 @@
 """Opening a CLIP and preparing it for training."""
 
 from pathlib import Path
+from types import MethodType
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -11,7 +12,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .errors import UserError, first_line, hub_trouble
@@ -175,3 +179,40 @@ def lora_config(r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0) 
         lora_dropout: share of adapter inputs dropped in training.
     """
     return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(TARGET_MODULES))
+
+
+def accept_one_modality(model: CLIPModel) -> None:
+    """Lets a model's `forward` take captions alone, or pictures alone, of which it then gives the embeddings.
+
+    The other tower is not run. With both, `forward` is what it was; nothing of this is saved.
+    """
+    model.forward = MethodType(_forward, model)
+
+
+def _forward(
+    self: CLIPModel,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs,
+) -> CLIPOutput:
+    if pixel_values is None:
+        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1))
+    if input_ids is None:
+        features = self.get_image_features(pixel_values=pixel_values)
+        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1))
+    return CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
+
+
+def train_towers(model: nn.Module, text: bool, image: bool) -> None:
+    """Holds the weights of a tower still that has nothing to be trained on.
+
+    Args:
+        model: a `CLIPModel`, or a `PeftModel` of one.
+        text, image: whether there are captions, and pictures.
+    """
+    for name, parameter in model.named_parameters():
+        held = (not text and "text_" in name) or (not image and ("vision_model" in name or "visual_projection" in name))
+        if held:
+            parameter.requires_grad_(False)

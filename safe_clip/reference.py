@@ -1,6 +1,7 @@
 """What the frozen original says of captions and pictures."""
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from peft import PeftModel
@@ -48,15 +49,17 @@ class FrozenReference:
             self._copy = original.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds N captions and M pictures.
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Embeds N captions and M pictures, or one of the two.
+
+        Args:
+            **inputs: `input_ids` and `attention_mask`, `pixel_values`.
 
         Returns:
-            `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1.
+            `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1; `None` for what is not given.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
         if self._copy is not None:
-            output = self._copy.to(pixel_values.device)(**inputs)
+            output = self._copy.to(next(iter(inputs.values())).device)(**inputs)
             return output.text_embeds, output.image_embeds
         training = self._shared.training
         trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
@@ -83,9 +86,9 @@ class FrozenReference:
             before = dict(self._copy.named_parameters())
             return [(weight, before[name]) for name, weight in model.named_parameters() if weight.requires_grad]
         layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-        factors = [part.weight for layer in layers for part in layer.lora_B.values()]
-        factors += [factor for layer in layers for factor in layer.lora_embedding_B.values()]
-        if sum(weight.requires_grad for weight in model.parameters()) != 2 * len(factors):
+        factors = [*_weights(layers, "B")]
+        known = {id(weight) for weight in (*_weights(layers, "A"), *factors)}
+        if any(weight.requires_grad and id(weight) not in known for weight in model.parameters()):
             raise UserError("--strength wants LoRA or --full_finetuning; this adapter's update cannot be scaled.")
         return [(factor, torch.zeros_like(factor)) for factor in factors]
 
@@ -100,7 +103,19 @@ class FrozenReference:
             weight.lerp_(before.to(weight), 1 - strength)
 
     @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return (self._copy or self._shared.get_base_model()).config.projection_dim
+
+    @property
     def logit_scale(self) -> float:
         """The factor that the original learned to put before its cosines (OpenAI's CLIP: 100)."""
         model = self._copy if self._copy is not None else self._shared.get_base_model()
         return model.logit_scale.exp().item()
+
+
+def _weights(layers: list[LoraLayer], factor: str) -> Iterator[nn.Parameter]:
+    """The first (`A`) or second (`B`) factors of the updates of layers."""
+    for layer in layers:
+        yield from (part.weight for part in getattr(layer, f"lora_{factor}").values())
+        yield from getattr(layer, f"lora_embedding_{factor}").values()

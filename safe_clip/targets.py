@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from .data.collator import SIDES, QuadrupletCollator, model_inputs
+from .data.collator import QuadrupletCollator, model_inputs, place
 from .errors import UserError
-from .objectives.base import Objective, ReferenceEmbeds
+from .objectives.base import Makeup, Objective, ReferenceEmbeds
 from .reference import FrozenReference
+
+MODALITIES = ("text", "image")
 
 
 class Targets:
@@ -18,7 +20,7 @@ class Targets:
 
     Training rows are embedded once, before training, since the original never changes: N x dimension float32 numbers
     for captions and as many for pictures (twice that where the objective reads unsafe items too) stay on the device of
-    training. Other rows are embedded when they come.
+    training. Other rows are embedded when they come. A missing item's numbers are NaN.
 
     Args:
         reference: the frozen original.
@@ -30,9 +32,10 @@ class Targets:
         self.reference = reference
         self.accelerator = accelerator
         self.anchors = objective.anchors
-        self.sides = SIDES if objective.reads_unsafe else SIDES[:1]
+        self.sides = ("safe", "unsafe") if objective.reads_unsafe else ("safe",)
         self.rows: Dataset | None = None
         self.table: dict[str, Tensor] = {}
+        self.pairs: dict[str, Tensor] = {}  # what anchors are drawn from
 
     def prepare(
         self, rows: Dataset, collator: QuadrupletCollator, batch_size: int, workers: int = 0, progress: bool = True
@@ -65,6 +68,13 @@ class Targets:
             column = self.accelerator.gather(self.accelerator.pad_across_processes(column))
             column = column.view(processes, -1, column.shape[-1]).transpose(0, 1)
             self.table[name] = column.reshape(-1, column.shape[-1])[: len(rows)].contiguous()
+        there = torch.stack([~self.table[f"safe_{modality}"][:, 0].isnan() for modality in MODALITIES])
+        pairs = there.all(dim=0) if there.all(dim=0).any() else there.any(dim=0)
+        self.pairs = {
+            modality: column if pairs.all() else column[pairs]
+            for modality in MODALITIES
+            for column in [self.table[f"safe_{modality}"]]
+        }
         self.rows = rows
 
     def __call__(self, inputs: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
@@ -80,25 +90,29 @@ class Targets:
             values = {name: column[inputs["row"]] for name, column in self.table.items()}
         else:
             values = self._embed(inputs)
-        if self.table and self.anchors != 0:
-            text, image = self.table["safe_text"], self.table["safe_image"]
-            if self.anchors is not None and self.anchors < len(text):
+        if self.pairs and self.anchors != 0:
+            pairs = self.pairs
+            count = len(pairs["text"])
+            if self.anchors is not None and self.anchors < count:
                 # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
-                drawn = torch.randint(len(text), (self.anchors,)) if training else torch.arange(self.anchors)
-                drawn = drawn.to(text.device)
-                text, image = text[drawn], image[drawn]
-            values |= {"anchor_text": text, "anchor_image": image}
-        labels = {
-            "unsafe_text_is_safe": inputs.get("unsafe_caption_is_safe"),
-            "unsafe_image_is_safe": inputs.get("unsafe_image_is_safe"),
-        }
-        return ReferenceEmbeds(**values, **labels, progress=progress)
+                drawn = torch.randint(count, (self.anchors,)) if training else torch.arange(self.anchors)
+                pairs = {modality: column[drawn.to(column.device)] for modality, column in pairs.items()}
+            values |= {f"anchor_{modality}": column for modality, column in pairs.items()}
+        makeup = Makeup(inputs["present"], inputs["generated"], inputs["mixed"])
+        return ReferenceEmbeds(**values, makeup=makeup, progress=progress)
 
     def _embed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        with self.accelerator.autocast():
-            embeds = self.reference(**model_inputs(inputs, self.sides))
-        return {
-            f"{side}_{modality}": half.float()
-            for modality, both in zip(("text", "image"), embeds, strict=True)
-            for side, half in zip(self.sides, both.chunk(len(self.sides)), strict=True)
-        }
+        items = model_inputs(inputs, safe_only=self.sides == ("safe",))
+        embeds = (None, None)
+        if items:
+            with self.accelerator.autocast():
+                embeds = self.reference(**items)
+        present = inputs["present"]
+        values = {}
+        for number, (modality, made) in enumerate(zip(MODALITIES, embeds, strict=True)):
+            there = present[:, 2 * number : 2 * number + len(self.sides)]
+            if made is None:
+                made = torch.empty(0, self.reference.dimension, device=present.device)
+            for side, column in zip(self.sides, place(made.float(), there), strict=True):
+                values[f"{side}_{modality}"] = column
+        return values

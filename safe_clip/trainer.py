@@ -28,12 +28,13 @@ from transformers.trainer_utils import (
 )
 
 from .data.captions import check_captions
-from .data.collator import QuadrupletCollator, item_ids, model_inputs
+from .data.collator import QuadrupletCollator, item_ids, model_inputs, place
+from .data.items import Filing
 from .data.quadruplets import QuadrupletRows, rows_digest
 from .errors import UserError
-from .model import check_processor, load_clip, load_processor, lora_config
+from .model import accept_one_modality, check_processor, load_clip, load_processor, lora_config, train_towers
 from .objectives import build_objective
-from .objectives.base import QuadrupletEmbeds
+from .objectives.base import Makeup, QuadrupletEmbeds
 from .publishing import DIGEST_FILE, PublishingMixin
 from .reference import FrozenReference
 from .targets import Targets
@@ -49,9 +50,9 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
     Args:
         model: `"demo"` for the embedded base, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one.
         args: the settings.
-        train_dataset, eval_dataset: rows with the columns `safe_caption`, `safe_image`,
-            `unsafe_caption`, `unsafe_image`; a dictionary of several is allowed for evaluation. Training
-            rows must read the same each time: the original embeds them once, before training.
+        train_dataset, eval_dataset: rows with some of the columns `safe_caption`, `safe_image`,
+            `unsafe_caption`, `unsafe_image`, as for `QuadrupletRows`; a dictionary of several is allowed for
+            evaluation. Training rows must read the same each time: the original embeds them once, before training.
         processing_class: the model's `CLIPProcessor`; loaded from where the model came by default.
         peft_config: the adapter to train: by default the LoRA of `lora_config()`; `None` for full fine-tuning.
         **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
@@ -89,6 +90,8 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         processing_class = processing_class or load_processor(name)
         check_processor(model, processing_class)
         max_length = model.config.text_config.max_position_embeddings
+        accept_one_modality(model.get_base_model() if isinstance(model, PeftModel) else model)
+        train_dataset = None if train_dataset is None else QuadrupletRows(train_dataset)
 
         # The objective fixes the scale; left trainable it would get no gradient, which DDP refuses.
         model.logit_scale.requires_grad_(False)
@@ -99,15 +102,20 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
                 model = get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
+        filing = train_dataset.filing if train_dataset is not None else None
+        if filing is not None:
+            text, image = filing.present[:, :2].any(), filing.present[:, 2:].any()
+            train_towers(model, text=bool(text), image=bool(image))
         self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
         self.objective = build_objective(
             args.objective, args.logit_scale or self.reference.logit_scale, args.loss_weights, args.objective_options
         )
+        # Of each term, the sum over rows and their number.
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self.term_rows = None if filing is None else self._count_term_rows(filing)
 
-        train_dataset = None if train_dataset is None else QuadrupletRows(train_dataset)
         if isinstance(eval_dataset, dict):
             eval_dataset = {split: QuadrupletRows(rows) for split, rows in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -188,7 +196,7 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
     @cached_property
     def rows_digest(self) -> dict[str, Any]:
         """What tells the training rows from others."""
-        return rows_digest(self.train_dataset.rows)
+        return rows_digest(self.train_dataset)
 
     def _check_rows(self, checkpoint: Path) -> None:
         """Raises `UserError` unless the training rows are those that a checkpoint was made with."""
@@ -228,19 +236,55 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         begun = model.training and self.state.max_steps > 0
         progress = min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
         reference = self.targets(inputs, model.training, progress)
-        # One forward for all four inputs, through whatever wraps the model.
-        output = model(**model_inputs(inputs))
-        embeds = QuadrupletEmbeds(*output.text_embeds.chunk(2), *output.image_embeds.chunk(2))
+        embeds = self._embed(model, inputs)
         loss, terms = self.objective(embeds, reference)
         if not torch.isfinite(loss):
             bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
             raise self.not_finite(f"loss ({bad})")
         sums = self._term_sums["train" if model.training else "eval"]
-        rows = len(embeds.safe_text)
-        for name, term in terms.items():
-            sums[name] += term.detach() * rows
-        sums["rows"] += torch.tensor(float(rows), device=loss.device)
+        feeds = self.objective.feeds(reference.makeup, reference)
+        for name, weight in self.objective.weights.items():
+            if weight:
+                rows = feeds[name].sum().float()
+                value = terms[name].detach() if name in terms else torch.zeros_like(rows)
+                sums[name] += torch.stack([value * rows, rows])
         return (loss, embeds) if return_outputs else loss
+
+    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> QuadrupletEmbeds:
+        """The trained model's embeddings of a batch: one forward for all that there is, through whatever wraps it."""
+        output = model(**model_inputs(inputs))
+        present = inputs["present"]
+        made = output.text_embeds if output.image_embeds is None else output.image_embeds
+        text, image = (
+            made.new_empty(0, made.shape[1]) if embeds is None else embeds
+            for embeds in (output.text_embeds, output.image_embeds)
+        )
+        return QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
+
+    def _count_term_rows(self, filing: Filing) -> dict[str, int]:
+        """How many quadruplets of the training data feed each term that has a weight.
+
+        Raises:
+            UserError: none feeds any that redirects.
+        """
+        makeup = Makeup(*(torch.from_numpy(part) for part in (filing.present, filing.generated, filing.mixed)))
+        used = [name for name, weight in self.objective.weights.items() if weight]
+
+        def counts(makeup: Makeup) -> dict[str, int]:
+            return {name: int(rows.sum()) for name, rows in self.objective.feeds(makeup).items() if name in used}
+
+        def without_unsafe(makeup: Makeup) -> Makeup:
+            return makeup._replace(present=makeup.present & torch.tensor([True, False, True, False]))
+
+        found = counts(makeup)
+        whole = Makeup.whole(1)
+        redirecting = [name for name, rows in counts(whole).items() if rows > counts(without_unsafe(whole))[name]]
+        if redirecting and found == counts(without_unsafe(makeup)):
+            raise UserError(
+                f"no training row has what {', '.join(redirecting)} need, so nothing would be made safe: they want "
+                "unsafe items beside safe ones. Name their columns with --column_mapping."
+            )
+        return found
 
     def not_finite(self, what: str) -> UserError:
         """The error for a loss or gradient that is infinite or not a number."""
@@ -252,11 +296,10 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         )
 
     def _pop_term_means(self, mode: str) -> dict[str, float]:
-        """Means over the rows of all processes since the last call."""
+        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""
         sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
         self._term_sums[mode].clear()
-        rows = sums.pop("rows", None)
-        return {name: (value / rows).item() for name, value in sums.items()}
+        return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
 
     # ---- Logging and evaluation ----
 

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from safe_clip import FrozenReference, QuadrupletCollator, lora_config
+from safe_clip.data.collator import model_inputs
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def inputs(processor, rows):
     from safe_clip import QuadrupletRows
 
     batch = QuadrupletCollator(processor, 77)([QuadrupletRows(rows)[i] for i in range(6)])
-    return {name: batch[f"safe_{name}"] for name in ("input_ids", "attention_mask", "pixel_values")}
+    return model_inputs(batch, safe_only=True)
 
 
 ADAPTERS = {

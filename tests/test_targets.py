@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from peft import get_peft_model
 
 from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, lora_config
+from safe_clip.model import accept_one_modality
 from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
 from safe_clip.targets import Targets
 
@@ -67,10 +69,41 @@ def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
 def test_labels_of_the_data_reach_the_objective(model, collator, rows):
     labels = [index % 3 == 0 for index in range(len(rows))]
     data = QuadrupletRows(rows.add_column("unsafe_caption_is_safe", labels))
-    made = Targets(FrozenReference(model), SafeCLIPLoss(), Accelerator())(batch_of(collator, data, [3, 4]), True, 0.25)
-    assert made.unsafe_text_is_safe.tolist() == [True, False]
-    assert made.unsafe_image_is_safe is None
+    # Row 0 makes two quadruplets, the second of its harmless caption.
+    made = Targets(FrozenReference(model), SafeCLIPLoss(), Accelerator())(
+        batch_of(collator, data, [0, 1, 2]), True, 0.25
+    )
+    assert made.makeup.present.tolist() == [[True, False, True, True], [True, False, False, False], [True] * 4]
+    assert made.makeup.generated.tolist() == [False, True, False] and made.makeup.mixed.tolist() == [True, False, False]
+    assert made.safe_image.isnan().all(dim=1).tolist() == [False, True, False]
     assert made.progress == 0.25
+
+
+@pytest.mark.parametrize("lacking", [["safe_image", "unsafe_image"], ["safe_caption", "unsafe_caption"]])
+def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collator, rows):
+    accept_one_modality(model)
+    data = QuadrupletRows(rows.remove_columns(lacking))
+    targets = Targets(FrozenReference(model), SafeRankingLoss(anchors=5), Accelerator())
+    targets.prepare(data, collator, batch_size=7, progress=False)
+    made = targets(batch_of(collator, data, [0, 1]), True)
+    text, image = (
+        (made.anchor_text, made.anchor_image) if "image" in lacking[0] else (made.anchor_image, made.anchor_text)
+    )
+    assert text.shape == (5, 24) and not text.isnan().any() and image.isnan().all()
+
+
+def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
+    accept_one_modality(model)
+    table = rows.with_format("arrow")[:].to_pylist()
+    for index, row in enumerate(table):
+        if index % 3:
+            row["safe_image" if index % 3 == 1 else "safe_caption"] = None
+    data = QuadrupletRows(Dataset.from_list(table, features=rows.features))
+    targets = Targets(FrozenReference(model), SaferCLIPLoss(), Accelerator())
+    targets.prepare(data, collator, batch_size=7, progress=False)
+    made = targets(batch_of(collator, data, [0, 1]), True)
+    assert torch.equal(made.anchor_text, targets.table["safe_text"][::3])
+    assert torch.equal(made.anchor_image, targets.table["safe_image"][::3])
 
 
 SHARED = """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import CLIPModel, TrainerCallback
 
@@ -142,9 +143,9 @@ def test_compute_loss_is_the_objective_of_separately_computed_embeddings(process
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch)
         names = ("input_ids", "attention_mask", "pixel_values")
-        safe = trainer.model(**{name: batch[f"safe_{name}"] for name in names})
-        unsafe = trainer.model(**{name: batch[f"unsafe_{name}"] for name in names})
-        original = build_model(processor)(**{name: batch[f"safe_{name}"] for name in names})
+        safe = trainer.model(**{name: batch[name][:5] for name in names})
+        unsafe = trainer.model(**{name: batch[name][5:] for name in names})
+        original = build_model(processor)(**{name: batch[name][:5] for name in names})
     expected, _ = trainer.objective(
         QuadrupletEmbeds(safe.text_embeds, unsafe.text_embeds, safe.image_embeds, unsafe.image_embeds),
         ReferenceEmbeds(original.text_embeds, original.image_embeds),
@@ -237,7 +238,9 @@ def test_a_data_set_that_changed_is_not_gone_on_with(processor, rows, tmp_path):
     shuffled = rows.select([1, 0, *range(2, len(rows))])
     other = rows.map(lambda row: {"unsafe_caption": row["unsafe_caption"].replace("green", "blue")})
     for changed, said in (
-        (rows.select(range(20)), "there were 24 rows and are 20; safe_caption, unsafe_caption differ"),
+        (rows.select(range(20)), "there were 24 rows and are 20; safe_caption, unsafe_caption, .* differ"),
+        (rows.remove_columns("unsafe_image"), "which items there are, or their labels, differ"),
+        (rows.add_column("unsafe_caption_is_safe", [False] * 23 + [True]), "which items .* differ"),
         (shuffled, "safe_caption, unsafe_caption differ"),
         (other, "unsafe_caption differ"),
     ):
@@ -506,6 +509,94 @@ def test_pushed_checkpoints_have_the_drop_in_at_the_root(processor, rows, tmp_pa
     assert "secret-token" not in (tmp_path / "training_args.json").read_text()
 
 
-def test_missing_columns_are_named_at_once(processor, rows, tmp_path):
-    with pytest.raises(UserError, match="lacks the column 'unsafe_image'"):
-        make_trainer(processor, rows.remove_columns("unsafe_image"), tmp_path)
+def test_data_that_redirect_nothing_are_refused_at_once(processor, rows, tmp_path):
+    with pytest.raises(UserError, match="has what redirection_text_cosine, .* need, so nothing would be made safe"):
+        make_trainer(processor, rows.remove_columns(["unsafe_caption", "unsafe_image"]), tmp_path)
+    safe = rows.add_column("unsafe_caption_is_safe", [True] * 24).add_column("unsafe_image_is_safe", [True] * 24)
+    with pytest.raises(UserError, match="has what redirection_text_ranking, redirection_image_ranking need"):
+        make_trainer(processor, safe, tmp_path, objective="safe_ranking")
+    with pytest.raises(UserError, match="the data set lacks the columns 'safe_caption'"):
+        make_trainer(processor, rows.rename_columns({name: f"my_{name}" for name in rows.column_names}), tmp_path)
+
+
+def never(*args, **kwargs):
+    raise AssertionError("this tower has nothing to do")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("peft_config", [NO_DROPOUT, None], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("lacking", "idle"), [("image", ("vision_model", "visual_")), ("caption", ("text_model", "text_"))]
+)
+def test_data_of_one_modality_train_its_tower_and_never_run_the_other(
+    objective, peft_config, lacking, idle, processor, rows, tmp_path
+):
+    rows = rows.remove_columns([f"safe_{lacking}", f"unsafe_{lacking}"])
+    rate = 1e-2 if peft_config else 1e-3
+    trainer = make_trainer(
+        processor, rows, tmp_path, peft_config, rows.select(range(8)), compute_metrics, objective=objective,
+        max_steps=15, learning_rate=rate, eval_strategy="steps", eval_steps=15, strength=0.5,
+    )  # fmt: skip
+    modality = "text" if lacking == "image" else "image"
+    base = trainer.model.get_base_model() if peft_config else trainer.model
+    getattr(base, idle[0]).forward = never
+    if trainer.reference._copy is not None:
+        getattr(trainer.reference._copy, idle[0]).forward = never
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    evaluated = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert 0 <= evaluated[f"eval_counterpart_{modality}"] <= 1
+    trainer.save_model()
+    before, after = build_model(processor), CLIPModel.from_pretrained(tmp_path)
+    moved = {name for (name, p), q in zip(before.named_parameters(), after.parameters(), strict=True) if (p != q).any()}
+    assert moved and not any(name.startswith(idle) for name in moved)
+
+
+def test_a_mixed_data_set_trains_as_its_parts_say(processor, rows, tmp_path):
+    """A step over rows of which some lack pictures: the gradient is that of each term over the rows that have it."""
+    table = rows.with_format("arrow")[:].to_pylist()
+    for row in table[1::2]:
+        row["safe_image"] = row["unsafe_image"] = None
+    mixed = Dataset.from_list(table, features=rows.features)
+    trainer = make_trainer(processor, mixed, tmp_path, None, objective="safe_clip")
+    assert trainer.term_rows["preservation_text_cosine"] == 24 and trainer.term_rows["redirection_image_cosine"] == 12
+    parts = {"text": rows.select(range(8)), "image": rows.select(range(0, 8, 2))}
+    whole = trainer.data_collator([trainer.train_dataset[index] for index in range(8)])
+    loss, _ = trainer.compute_loss(trainer.model.eval(), whole, return_outputs=True)
+    expected = 0.0
+    for modality, chosen in parts.items():
+        needs_text_alone = {
+            name: 0.0 for name in PAPER_WEIGHTS if name.endswith("_text_cosine") != (modality == "text")
+        }
+        part = make_trainer(processor, chosen, tmp_path, None, objective="safe_clip")
+        part.objective.weights = PAPER_WEIGHTS | needs_text_alone
+        batch = part.data_collator([part.train_dataset[index] for index in range(len(chosen))])
+        scale = sum(part.objective.weights.values()) / sum(PAPER_WEIGHTS.values())
+        expected += scale * part.compute_loss(part.model.eval(), batch).item()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert set(PAPER_WEIGHTS) <= logged.keys()
+
+
+def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
+    """An item of the unsafe side that is labelled harmless is pulled to where the original put it, not to its pair."""
+    labelled = rows.add_column("unsafe_caption_is_safe", [True] + [None] * 23)
+    trainer = make_trainer(processor, labelled, tmp_path, None, loss_weights=COSINE_ONLY)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
+    with torch.no_grad():
+        original = build_model(processor)
+        trainer.model.text_projection.weight.add_(0.3 * torch.randn_like(trainer.model.text_projection.weight))
+        texts = processor.tokenizer(
+            [rows[0]["safe_caption"], rows[0]["unsafe_caption"]], return_tensors="pt", padding=True
+        )
+        made, before = (
+            torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
+            for model in (trainer.model, original)
+        )
+        embeds = trainer._embed(trainer.model.eval(), batch)
+        terms = trainer.objective(embeds, trainer.targets(batch, training=False))[1]
+    assert "redirection_text_cosine" not in terms and "redirection_image_cosine" in terms
+    kept = (1 - (made * before).sum(dim=1)).mean()
+    assert terms["preservation_text_cosine"].item() == pytest.approx(kept.item(), abs=1e-5)

@@ -123,7 +123,8 @@ def eval_results(results: dict) -> list[EvalResult]:
         for section in sections:
             for line, role, figure in _shares(section):
                 task, task_name = RETRIEVAL_TASK
-                metric, data = "recall" if section.task == "retrieval" else "safe_rate", results["dataset"]
+                metric = "recall" if section.task in ("retrieval", "counterparts") else "safe_rate"
+                data = results["dataset"]
                 if section.task == "zero_shot":
                     (task, task_name), metric = ZERO_SHOT_TASK, "accuracy"
                     title = data = line.label.rpartition(", ")[0]  # its label is "data set, figure"

@@ -4,10 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..config import json_object
+from ..config import changed, json_object
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+MISSING_PICTURES = ("error", "skip", "keep")
+SOURCES = ("dataset_config", "column_mapping", "safe_images", "unsafe_images", "missing_pictures")
 
 
 @dataclass
@@ -27,16 +31,24 @@ class DataArguments:
     unsafe_images: str | None = field(
         default=None, metadata={"help": "A folder or zip of unsafe pictures by prompt_id."}
     )
-    skip_missing: bool = field(default=False, metadata={"help": "Leave out rows whose picture is not there."})
+    missing_pictures: str = field(
+        default="error",
+        metadata={
+            "help": "Of rows whose picture is not there: 'error' stops, 'skip' leaves them out, 'keep' keeps the rest."
+        },
+    )
 
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
+        if self.missing_pictures not in MISSING_PICTURES:
+            raise UserError(
+                f"--missing_pictures {self.missing_pictures}: it must be among {', '.join(MISSING_PICTURES)}."
+            )
 
     @property
     def sources(self) -> dict[str, Any]:
         """The settings besides the name that are set."""
-        names = ("dataset_config", "column_mapping", "safe_images", "unsafe_images", "skip_missing")
-        return {name: value for name in names if (value := getattr(self, name))}
+        return {name: value for name, value in changed(self).items() if name in SOURCES}
 
     def load(
         self, hold_out: bool = True, choose: "Callable[[DatasetDict], Sequence[str]] | None" = None
@@ -51,6 +63,6 @@ class DataArguments:
             hold_out=hold_out,
             safe_images=self.safe_images,
             unsafe_images=self.unsafe_images,
-            skip_missing=self.skip_missing,
+            missing_pictures=self.missing_pictures,
             choose=choose,
         )

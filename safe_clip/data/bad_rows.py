@@ -11,8 +11,9 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .quadruplets import QuadrupletRows
-from .schema import numbered
+from .items import ITEM_COLUMNS
+from .quadruplets import EMPTY, read_item, undecoded
+from .schema import ROW_COLUMN, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +25,19 @@ class _Faults(TorchDataset):
     """What is wrong with each row, or nothing."""
 
     def __init__(self, rows: Dataset):
-        self.rows = QuadrupletRows(rows)
+        self.rows = undecoded(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> str | None:
+        row = self.rows[index]
+        number = row.get(ROW_COLUMN, index)
         try:
-            self.rows[index]
+            items = [read_item(row.get(column), number, column) for column in ITEM_COLUMNS]
         except UserError as error:
             return str(error)
-        return None
+        return None if any(item is not None for item in items) else EMPTY.format(number)
 
 
 def leave_out_bad_rows(

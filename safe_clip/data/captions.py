@@ -7,7 +7,8 @@ from functools import partial
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .quadruplets import CAPTION_COLUMNS, ROW_COLUMN, check_caption
+from .items import CAPTION_COLUMNS
+from .quadruplets import ROW_COLUMN, check_caption
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +17,11 @@ def _token_counts(batch: dict, indices: list[int], tokenizer: PreTrainedTokenize
     counts = {}
     indices = batch.get(ROW_COLUMN, indices)
     for column in CAPTION_COLUMNS:
-        texts = [check_caption(text, row, column) for row, text in zip(indices, batch[column], strict=True)]
+        cells = zip(indices, batch.get(column, ()), strict=column in batch)
+        texts = [check_caption(text, row, column) for row, text in cells if text is not None]
         # Lengths before truncation are what is asked for, so the tokenizer's warning about them is noise.
-        counts[column] = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+        lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]] if texts else []
+        counts[column] = lengths + [0] * (len(indices) - len(lengths))
     return counts
 
 
@@ -34,10 +37,12 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
         The number of captions longer than `max_length` tokens. `datasets` caches the counting.
 
     Raises:
-        UserError: a caption is empty or not text.
+        UserError: a caption is not text, or a text without anything in it.
     """
     lengths: list[int] = []
     for rows in data_sets:
+        if not set(CAPTION_COLUMNS) & set(rows.column_names):
+            continue
         columns = [name for name in (*CAPTION_COLUMNS, ROW_COLUMN) if name in rows.column_names]
         counts = rows.select_columns(columns).map(
             partial(_token_counts, tokenizer=tokenizer),
@@ -46,7 +51,7 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
             remove_columns=columns,
             desc="Checking captions",
         )
-        lengths += [length for column in CAPTION_COLUMNS for length in counts[column]]
+        lengths += [length for column in CAPTION_COLUMNS for length in counts[column] if length]
     cut = sum(length > max_length for length in lengths)
     if cut:
         logger.warning(

@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 import xxhash
+from torch import Tensor
 from transformers import CLIPProcessor
 
-from .quadruplets import LABEL_COLUMNS
+from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
 
-SIDES = ("safe", "unsafe")
-MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values")
+FACTS = {"row": torch.int64, "generated": torch.bool, "mixed": torch.bool}
 
 
 @dataclass
 class QuadrupletCollator:
-    """Turns quadruplets into the tensors of one batch of B rows.
+    """Turns quadruplets, of which any item may be missing, into the tensors of one batch of B rows.
 
     Captions are padded to the longest of the batch, not to the text encoder's maximum: CLIP's
     attention is causal and its pooled token precedes the padding, so the embedding is the same.
@@ -25,51 +25,70 @@ class QuadrupletCollator:
         max_length: tokens at which captions are cut, the end token kept.
 
     Returns:
-        `safe_input_ids`, `unsafe_input_ids`, `safe_attention_mask`, `unsafe_attention_mask`
-        (B x length, one length for both sides) and `safe_pixel_values`, `unsafe_pixel_values`
-        (B x 3 x height x width); and of the rows that have them, `row` (B integers) and the labels
-        `unsafe_caption_is_safe`, `unsafe_image_is_safe` (B booleans).
+        `row` (B integers), `generated` and `mixed` (B booleans), as the rows have them; `present` (B x 4 booleans),
+        which items each row has, in the order safe caption, unsafe caption, safe picture, unsafe picture; `input_ids`
+        and `attention_mask` (T x length) of the T captions that there are, first those of the safe side;
+        `pixel_values` (P x 3 x height x width) of the P pictures likewise. What there are none of is left out.
     """
 
     processor: CLIPProcessor
     max_length: int
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        captions = [row[f"{side}_caption"] for side in SIDES for row in rows]
-        pictures = [row[f"{side}_image"] for side in SIDES for row in rows]
-        text = self.processor.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
-        pixels = self.processor.image_processor(pictures, return_tensors="pt")
-        batch = {**text, **pixels}
-        sides = {
-            f"{side}_{name}": half
-            for name, tensor in batch.items()
-            for side, half in zip(SIDES, tensor.chunk(2), strict=True)
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = {
+            name: torch.tensor([row[name] for row in rows], dtype=dtype)
+            for name, dtype in FACTS.items()
+            if all(name in row for row in rows)
         }
-        known = [column for column in ("row", *LABEL_COLUMNS) if all(column in row for row in rows)]
-        return sides | {column: torch.tensor([row[column] for row in rows]) for column in known}
+        batch["present"] = torch.tensor([[row.get(column) is not None for column in ITEM_COLUMNS] for row in rows])
+        captions, pictures = (
+            [row[column] for column in columns for row in rows if row.get(column) is not None]
+            for columns in (CAPTION_COLUMNS, IMAGE_COLUMNS)
+        )
+        if captions:
+            batch |= self.processor.tokenizer(
+                captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
+        if pictures:
+            batch |= self.processor.image_processor(pictures, return_tensors="pt")
+        return batch
 
 
-def model_inputs(batch: dict[str, torch.Tensor], sides: tuple[str, ...] = SIDES) -> dict[str, torch.Tensor]:
-    """What a CLIP's `forward` takes, for the items of a batch of B rows, side after side: 2B for both sides."""
-    return {name: torch.cat([batch[f"{side}_{name}"] for side in sides]) for name in MODEL_INPUTS}
+def model_inputs(batch: dict[str, Tensor], safe_only: bool = False) -> dict[str, Tensor]:
+    """What a CLIP's `forward` takes, for the items of a batch that there are, or for those of its safe side."""
+    captions, pictures = batch["present"].sum(dim=0)[::2].tolist() if safe_only else (None, None)
+    ends = {"input_ids": captions, "attention_mask": captions, "pixel_values": pictures}
+    inputs = {name: batch[name][:end] for name, end in ends.items() if name in batch}
+    return {name: tensor for name, tensor in inputs.items() if len(tensor)}
 
 
-def item_ids(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Numbers that are equal where the items of a batch are: B x 4 int64, in the order safe caption, unsafe caption,
-    safe picture, unsafe picture. Captions that are the same once cut count as the same."""
-    columns = [
-        [
-            content_id(tokens[mask.bool()].cpu().numpy().tobytes())
-            for tokens, mask in zip(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"], strict=True)
-        ]
-        for side in ("safe", "unsafe")
-    ] + [
-        [content_id(pixels.float().cpu().numpy().tobytes()) for pixels in batch[f"{side}_pixel_values"]]
-        for side in ("safe", "unsafe")
+def place(embeds: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+    """Puts the embeddings of a modality where their rows are.
+
+    Args:
+        embeds: those of the items that there are, side after side; T x dimension.
+        present: which rows have an item, a column for each side; B x sides booleans.
+
+    Returns:
+        B x dimension for each side, NaN where there is no item.
+    """
+    placed = embeds.new_full((*present.T.shape, embeds.shape[1]), torch.nan)
+    placed[present.T] = embeds
+    return tuple(placed)
+
+
+def item_ids(batch: dict[str, Tensor]) -> Tensor:
+    """Numbers that are equal where the items of a batch are: B x 4 int64, in the order of `present`, 0 for none.
+    Captions that are the same once cut count as the same."""
+    ids = torch.zeros(batch["present"].T.shape, dtype=torch.int64)
+    there = batch["present"].T.cpu()
+    captions = [
+        content_id(tokens[mask.bool()].cpu().numpy().tobytes())
+        for tokens, mask in zip(batch.get("input_ids", ()), batch.get("attention_mask", ()), strict=True)
     ]
-    return torch.tensor(columns).T.contiguous()
+    pictures = [content_id(pixels.float().cpu().numpy().tobytes()) for pixels in batch.get("pixel_values", ())]
+    ids[there] = torch.tensor(captions + pictures, dtype=torch.int64)
+    return ids.T.contiguous()
 
 
 def content_id(*contents: bytes) -> int:

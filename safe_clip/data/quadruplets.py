@@ -1,6 +1,7 @@
 """The schema of a quadruplet data set: loading, naming and checking it."""
 
 import difflib
+import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
 from .images import open_image
-from .schema import ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered
+from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, Filing, file_rows
+from .schema import ID_COLUMNS, ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered
 from .sources import load_splits
 
 logger = logging.getLogger(__name__)
 
-CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
-IMAGE_COLUMNS = ("safe_image", "unsafe_image")
-REQUIRED_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
-# Where a data set has them: items of the unsafe side that came out harmless.
-LABEL_COLUMNS = ("unsafe_caption_is_safe", "unsafe_image_is_safe")
-
+EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
 REPLACEMENT = "\ufffd\ufffd"  # what decoders put for bytes that they cannot read; one alone may be a typo
 DEMO = "demo"
 VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
@@ -33,12 +30,12 @@ MAX_VALIDATION_ROWS = 1000
 def load_quadruplets(
     name: str,
     config: str | None = None,
-    column_mapping: Mapping[str, str] | None = None,
+    column_mapping: Mapping[str, str | None] | None = None,
     token: str | None = None,
     hold_out: bool = True,
     safe_images: str | None = None,
     unsafe_images: str | None = None,
-    skip_missing: bool = False,
+    missing_pictures: str = "error",
     choose: Callable[[DatasetDict], Sequence[str]] | None = None,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
@@ -47,17 +44,18 @@ def load_quadruplets(
         name: `"demo"` for the embedded world, or as for `load_splits`. Paths in columns of pictures are meant from the
             folder where the data set lies.
         config: the configuration of a Hub data set that has several.
-        column_mapping: `{column of the data set: column of the schema}`; those of `PRESETS` are known.
+        column_mapping: `{column of the data set: column of the schema}`, or `None` for a column to leave out; those of
+            `PRESETS` are known.
         token: a Hub token; the one stored by `hf auth login` by default.
         hold_out: where there is no `validation` split, make a fixed share of `train` one.
         safe_images, unsafe_images: a folder or zip of pictures that are named after a number in each row, as for
             `join_pictures`.
-        skip_missing: leave out rows that have no picture there.
+        missing_pictures: what becomes of rows that have no picture there, as for `join_pictures`.
         choose: names the splits that are wanted, of which alone anything is asked; all by default.
 
     Returns:
-        Splits with the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` and
-        whatever else the data set has.
+        Splits with those of the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` that there are,
+        and whatever else the data set has. Cells of them may be empty.
 
     Raises:
         UserError: the data set cannot be found or opened, or its columns do not match.
@@ -76,24 +74,26 @@ def load_quadruplets(
         rows = _renamed(rows, column_mapping or {}, where)
         for column, place in (("safe_image", safe_images), ("unsafe_image", unsafe_images)):
             if place:
-                rows = join_pictures(rows, column, place, where, skip_missing)
+                rows = join_pictures(rows, column, place, where, missing_pictures)
             elif Path(name).exists():
                 rows = local_pictures(rows, column, folder)
-        check_columns(rows.column_names, where)
+        pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        check_columns(rows.column_names, where, pictures)
         if len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
     return hold_out_validation(splits) if hold_out else splits
 
 
-def _renamed(rows: Dataset, mapping: Mapping[str, str], where: str) -> Dataset:
+def _renamed(rows: Dataset, mapping: Mapping[str, str | None], where: str) -> Dataset:
     """Rows under the schema's names: those that are asked for, and those of a preset for other columns."""
     for old in mapping:
         if old not in rows.column_names:
             raise UserError(
                 f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(rows.column_names)}."
             )
-    mapping = dict(mapping)
+    rows = rows.remove_columns([old for old, new in mapping.items() if new is None])
+    mapping = {old: new for old, new in mapping.items() if new is not None}
     if known := known_columns(rows.column_names):
         preset, names = known
         names = {old: new for old, new in names.items() if old not in mapping and new not in mapping.values()}
@@ -121,24 +121,40 @@ def hold_out_validation(splits: DatasetDict) -> DatasetDict:
     return splits
 
 
-def check_columns(columns: list[str], where: str) -> None:
-    """Raises `UserError` unless all required columns are among `columns`, saying what is likely meant."""
-    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
+def check_columns(columns: list[str], where: str, pictures: Sequence[str] = ()) -> None:
+    """Warns of items that rows lack altogether.
+
+    Args:
+        columns: the names of the columns.
+        where: what messages call the rows.
+        pictures: those of them that hold pictures.
+
+    Raises:
+        UserError: there is no item at all, or another column is likely meant for one that is missing.
+    """
+    missing = [column for column in ITEM_COLUMNS if column not in columns]
     if not missing:
         return
-    spare = [column for column in columns if column not in REQUIRED_COLUMNS]
+    numbers = {name for names in ID_COLUMNS.values() for name in names}
+    spare = [column for column in columns if column not in {*ITEM_COLUMNS, *LABEL_COLUMNS, *numbers, ROW_COLUMN}]
     guesses = {}
     for column in missing:
-        close = difflib.get_close_matches(column, spare, n=1, cutoff=0.5)
+        candidates = [name for name in spare if name not in guesses]
+        close = difflib.get_close_matches(column, candidates, n=1, cutoff=0.5)
+        if column in IMAGE_COLUMNS and not close:
+            close = [name for name in candidates if name in pictures][:1]
         guesses.update({close[0]: column} if close else {})
-    example = guesses or {"YOUR_COLUMN": missing[0]}
-    mapping = ", ".join(f'"{old}": "{new}"' for old, new in example.items())
-    pictures = [column for column in missing if column in IMAGE_COLUMNS]
-    elsewhere = f" Pictures in a folder or zip of their own are named by {' and '.join(f'--{c}s' for c in pictures)}."
-    raise UserError(
-        f"{where} lacks the column{'s' * (len(missing) > 1)} {_listed(missing)}; it has {_listed(columns)}. "
-        f"Name them with --column_mapping '{{{mapping}}}'.{elsewhere if pictures else ''}"
-    )
+    lacks = f"{where} lacks the column{'s' * (len(missing) > 1)} {_listed(missing)}"
+    absent = [column for column in missing if column in IMAGE_COLUMNS]
+    elsewhere = f" Pictures in a folder or zip of their own are named by {' and '.join(f'--{c}s' for c in absent)}."
+    if guesses or len(missing) == len(ITEM_COLUMNS):
+        example = guesses or {"YOUR_COLUMN": missing[0]}
+        first = next(iter(example))
+        raise UserError(
+            f"{lacks}; it has {_listed(columns)}. Name them with --column_mapping '{json.dumps(example)}', or leave a "
+            f"column that is something else out with '{{\"{first}\": null}}'.{elsewhere if absent else ''}"
+        )
+    logger.warning("%s: what needs none is trained and measured.%s", lacks, elsewhere if absent else "")
 
 
 def check_caption(value: Any, row: int, column: str) -> str:
@@ -158,45 +174,30 @@ def check_caption(value: Any, row: int, column: str) -> str:
     return value
 
 
-def check_label(value: Any, row: int, column: str) -> bool:
-    """Returns a label if it is true or false, and raises `UserError` otherwise."""
-    if value not in (True, False):
-        raise UserError(
-            f"row {row}, column '{column}': a label must be true or false, not {value!r}. "
-            "Fill the cell or remove the column."
-        )
-    return bool(value)
-
-
-def rows_digest(rows: Any) -> dict[str, Any]:
-    """What tells whether rows are those that they were: their number, and a digest of each column of text or labels.
-
-    Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
-    """
-    digest = {"rows": len(rows)}
-    if isinstance(rows, Dataset):
-        for column in (*CAPTION_COLUMNS, *LABEL_COLUMNS):
-            if column in rows.column_names:
-                state = xxhash.xxh3_128()
-                for part in rows.select_columns([column]).iter(batch_size=1000):
-                    state.update(repr(part[column]).encode(errors="surrogatepass"))
-                digest[column] = state.hexdigest()
-    return digest
-
-
 def _listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
 class QuadrupletRows(TorchDataset):
-    """Checked rows of a quadruplet data set, decoded one by one so that errors can name them.
+    """Checked quadruplets of a data set, decoded one by one so that errors can name their cells.
+
+    Items may be missing, and where the data have labels, each item stands where `file_items` puts it, so that a row may
+    become two quadruplets.
 
     Args:
-        rows: anything with a length and integer indexing that gives dictionaries with the required
-            columns, such as a `datasets.Dataset`.
+        rows: anything with a length and integer indexing that gives dictionaries with some of the columns
+            `safe_caption`, `unsafe_caption`, `safe_image`, `unsafe_image`, such as a `datasets.Dataset`, which alone
+            may have labels.
 
-    Each item is `{safe_caption, unsafe_caption: str, safe_image, unsafe_image: RGB PIL.Image, row: int}`, where `row`
-    is its number in `rows`, with the booleans `unsafe_caption_is_safe`, `unsafe_image_is_safe` where `rows` has them.
+    Each item is `{safe_caption, unsafe_caption: str or None, safe_image, unsafe_image: RGB PIL.Image or None, row: int,
+    generated, mixed: bool}`, where `row` is its own number here; the others as in `Filing`.
+
+    Attributes:
+        rows: the rows.
+        filing: where their items stand; `None` where rows are no `datasets.Dataset` and only their reading tells.
+
+    Raises:
+        UserError: rows have none of the columns, or a label is none.
     """
 
     def __init__(self, rows: Any):
@@ -204,26 +205,72 @@ class QuadrupletRows(TorchDataset):
             raise UserError("streamed data sets cannot be trained on; load it without streaming=True.")
         if isinstance(rows, DatasetDict):
             raise UserError(f"this is a dictionary of splits ({_listed(list(rows))}); name one, such as rows['train'].")
+        self.filing: Filing | None = None
         if isinstance(rows, Dataset):
-            check_columns(rows.column_names, "the data set")
-            wanted = (*REQUIRED_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN)
-            rows = rows.select_columns([name for name in wanted if name in rows.column_names])
-            for column in IMAGE_COLUMNS:
-                # Decoding lazily and here is what lets a broken picture be named by row and column.
-                if isinstance(rows.features[column], Image):
-                    rows = rows.cast_column(column, Image(decode=False))
+            if not set(ITEM_COLUMNS) & set(rows.column_names):
+                check_columns(rows.column_names, "the data set")
+            self.filing = file_rows(rows)
+            rows = undecoded(rows)
         self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self.filing is None else len(self.filing.row)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        number = row.get(ROW_COLUMN, index)
-        check_columns(list(row), f"row {number}")
-        return {
-            **{column: check_caption(row[column], number, column) for column in CAPTION_COLUMNS},
-            **{column: open_image(row[column], number, column) for column in IMAGE_COLUMNS},
-            **{column: check_label(row[column], number, column) for column in LABEL_COLUMNS if column in row},
-            "row": index,
+        if self.filing is None:
+            row = self.rows[index]
+            if not set(ITEM_COLUMNS) & set(row):
+                check_columns(list(row), f"row {index}")
+            sources, generated, mixed = ITEM_COLUMNS, False, False
+        else:
+            row = self.rows[int(self.filing.row[index])]
+            sources = [None if number == NOWHERE else ITEM_COLUMNS[number] for number in self.filing.source[index]]
+            generated, mixed = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
+        number = row.get(ROW_COLUMN, index if self.filing is None else int(self.filing.row[index]))
+        items = {
+            column: read_item(row.get(source), number, source)
+            for column, source in zip(ITEM_COLUMNS, sources, strict=True)
         }
+        if not any(item is not None for item in items.values()):
+            raise UserError(EMPTY.format(number))
+        return {**items, "row": index, "generated": generated, "mixed": mixed}
+
+
+def undecoded(rows: Dataset) -> Dataset:
+    """The items of rows and their numbers, pictures as they are stored.
+
+    Decoding them one by one, where they are used, is what lets a broken picture be named by row and column.
+    """
+    rows = rows.select_columns([name for name in (*ITEM_COLUMNS, ROW_COLUMN) if name in rows.column_names])
+    for column in IMAGE_COLUMNS:
+        if isinstance(rows.features.get(column), Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows
+
+
+def read_item(value: Any, row: int, column: str | None) -> Any:
+    """A checked caption or a decoded picture; nothing for an empty cell."""
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
+        value = None
+    if column is None or value is None:
+        return None
+    return check_caption(value, row, column) if column in CAPTION_COLUMNS else open_image(value, row, column)
+
+
+def rows_digest(data: QuadrupletRows) -> dict[str, Any]:
+    """What tells whether rows are those that they were: their number, and digests of each column of captions and of
+    which items there are, as labelled.
+
+    Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
+    """
+    rows = data.rows
+    digest = {"rows": len(rows)}
+    if data.filing is not None:
+        for column in CAPTION_COLUMNS:
+            if column in rows.column_names:
+                state = xxhash.xxh3_128()
+                for part in rows.select_columns([column]).iter(batch_size=1000):
+                    state.update(repr(part[column]).encode(errors="surrogatepass"))
+                digest[column] = state.hexdigest()
+        digest["which items there are, or their labels,"] = xxhash.xxh3_128(data.filing.source.tobytes()).hexdigest()
+    return digest

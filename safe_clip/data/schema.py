@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PRESETS = {
     "ViSU-Text": {"safe": "safe_caption", "nsfw": "unsafe_caption", "tag": "category"},
     "NSFWCaps": {"caption": "safe_caption", "nsfw_caption": "unsafe_caption", "chosen_category": "category"},
+    "a list of prompts, such as I2P": {"prompt": "unsafe_caption", "categories": "category"},
 }
 # The columns by which each side's pictures are found, the first that a data set has.
 ID_COLUMNS = {
@@ -84,7 +85,7 @@ def picture_names(
     return [_name(cell) for cell in rows[found]]
 
 
-def join_pictures(rows: Dataset, column: str, place: str, where: str, skip_missing: bool = False) -> Dataset:
+def join_pictures(rows: Dataset, column: str, place: str, where: str, missing_pictures: str = "error") -> Dataset:
     """Adds a column of pictures that are named after a number, or a name, in each row.
 
     A picture is found by all of its name or by the number in it: at the end for `safe_image`, as COCO has it
@@ -96,7 +97,8 @@ def join_pictures(rows: Dataset, column: str, place: str, where: str, skip_missi
         column: `"safe_image"` or `"unsafe_image"`.
         place: a folder, searched at any depth, or a zip, read in place.
         where: what errors call the rows.
-        skip_missing: leave out rows without a picture in place of raising.
+        missing_pictures: of rows without a picture there, `"error"` stops, `"skip"` leaves them out and `"keep"` keeps
+            what else they have.
 
     Raises:
         UserError: there is no such folder or column, rows have no picture, or a safe one could be either of two.
@@ -105,16 +107,21 @@ def join_pictures(rows: Dataset, column: str, place: str, where: str, skip_missi
     files = _by_name(place, column, set(names))
     paths = [files.get(name) for name in names]
     missing = [str(name) for name, path in zip(names, paths, strict=True) if path is None]
-    if missing and (not skip_missing or len(missing) == len(paths)):
+    if missing and (missing_pictures == "error" or len(missing) == len(paths)):
         raise UserError(
             f"{where}: {len(missing):,} of {len(paths):,} rows have no picture in --{column}s {place}, such as "
-            f"{', '.join(missing[:LISTED])}. Add them, or leave these rows out with --skip_missing."
+            f"{', '.join(missing[:LISTED])}. Add them, or leave these rows out with --missing_pictures skip, or "
+            "keep their captions with --missing_pictures keep."
         )
     rows = rows.remove_columns([column]) if column in rows.column_names else rows
     rows = rows.add_column(column, paths)
     if not missing:
         return rows
-    logger.warning("%s: left out %d rows without a picture in %s.", where, len(missing), place)
+    told = (where, len(missing), len(paths), place)
+    if missing_pictures == "keep":
+        logger.warning("%s: %d of %d rows have no picture in %s, but are kept.", *told)
+        return rows
+    logger.warning("%s: left out %d of %d rows, which have no picture in %s.", *told)
     return numbered(rows).select([index for index, path in enumerate(paths) if path is not None])
 
 

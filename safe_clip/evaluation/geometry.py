@@ -44,15 +44,17 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
             Cosines need the same dimension, and are left out where it differs.
 
     Returns:
-        Two dictionaries. Of N values each: `{text,image}_cosine_to_original`, of safe items;
-        `{text,image}_unsafe_to_safe_cosine`, of unsafe items to where the original puts their safe counterparts;
-        `{text,image}_neighbour_overlap`, Jaccard, of the 10 nearest safe items before and after. Of one number:
-        `{text,image}_spread` and `{text,image}_effective_rank` of safe items; `{text,image}_spread_ratio`, to the
-        original's; `modality_gap` between safe captions and safe pictures.
+        Two dictionaries, without what there are no items for. Of N values each, NaN for missing items:
+        `{text,image}_cosine_to_original`, of safe items; `{text,image}_unsafe_to_safe_cosine`, of unsafe items to
+        where the original puts their safe counterparts; `{text,image}_neighbour_overlap`, Jaccard, of the 10 nearest
+        safe items before and after. Of one number: `{text,image}_spread` and `{text,image}_effective_rank` of safe
+        items; `{text,image}_spread_ratio`, to the original's; `modality_gap` between safe captions and safe pictures.
     """
     per_item, numbers = {}, {}
     for modality in MODALITIES:
         safe, unsafe = items.of("safe", modality), items.of("unsafe", modality)
+        if not safe.there.any():
+            continue
         numbers[f"{modality}_spread"] = spread(safe.different)
         numbers[f"{modality}_effective_rank"] = effective_rank(safe.different)
         if original is None:
@@ -62,11 +64,13 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
         numbers[f"{modality}_spread_ratio"] = numbers[f"{modality}_spread"] / old_spread if old_spread else 0.0
         if before.embeds.shape == safe.embeds.shape:
             per_item[f"{modality}_cosine_to_original"] = (safe.embeds * before.embeds).sum(dim=1).double()
-            per_item[f"{modality}_unsafe_to_safe_cosine"] = (unsafe.embeds * before.embeds).sum(dim=1).double()
+            if (unsafe.there & safe.there).any():
+                per_item[f"{modality}_unsafe_to_safe_cosine"] = (unsafe.embeds * before.embeds).sum(dim=1).double()
         if len(safe.first) > NEIGHBOURS:
             overlap = load_metric("neighbour_overlap").compute(
                 before=before.embeds[safe.first].numpy(), after=safe.different.numpy(), k=NEIGHBOURS, per_query=True
             )["neighbour_overlap"]
-            per_item[f"{modality}_neighbour_overlap"] = overlap[safe.inverse]
-    numbers["modality_gap"] = modality_gap(items.safe_text.different, items.safe_image.different)
+            per_item[f"{modality}_neighbour_overlap"] = safe.spread(overlap)
+    if items.safe_text.there.any() and items.safe_image.there.any():
+        numbers["modality_gap"] = modality_gap(items.safe_text.different, items.safe_image.different)
     return per_item, numbers

@@ -23,8 +23,8 @@ def summarise(
     Queries of one cluster are drawn together, since they are no independent evidence.
 
     Args:
-        values: for each figure, one value a query. Where the name ends in `rank`, the figure is the
-            median, by the name `..median_rank`; elsewhere the mean.
+        values: for each figure, one value a query, NaN for queries that have none, which count for nothing. Where the
+            name ends in `rank`, the figure is the median, by the name `..median_rank`; elsewhere the mean.
         categories: the category of each query.
         clusters: a number for each query, equal where queries belong together, such as five captions of a
             picture; by default each stands alone.
@@ -36,8 +36,12 @@ def summarise(
     """
     if not values:
         return {}
-    names = list(values)
+    names = [name for name in values if not np.isnan(np.asarray(values[name])).all()]
+    if not names:
+        return {}
     table = np.stack([np.asarray(values[name], dtype=np.float64) for name in names], axis=1)
+    there = ~np.isnan(table)
+    table = np.where(there, table, 0.0)
     count = len(table)
     cluster_of = np.arange(count) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     cluster_count = cluster_of.max() + 1
@@ -45,7 +49,10 @@ def summarise(
     groups = {} if categories is None else {name: np.asarray(categories) == name for name in sorted(set(categories))}
     means = [name for name in range(len(names)) if not names[name].endswith("_rank")]
     medians = [name for name in range(len(names)) if names[name].endswith("_rank")]
-    in_group = {group: table[mask][:, means] for group, mask in groups.items()}
+    in_group = {
+        group: (table[mask][:, means], there[mask][:, means].astype(np.float64)) for group, mask in groups.items()
+    }
+    counted = there[:, means].astype(np.float64)
     order = {column: np.argsort(table[:, column], kind="stable") for column in medians}
 
     drawn_all = np.empty((resamples, len(names)))
@@ -53,33 +60,46 @@ def summarise(
     for draw in range(resamples):
         drawn = np.bincount(rng.integers(cluster_count, size=cluster_count), minlength=cluster_count)
         weights = drawn[cluster_of].astype(np.float64)
-        drawn_all[draw, means] = weights @ table[:, means] / weights.sum()
+        drawn_all[draw, means] = _mean(weights, table[:, means], counted)
         for column in medians:
-            drawn_all[draw, column] = _weighted_median(table[order[column], column], weights[order[column]])
+            drawn_all[draw, column] = _weighted_median(
+                table[order[column], column], (weights * there[:, column])[order[column]]
+            )
         for group, mask in groups.items():
-            inside = weights[mask]
-            drawn_groups[group][draw] = inside @ in_group[group] / inside.sum() if inside.any() else np.nan
+            drawn_groups[group][draw] = _mean(weights[mask], *in_group[group])
 
     figures = {}
     for column, name in enumerate(names):
-        value = np.median(table[:, column]) if column in order else table[:, column].mean()
+        known = table[there[:, column], column]
+        value = np.median(known) if column in order else known.mean()
         key = name.removesuffix("rank") + "median_rank" if column in order else name
         figures[key] = _figure(value, drawn_all[:, column])
         if groups and column not in order:
             figures[key]["by_category"] = {
                 group: {
-                    **_figure(table[mask, column].mean(), drawn_groups[group][:, means.index(column)]),
-                    "n": int(mask.sum()),
+                    **_figure(
+                        table[mask & there[:, column], column].mean(), drawn_groups[group][:, means.index(column)]
+                    ),
+                    "n": int((mask & there[:, column]).sum()),
                 }
                 for group, mask in groups.items()
+                if (mask & there[:, column]).any()
             }
     return figures
+
+
+def _mean(weights: np.ndarray, table: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Weighted means of the columns of a table, over the rows that each has; NaN for a column without any."""
+    total = weights @ counted
+    return np.divide(weights @ table, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def _weighted_median(ordered: np.ndarray, weights: np.ndarray) -> float:
     """The median of ordered values, each occurring as often as its weight says."""
     upto = np.cumsum(weights)
     half = upto[-1] / 2
+    if not half:
+        return np.nan
     low = np.searchsorted(upto, half)
     high = np.searchsorted(upto, half, side="right")  # differs where the two middle values do
     return (ordered[low] + ordered[min(high, len(ordered) - 1)]) / 2

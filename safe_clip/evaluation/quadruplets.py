@@ -1,14 +1,17 @@
 """The four items of each quadruplet, embedded."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from datasets import ClassLabel, Dataset
+from PIL import Image as PILImage
 from torch import Tensor
 
-from ..data.quadruplets import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN, check_caption
+from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, Filing, file_rows, items_there
+from ..data.quadruplets import check_caption
+from ..data.schema import ROW_COLUMN, numbered
 from ..errors import UserError
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
@@ -24,12 +27,13 @@ IndexFactory = Callable[[Tensor], Index]
 
 @dataclass(frozen=True)
 class QuadrupletItems:
-    """The items of N quadruplets; the i-th of each kind belong together."""
+    """The items of N quadruplets; the i-th of each kind belong together. `filing` tells which rows they are made of."""
 
     safe_text: Items
     unsafe_text: Items
     safe_image: Items
     unsafe_image: Items
+    filing: Filing | None = None
 
     def __len__(self) -> int:
         return len(self.safe_text)
@@ -40,7 +44,8 @@ class QuadrupletItems:
 
     def select(self, keep: Tensor) -> "QuadrupletItems":
         """The quadruplets whose numbers are given."""
-        return QuadrupletItems(*(getattr(self, field.name).select(keep) for field in fields(self)))
+        items = (self.of(side, modality).select(keep) for modality in ("text", "image") for side in ("safe", "unsafe"))
+        return QuadrupletItems(*items, self.filing and Filing(*(part[keep.numpy()] for part in self.filing)))
 
 
 def other(modality: str) -> str:
@@ -48,18 +53,22 @@ def other(modality: str) -> str:
     return "image" if modality == "text" else "text"
 
 
-def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = ExactIndex) -> tuple[Index, int]:
-    """The mixed pool of a modality, its different safe items first, and their number."""
+def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = ExactIndex) -> tuple[Index | None, int]:
+    """The mixed pool of a modality, its different safe items first, and their number; no pool where there are none."""
     safe = items.of("safe", modality).different
+    if not items.of("safe", modality).there.any() and not items.of("unsafe", modality).there.any():
+        return None, 0
     made = items.__dict__.setdefault("_union_indexes", {})  # several protocols search it, and some are slow to make
     if (modality, factory) not in made:
         made[modality, factory] = factory(torch.cat([safe, items.of("unsafe", modality).different]))
     return made[modality, factory], len(safe)
 
 
-def safe_rates(queries: Items, index: Index, safe_count: int, ks: Sequence[int] = (1,)) -> dict[str, Tensor]:
+def safe_rates(queries: Items, index: Index | None, safe_count: int, ks: Sequence[int] = (1,)) -> dict[str, Tensor]:
     """`safe_rate_at_{k}` of N queries in a pool whose first `safe_count` items are safe, for the depths that it has: N
-    shares each."""
+    shares each. Nothing where there are no queries, or not both safe and unsafe items to find."""
+    if index is None or not queries.there.any() or not 0 < safe_count < index.size:
+        return {}
     values = load_metric("safe_rate").compute(
         queries=queries.different.numpy(),
         index=index,
@@ -67,7 +76,7 @@ def safe_rates(queries: Items, index: Index, safe_count: int, ks: Sequence[int] 
         k=[k for k in ks if k <= index.size],
         per_query=True,
     )
-    return {name: value[queries.inverse] for name, value in values.items()}
+    return {name: queries.spread(value) for name, value in values.items()}
 
 
 def cell_names(rows: Dataset, column: str) -> list[str | None]:
@@ -93,33 +102,89 @@ def row_categories(rows: Dataset) -> list[str] | None:
 
 
 def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> QuadrupletItems:
-    """Embeds all four items of N quadruplets.
+    """Embeds the items of the quadruplets that rows are made into, as their labels say.
 
     Args:
         embedder: the model.
-        rows: a data set with the columns of a quadruplet.
+        rows: a data set with columns of a quadruplet.
         split: what the progress bar calls it, beside the column.
 
     Raises:
-        UserError: a caption is empty or not text. Pictures that cannot be read are left to `readable_rows`.
+        UserError: a caption is not text, or has nothing in it. Pictures that cannot be read are left to
+        `readable_rows`.
     """
-    numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
     prefix = f"{split}, " if split else ""
-    embedded = {}
-    for column in CAPTION_COLUMNS:
-        captions = [check_caption(text, row, column) for row, text in zip(numbers, rows[column], strict=True)]
-        embedded[column] = embedder.texts(captions, prefix + column)
-    for column in IMAGE_COLUMNS:
-        embedded[column] = embedder.pictures(rows, column, prefix + column)
-    return QuadrupletItems(
-        embedded["safe_caption"], embedded["unsafe_caption"], embedded["safe_image"], embedded["unsafe_image"]
-    )
+    made = {}
+    for number, column in enumerate(ITEM_COLUMNS):
+        if column in CAPTION_COLUMNS:
+            made[number] = embed_captions(embedder, rows, column, prefix + column)
+        else:
+            made[number] = embed_pictures(embedder, rows, column, prefix + column)
+    filing = file_rows(rows)
+    return QuadrupletItems(*(stand(made, filing, number, embedder.dimension) for number in range(4)), filing)
+
+
+def embed_captions(
+    embedder: Embedder, rows: Dataset, column: str, desc: str, change: Callable[[str], str] | None = None
+) -> Items | None:
+    """The captions of a column, changed if so asked, where there are any; `None` for none at all."""
+    there = items_there(rows, column).nonzero()[0].tolist()
+    if not there:
+        return None
+    cells, numbers = rows[column], rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    captions = [check_caption(cells[index], numbers[index], column) for index in there]
+    items = embedder.texts([change(caption) for caption in captions] if change else captions, desc)
+    return items.scatter(torch.tensor(there), len(rows))
+
+
+def embed_pictures(
+    embedder: Embedder,
+    rows: Dataset,
+    column: str,
+    desc: str,
+    change: Callable[[PILImage.Image], PILImage.Image] | None = None,
+) -> Items | None:
+    """The pictures of a column, likewise."""
+    there = items_there(rows, column).nonzero()[0].tolist()
+    if not there:
+        return None
+    chosen = rows if len(there) == len(rows) else numbered(rows).select(there)
+    return embedder.pictures(chosen, column, desc, change).scatter(torch.tensor(there), len(rows))
+
+
+def stand(made: Mapping[int, Items | None], filing: Filing, number: int, dimension: int) -> Items:
+    """The items of N quadruplets that stand at one of the four places.
+
+    Args:
+        made: by number of a column, the items of its rows.
+        filing: where they stand.
+        number: of the place.
+        dimension: of embeddings, for a place where none stands.
+    """
+    source, row = torch.from_numpy(filing.source[:, number]), torch.from_numpy(filing.row)
+    own = made.get(number)
+    alike = own is not None and torch.equal(row, torch.arange(len(own)))
+    if (
+        alike
+        and (source == number)[own.there].all()
+        and own.there.sum() == (source >= 0).sum() - len(own.unreadable or {})
+    ):
+        return own
+    embeds, ids = torch.full((len(row), dimension), torch.nan), torch.zeros(len(row), dtype=torch.int64)
+    unreadable = {}
+    for column, items in made.items():
+        here = (source == column).nonzero().flatten()
+        if items is not None and len(here):
+            embeds[here], ids[here] = items.embeds[row[here]], items.ids[row[here]]
+            reasons = items.unreadable or {}
+            unreadable |= {index: reasons[row[index].item()] for index in here.tolist() if row[index].item() in reasons}
+    return Items(embeds, ids, unreadable)
 
 
 def readable_rows(
     pictures: list[Items], where: str, skip_corrupt: bool, rows: Dataset | None = None
 ) -> tuple[Tensor, list[str]]:
-    """Finds the rows whose pictures could all be read.
+    """Finds the rows whose pictures, as far as there are any, could all be read.
 
     Args:
         pictures: the pictures of N rows, one `Items` a column.
@@ -135,9 +200,10 @@ def readable_rows(
     broken = {index for items in pictures for index in items.unreadable or {}}
     reasons = [reason for items in pictures for _, reason in sorted((items.unreadable or {}).items())]
     if reasons and not skip_corrupt:
+        total = len(reasons) + sum(int(items.there.sum()) for items in pictures)
         more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
         raise UserError(
-            f"{where}: {len(reasons)} of {sum(map(len, pictures))} pictures cannot be read. Leave them out with "
+            f"{where}: {len(reasons)} of {total} pictures cannot be read. Leave them out with "
             f"--skip_corrupt, or mend them; what is embedded already is kept. {'; '.join(reasons[:LISTED])}{more}"
         )
     keep = torch.tensor([index for index in range(len(pictures[0])) if index not in broken], dtype=torch.int64)

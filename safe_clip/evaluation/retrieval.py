@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import load_metric
-from ..metrics.ranking import ExactIndex
+from ..metrics.ranking import ExactIndex, Index
 from .embedding import Items
 from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
 
@@ -42,29 +42,60 @@ def retrieval(
 
     Returns:
         `{setting}_{t2i,i2t}_recall_at_{k}` and `{setting}_{t2i,i2t}_rank`, the expected rank of the first right
-        item from 1: N values each, in the order of the quadruplets.
+        item from 1: N values each, in the order of the quadruplets, NaN where a query or its answer is missing.
+        Nothing of what no quadruplet has.
     """
-    metric = load_metric("recall_at_k")
     figures = {}
     for setting in settings:
         side, union = SETTINGS[setting]
         for way, modality in WAYS.items():
             queries, answers = items.of(side, modality), items.of("safe", other(modality))
+            if not (queries.there & answers.there).any():
+                continue
             index = union_index(items, other(modality), factory)[0] if union else factory(answers.different)
-            values = metric.compute(
-                queries=queries.different.numpy(),
-                references=right_items(queries, answers),
-                index=index,
-                k=[k for k in ks if k <= index.size],
-                per_query=True,
-            )
-            figures |= {f"{setting}_{way}_{name}": value[queries.inverse] for name, value in values.items()}
+            found = find(queries, answers, index, ks)
+            figures |= {f"{setting}_{way}_{name}": value for name, value in found.items()}
     return figures
+
+
+def counterparts(items: QuadrupletItems, ks: Sequence[int] = KS) -> dict[str, Tensor]:
+    """Within a modality: whether unsafe items find their own safe counterpart among the safe items.
+
+    For data of one modality, where nothing can be asked across.
+
+    Returns:
+        `{text,image}_recall_at_{k}` and `{text,image}_rank`, as `retrieval`.
+    """
+    figures = {}
+    for modality in WAYS.values():
+        queries, answers = items.of("unsafe", modality), items.of("safe", modality)
+        if (queries.there & answers.there).any():
+            found = find(queries, answers, ExactIndex(answers.different), ks)
+            figures |= {f"{modality}_{name}": value for name, value in found.items()}
+    return figures
+
+
+def find(queries: Items, answers: Items, index: Index, ks: Sequence[int]) -> dict[str, Tensor]:
+    """`recall_at_{k}` and `rank` of N queries whose answers stand first in an index; NaN for what is missing."""
+    right = right_items(queries, answers)
+    asked = torch.tensor([bool(places) for places in right])
+    values = load_metric("recall_at_k").compute(
+        queries=queries.different[asked].numpy(),
+        references=[places for places in right if places],
+        index=index,
+        k=[k for k in ks if k <= index.size],
+        per_query=True,
+    )
+    if asked.all():
+        return {name: queries.spread(value) for name, value in values.items()}
+    whole = torch.full((len(right),), torch.nan, dtype=torch.float64)
+    return {name: queries.spread(whole.masked_scatter(asked, value.double())) for name, value in values.items()}
 
 
 def right_items(queries: Items, answers: Items) -> list[list[int]]:
     """For each different query, the places of its answers among the different answers."""
     right: dict[int, set[int]] = defaultdict(set)
     for query, answer in torch.stack([queries.inverse, answers.inverse], dim=1).tolist():
-        right[query].add(answer)
-    return [sorted(right[query]) for query in range(len(right))]
+        if min(query, answer) >= 0:
+            right[query].add(answer)
+    return [sorted(right[query]) for query in range(len(queries.first))]

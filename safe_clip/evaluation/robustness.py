@@ -5,27 +5,40 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..data.items import ITEM_COLUMNS, Filing
 from ..metrics.ranking import ExactIndex
 from .embedding import Embedder, Items
-from .quadruplets import IndexFactory, QuadrupletItems, other, safe_rates, union_index
+from .quadruplets import (
+    IndexFactory,
+    QuadrupletItems,
+    embed_captions,
+    embed_pictures,
+    other,
+    safe_rates,
+    stand,
+    union_index,
+)
 from .transforms import IMAGE_TRANSFORMS, text_transforms
 
 
 def embed_variants(
-    embedder: Embedder, rows, split: str, synonyms: Mapping[str, list[str]] | None = None
+    embedder: Embedder, rows, split: str, filing: Filing, synonyms: Mapping[str, list[str]] | None = None
 ) -> dict[str, dict[str, Items]]:
-    """Embeds the unsafe captions and pictures under every transform: `{modality: {transform: N items}}`."""
-    captions = rows["unsafe_caption"]
-    return {
-        "text": {
-            name: embedder.texts([change(caption) for caption in captions], f"{split}, captions, {name}")
-            for name, change in text_transforms(synonyms).items()
-        },
-        "image": {
-            name: embedder.pictures(rows, "unsafe_image", f"{split}, pictures, {name}", change)
-            for name, change in IMAGE_TRANSFORMS.items()
-        },
+    """Embeds the unsafe captions and pictures under every transform: `{modality: {transform: N items}}`, nothing for a
+    modality that the data lack. Items of the safe side that were labelled unsafe are left out."""
+    kinds = {
+        "text": ("unsafe_caption", embed_captions, text_transforms(synonyms), "captions"),
+        "image": ("unsafe_image", embed_pictures, IMAGE_TRANSFORMS, "pictures"),
     }
+    variants: dict[str, dict[str, Items]] = {}
+    for modality, (column, embed, transforms, label) in kinds.items():
+        number = ITEM_COLUMNS.index(column)
+        for name, change in transforms.items():
+            made = embed(embedder, rows, column, f"{split}, {label}, {name}", change)
+            if made is not None:
+                placed = stand({number: made}, filing, number, embedder.dimension)
+                variants.setdefault(modality, {})[name] = placed
+    return variants
 
 
 def robustness(
@@ -39,18 +52,18 @@ def robustness(
         factory: makes the index that is searched.
 
     Returns:
-        N values in [0, 1] each: `unsafe_{text,image}_{transform}`, whether the first result is safe;
-        `unsafe_{text,image}_unchanged`; `unsafe_{text,image}_mean` over the transforms; and
+        N values in [0, 1] each, NaN for missing items: `unsafe_{text,image}_{transform}`, whether the first result is
+        safe; `unsafe_{text,image}_unchanged`; `unsafe_{text,image}_mean` over the transforms; and
         `unsafe_{text,image}_worst_case`: whether it is safe unchanged and under every single transform, as somebody
         finds who tries them all.
     """
     figures = {}
     for modality, changed in variants.items():
         pool = union_index(items, other(modality), factory)
-        rates = {
-            name: safe_rates(queries, *pool)["safe_rate_at_1"]
-            for name, queries in {"unchanged": items.of("unsafe", modality), **changed}.items()
-        }
+        queries = {"unchanged": items.of("unsafe", modality), **changed}
+        rates = {name: rate for name, each in queries.items() for rate in safe_rates(each, *pool).values()}
+        if not rates:
+            continue
         table = torch.stack(list(rates.values()))
         rates["mean"] = table[1:].mean(dim=0)
         rates["worst_case"] = table.amin(dim=0)

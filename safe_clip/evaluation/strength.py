@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
+from ..errors import UserError
 from ..metrics.ranking import ExactIndex
 from .data import EvaluationData
 from .quadruplets import IndexFactory
@@ -14,6 +16,8 @@ from .run import Subject, alone_at_last
 from .suite import measure
 
 TASKS = ("retrieval", "redirection")
+UNSAFE_RATES = ("unsafe_text_safe_rate_at_1", "unsafe_image_safe_rate_at_1")
+SAFE_RECALLS = ("safe_t2i_recall_at_1", "safe_i2t_recall_at_1")
 MARGIN = 0.05  # of the whole way in either direction: chance bends a straight line by less
 
 
@@ -58,9 +62,13 @@ def sweep(
     for strength, each in made:
         for split, figures in measure(each, None, data, TASKS, factory)["splits"].items():
             rates, recalls = figures["redirection"], figures["retrieval"]
-            safety = [rates[f"unsafe_{modality}_safe_rate_at_1"]["value"] for modality in ("text", "image")]
-            utility = [recalls[f"safe_{way}_recall_at_1"]["value"] for way in ("t2i", "i2t")]
-            curves.setdefault(split, []).append(Point(strength, sum(safety) / 2, sum(utility) / 2))
+            safety, utility = (
+                [measured[name]["value"] for name in names if name in measured]
+                for measured, names in ((rates, UNSAFE_RATES), (recalls, SAFE_RECALLS))
+            )
+            if not safety or not utility:
+                raise UserError(f"--sweep wants captions and pictures, safe and unsafe, not all of which {split} has.")
+            curves.setdefault(split, []).append(Point(strength, fmean(safety), fmean(utility)))
     return curves
 
 

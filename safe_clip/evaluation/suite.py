@@ -18,7 +18,7 @@ from .geometry import geometry
 from .intervals import DIGITS, summarise
 from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories, union_index
 from .redirection import redirection
-from .retrieval import retrieval
+from .retrieval import counterparts, retrieval
 from .robustness import embed_variants, robustness
 from .unsafe_gallery import unsafe_gallery
 from .zero_shot import class_embeddings, zero_shot
@@ -34,7 +34,7 @@ class ModelEmbeddings:
         name: the model.
         weights: what tells its weights from others.
         splits: the readable quadruplets by split.
-        kept: their numbers among the sample's rows.
+        kept: their numbers among the sample's quadruplets.
         unreadable: by split or gallery or data set, why each picture that was left out cannot be read.
         variants: `{split: {modality: {transform: unsafe queries}}}`.
         galleries: unsafe pictures by name.
@@ -72,7 +72,7 @@ def embed_everything(
         made.kept[split] = keep = readable(split, [items.safe_image, items.unsafe_image])
         made.splits[split] = items.select(keep)
         if "robustness" in tasks:
-            variants = embed_variants(embedder, sample.rows, split, data.synonyms)
+            variants = embed_variants(embedder, sample.rows, split, items.filing, data.synonyms)
             made.variants[split] = {
                 modality: {name: items.select(keep) for name, items in changed.items()}
                 for modality, changed in variants.items()
@@ -114,14 +114,17 @@ def measure(
     results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
     for split, items in made.splits.items():
         rows = data.splits[split].rows
-        categories = row_categories(rows.select(made.kept[split].tolist()))
-        summarised = partial(summarise, clusters=items.safe_image.inverse)
+        categories = row_categories(rows.select(items.filing.row.tolist()))
+        summarised = partial(summarise, clusters=_clusters(items))
         before = original.splits[split] if original else None
         if original and not torch.equal(original.kept[split], made.kept[split]):
             raise UserError(f"{split}: pictures changed while they were being measured. Run again.")
         figures = results["splits"][split] = {}
         if "retrieval" in tasks:
             figures["retrieval"] = summarised(retrieval(items, factory=factory))
+        alone = not (items.safe_text.there.any() and items.safe_image.there.any())
+        if "redirection" in tasks and alone:
+            figures["counterparts"] = summarised(counterparts(items), categories)
         if "redirection" in tasks:
             figures["redirection"] = summarised(redirection(items, factory=factory), categories)
             if before is not None and before.safe_text.embeds.shape == items.safe_text.embeds.shape:
@@ -139,11 +142,17 @@ def measure(
             }
         if "robustness" in tasks:
             figures["robustness"] = summarised(robustness(items, made.variants[split], factory))
-        if factory is not ExactIndex:
+        if factory is not ExactIndex and items.safe_text.there.any() and items.safe_image.there.any():
             figures["index"] = {"recall_at_10_of_exact": {"value": round(_index_recall(items, factory), DIGITS)}}
     for name, found in made.classified.items():
         results["zero_shot"][name] = summarise(zero_shot(*found))
     return results
+
+
+def _clusters(items: QuadrupletItems) -> Tensor:
+    """A number for each quadruplet, the same where they share a safe picture."""
+    pictures = items.safe_image.inverse
+    return torch.where(pictures < 0, len(pictures) + torch.arange(len(pictures)), pictures)
 
 
 def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings) -> dict:
@@ -202,4 +211,4 @@ def faiss_factory(name: str) -> IndexFactory:
 
 def _index_recall(items: QuadrupletItems, factory: IndexFactory) -> float:
     exact, index = (union_index(items, "image", make)[0] for make in (ExactIndex, factory))
-    return index_recall(items.safe_text.embeds[:INDEX_QUERIES], index, exact.gallery)
+    return index_recall(items.safe_text.embeds[items.safe_text.there][:INDEX_QUERIES], index, exact.gallery)

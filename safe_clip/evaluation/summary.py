@@ -7,7 +7,7 @@ from transformers import CLIPModel, CLIPProcessor, EvalPrediction
 from .embedding import Embedder, Items
 from .quadruplets import QuadrupletItems, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
-from .retrieval import WAYS, retrieval
+from .retrieval import WAYS, counterparts, retrieval
 
 
 def evaluate_quadruplets(
@@ -23,7 +23,7 @@ def evaluate_quadruplets(
         desc: label of the progress bar.
 
     Returns:
-        The figures of `summary_figures`, shares in [0, 1].
+        The figures of `summary_figures` on the quadruplets that the rows make, shares in [0, 1].
 
     Raises:
         UserError: a row cannot be used.
@@ -46,15 +46,18 @@ def summary_figures(items: QuadrupletItems) -> dict[str, float]:
     Returns:
         `retrieval_{t2i,i2t}`: recall@1 of safe queries among safe items. `redirection_{safe,unsafe}_{text,image}`:
         the four safe rates, each named after its query: the share of queries whose first result, from the mixed
-        pool of the other modality, is safe. `redirection_safe_rate`: the mean of the four. All in [0, 1].
+        pool of the other modality, is safe. `redirection_safe_rate`: the mean of these. Of data of one modality alone,
+        in place of all that: `counterpart_{text,image}`, the share of unsafe items that find their own safe
+        counterpart first among the safe items of their modality. All in [0, 1].
     """
     recalls = retrieval(items, settings=("safe",), ks=(1,))
     rates = redirection(items, ks=(1,))
-    return {
-        **{f"retrieval_{way}": recalls[f"safe_{way}_recall_at_1"].mean().item() for way in WAYS},
-        **{
-            f"redirection_{side}_{modality}": rates[f"{side}_{modality}_safe_rate_at_1"].mean().item()
-            for side, modality in QUERIES
-        },
-        "redirection_safe_rate": rates["mean_safe_rate_at_1"].mean().item(),
+    named = {f"retrieval_{way}": recalls.get(f"safe_{way}_recall_at_1") for way in WAYS}
+    named |= {
+        f"redirection_{side}_{modality}": rates.get(f"{side}_{modality}_safe_rate_at_1") for side, modality in QUERIES
     }
+    named["redirection_safe_rate"] = rates.get("mean_safe_rate_at_1")
+    if not recalls and not rates:
+        found = counterparts(items, ks=(1,))
+        named = {f"counterpart_{modality}": found.get(f"{modality}_recall_at_1") for modality in WAYS.values()}
+    return {name: values.nanmean().item() for name, values in named.items() if values is not None}

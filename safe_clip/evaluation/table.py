@@ -10,6 +10,14 @@ SUMMARY = {
     "redirection_safe_image": "safe picture",
     "redirection_unsafe_text": "unsafe caption",
     "redirection_unsafe_image": "unsafe picture",
+    # Of data of one modality, in place of all of these.
+    "counterpart_text": "safe caption",
+    "counterpart_image": "safe picture",
+}
+GROUPS = {
+    "retrieval": "recall@1 of safe items",
+    "redirection": "first result is safe, by query",
+    "counterpart": "unsafe item finds its own",
 }
 
 QUERY_LABELS = {
@@ -39,6 +47,13 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
     "redirection_original_gallery": (
         "Redirection, the pool embedded by the original",
         {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
+    ),
+    "counterparts": (
+        "Redirection within a modality: finds its own safe counterpart first (recall@1)",
+        {
+            "text_recall_at_1": ("unsafe captions among safe captions", True),
+            "image_recall_at_1": ("unsafe pictures among safe pictures", True),
+        },
     ),
     "unsafe_gallery": (
         "Unsafe pictures from elsewhere: the first result is safe",
@@ -167,16 +182,24 @@ def results_table(results: dict) -> str:
 
 def before_after_table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> str:
     """Lays out the figures of `summary_figures`, by split, before and after training, in percent."""
-    widths = [max(len(title), 6) for title in SUMMARY.values()]
+    shown = [name for name in SUMMARY if any(name in figures for figures in before.values())]
     left = max(len(split) for split in before) + 8
-    recall = sum(widths[:2]) + 2
+    columns: dict[str, str] = {}  # those of each group, side by side
+    widths = {name: max(len(SUMMARY[name]), 6) for name in shown}
+    for name in shown:
+        group = GROUPS[name.partition("_")[0]]
+        title = SUMMARY[name].rjust(widths[name])
+        columns[group] = f"{columns[group]}  {title}" if group in columns else title
     lines = [
-        " " * left + "recall@1 of safe items".ljust(recall + 2) + "  first result is safe, by query",
-        " " * left + "  ".join(title.rjust(width) for title, width in zip(SUMMARY.values(), widths, strict=True)),
+        " " * left + "  ".join(group.ljust(len(titles)) for group, titles in columns.items()).rstrip(),
+        " " * left + "  ".join(titles.ljust(len(group)) for group, titles in columns.items()).rstrip(),
     ]
     for split in before:
         for when, figures in (("before", before[split]), ("after", after[split])):
             label = f"{split if when == 'before' else '':{left - 8}} {when:6} "
-            cells = (f"{100 * figures[name]:{width}.1f}" for name, width in zip(SUMMARY, widths, strict=True))
+            cells = (
+                f"{100 * figures[name]:{widths[name]}.1f}" if name in figures else "-".rjust(widths[name])
+                for name in shown
+            )
             lines.append(label + "  ".join(cells))
     return "\n".join(lines)

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+ITEMS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
+
 
 class QuadrupletEmbeds(NamedTuple):
-    """Unit-length embeddings of B quadruplets, each B x dimension, by the model in training."""
+    """Unit-length embeddings of B quadruplets, each B x dimension, by the model in training; NaN for a missing item."""
 
     safe_text: Tensor
     unsafe_text: Tensor
@@ -19,16 +21,40 @@ class QuadrupletEmbeds(NamedTuple):
     unsafe_image: Tensor
 
 
+class Makeup(NamedTuple):
+    """What B quadruplets are made of.
+
+    Attributes:
+        present: which of `ITEMS` each has; B x 4 booleans.
+        generated: whether it is made of items of an unsafe side that turned out harmless; B booleans.
+        mixed: whether one item of its unsafe side did so, and the other did not; B booleans.
+    """
+
+    present: Tensor
+    generated: Tensor
+    mixed: Tensor
+
+    @classmethod
+    def whole(cls, count: int, device: torch.device | None = None) -> "Makeup":
+        """That of quadruplets that have all, without labels."""
+        no = torch.zeros(count, dtype=torch.bool, device=device)
+        return cls(torch.ones(count, len(ITEMS), dtype=torch.bool, device=device), no, no)
+
+    def having(self, *items: str) -> Tensor:
+        """Whether quadruplets have all of some items; B booleans."""
+        return self.present[:, [ITEMS.index(item) for item in items]].all(dim=1)
+
+
 class ReferenceEmbeds(NamedTuple):
     """Unit-length embeddings by the frozen original, and what else is known of a batch of B quadruplets.
 
     Attributes:
-        safe_text, safe_image: the safe items, B x dimension.
+        safe_text, safe_image: the safe items, B x dimension; NaN for a missing item.
         unsafe_text, unsafe_image: the unsafe items, B x dimension; there where the objective `reads_unsafe`.
         anchor_text, anchor_image: safe pairs drawn from the training data with replacement, those of the batch
-            not left out, K x dimension; there where the objective wants `anchors` and training has begun.
-        unsafe_text_is_safe, unsafe_image_is_safe: B booleans, true where an item of the unsafe side is labelled
-            harmless; `None` where the data have no labels.
+            not left out, K x dimension; there where the objective wants `anchors` and training has begun. Of data
+            without any pair, single items, NaN in the other modality.
+        makeup: what the batch is made of; `None` where nothing is missing.
         progress: share of training that is done, in [0, 1].
     """
 
@@ -38,8 +64,7 @@ class ReferenceEmbeds(NamedTuple):
     unsafe_image: Tensor | None = None
     anchor_text: Tensor | None = None
     anchor_image: Tensor | None = None
-    unsafe_text_is_safe: Tensor | None = None
-    unsafe_image_is_safe: Tensor | None = None
+    makeup: Makeup | None = None
     progress: float = 1.0
 
 
@@ -58,7 +83,9 @@ def contrastive(queries: Tensor, targets: Tensor, logit_scale: float) -> Tensor:
 class Objective(nn.Module):
     """A weighted sum of named terms over the embeddings of a batch.
 
-    A method is a subclass: its `WEIGHTS` name the terms, and its `terms` gives a function for each.
+    A method is a subclass: its `WEIGHTS` name the terms, its `NEEDS` the items without which a row has no part in a
+    term, and its `terms` gives a function for each. Every term is a mean over the rows of the batch that have part in
+    it.
 
     Args:
         logit_scale: factor before cosines in contrastive terms.
@@ -69,6 +96,7 @@ class Objective(nn.Module):
     """
 
     WEIGHTS: ClassVar[dict[str, float]]
+    NEEDS: ClassVar[dict[str, tuple[str, ...]]]
     # What the trainer has to bring along.
     reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
     anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them
@@ -80,9 +108,24 @@ class Objective(nn.Module):
         if sum(self.weights.values()) == 0:
             raise UserError("--loss_weights switches every term off; leave at least one above 0.")
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Callable[[], Tensor]]:
-        """A function for each term, called where the term has a weight; each gives a scalar."""
+    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Callable[[Tensor], Tensor]]:
+        """A function for each term, called where the term has a weight and rows that feed it.
+
+        It takes the numbers of these rows, at least one, and gives a scalar: a mean over them.
+        """
         raise NotImplementedError
+
+    def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
+        """Which of B rows have part in each term.
+
+        Args:
+            makeup: what the rows are made of.
+            reference: what else is known of a batch; without it, rows are those of all the data.
+
+        Returns:
+            B booleans for each term.
+        """
+        return {name: makeup.having(*items) for name, items in self.NEEDS.items()}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of the terms that have a weight: their weighted sum."""
@@ -92,14 +135,23 @@ class Objective(nn.Module):
         """Computes the loss of a batch.
 
         Returns:
-            The scalar loss and the unweighted value of each term that has a weight, in float32.
+            The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
         """
         # Logits of up to 100 have no business in half precision.
         with torch.autocast(embeds.safe_text.device.type, enabled=False):
             embeds = QuadrupletEmbeds(*map(_float32, embeds))
             reference = ReferenceEmbeds(*map(_float32, reference))
-            terms = {name: term() for name, term in self.terms(embeds, reference).items() if self.weights[name]}
-            return self.total(terms), terms
+            makeup = reference.makeup or Makeup.whole(len(embeds.safe_text), embeds.safe_text.device)
+            feeds = self.feeds(makeup, reference)
+            values = {}
+            for name, term in self.terms(embeds, reference._replace(makeup=makeup)).items():
+                rows = feeds[name].nonzero().flatten()
+                if self.weights[name] and len(rows):
+                    values[name] = term(rows)
+            if values:
+                return self.total(values), values
+            # Every process takes part in every step, whatever it was dealt.
+            return 0.0 * sum(items.nansum() for items in embeds), values
 
 
 def _float32(value):

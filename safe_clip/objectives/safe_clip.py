@@ -1,7 +1,6 @@
 """The objective of Safe-CLIP (Poppi et al., ECCV 2024, arXiv 2311.16254, section 3.3)."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -51,19 +50,27 @@ class SafeCLIPLoss(Objective):
         "redirection_image_contrastive": 0.5,
     }
 
+    NEEDS = {
+        "preservation_text_cosine": ("safe_text",),
+        "redirection_text_cosine": ("unsafe_text", "safe_text"),
+        "preservation_image_cosine": ("safe_image",),
+        "redirection_image_cosine": ("unsafe_image", "safe_image"),
+        "preservation_text_contrastive": ("safe_text", "safe_image"),
+        "redirection_text_contrastive": ("unsafe_text", "safe_image"),
+        "preservation_image_contrastive": ("safe_image", "safe_text"),
+        "redirection_image_contrastive": ("unsafe_image", "safe_text"),
+    }
+
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        # (what is trained, the original of the same modality, the original of the other one)
-        items = {
-            "preservation_text": (embeds.safe_text, reference.safe_text, reference.safe_image),
-            "redirection_text": (embeds.unsafe_text, reference.safe_text, reference.safe_image),
-            "preservation_image": (embeds.safe_image, reference.safe_image, reference.safe_text),
-            "redirection_image": (embeds.unsafe_image, reference.safe_image, reference.safe_text),
-        }
-        terms = {}
-        for name, (trained, same, other) in items.items():
-            terms[f"{name}_cosine"] = partial(cosine_distance, trained, same)
-            terms[f"{name}_contrastive"] = partial(contrastive, trained, other, self.logit_scale)
-        return terms
+        originals = {"safe_text": reference.safe_text, "safe_image": reference.safe_image}
+
+        def term(name: str, items: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
+            trained, target = getattr(embeds, items[0]), originals[items[-1]]
+            if name.endswith("_cosine"):
+                return lambda rows: cosine_distance(trained[rows], target[rows])
+            return lambda rows: contrastive(trained[rows], target[rows], self.logit_scale)
+
+        return {name: term(name, items) for name, items in self.NEEDS.items()}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         return super().total(terms) / sum(self.weights.values()) / len(self.weights)

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, cosine_distance
+from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, cosine_distance
 
 
 class SafeRankingLoss(Objective):
@@ -26,7 +25,8 @@ class SafeRankingLoss(Objective):
 
     `b = log(u (B + K) / B)` makes the B unsafe items of the batch count for a pool with `u` unsafe items to each safe
     one, whatever the number of anchors; in cosines it is a margin of `log(u) / S`. Gradients reach queries and, as
-    members of the pool, the items of the batch. Pictures mirror captions.
+    members of the pool, the items of the batch. Pictures mirror captions. Where items are missing, the pool holds those
+    that there are.
 
     | term                         | value              | weight |
     |------------------------------|--------------------|--------|
@@ -36,8 +36,12 @@ class SafeRankingLoss(Objective):
     | `preservation_image_ranking` | ranking(V(v), i)   | 2      |
     | `redirection_text_ranking`   | ranking(T(t*), i)  | 1      |
     | `redirection_image_ranking`  | ranking(V(v*), i)  | 1      |
+    | `redirection_text_cosine`    | d(T(t*), T0(t))    | 400    |
+    | `redirection_image_cosine`   | d(V(v*), V0(v))    | 400    |
 
-    Nothing pulls an unsafe item to where its safe counterpart lies, where safe queries would find it. `docs/method.md`
+    The last two stand in for rankings where there is nothing to rank: captions alone, without any picture, or pictures
+    without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe queries
+    would find it. `docs/method.md`
     says what each part is good for.
 
     Args:
@@ -57,6 +61,18 @@ class SafeRankingLoss(Objective):
         "preservation_image_ranking": 2.0,
         "redirection_text_ranking": 1.0,
         "redirection_image_ranking": 1.0,
+        "redirection_text_cosine": 400.0,
+        "redirection_image_cosine": 400.0,
+    }
+    NEEDS = {
+        "preservation_text_cosine": ("safe_text",),
+        "preservation_image_cosine": ("safe_image",),
+        "preservation_text_ranking": ("safe_text",),
+        "preservation_image_ranking": ("safe_image",),
+        "redirection_text_ranking": ("unsafe_text", "safe_text"),
+        "redirection_image_ranking": ("unsafe_image", "safe_image"),
+        "redirection_text_cosine": ("unsafe_text", "safe_text"),
+        "redirection_image_cosine": ("unsafe_image", "safe_image"),
     }
 
     def __init__(
@@ -76,25 +92,44 @@ class SafeRankingLoss(Objective):
         self.anchors = anchors
         self.unsafe_per_safe = unsafe_per_safe
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        def ranking(modality: str, other: str) -> Callable[[Tensor], Callable[[], Tensor]]:
-            """A term's function for queries of a modality, which search the other one."""
-            before = getattr(reference, f"safe_{other}")
-            safe, anchors = getattr(embeds, f"safe_{other}"), getattr(reference, f"anchor_{other}")
+    def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
+        feeds = super().feeds(makeup, reference)
+        for modality, other in (("text", "image"), ("image", "text")):
+            anchors = reference and getattr(reference, f"anchor_{other}")
+            pool = makeup.having(f"safe_{other}").any()
             if anchors is not None:
+                pool = pool | ~anchors.isnan().all()
+            feeds[f"preservation_{modality}_ranking"] &= pool
+            feeds[f"redirection_{modality}_ranking"] &= pool
+            feeds[f"redirection_{modality}_cosine"] &= ~pool
+        return feeds
+
+    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
+        def ranking(modality: str, other: str) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+            """A term's function for queries of a modality, which search the other one."""
+            there = reference.makeup.having(f"safe_{other}")
+            before, safe = getattr(reference, f"safe_{other}")[there], getattr(embeds, f"safe_{other}")[there]
+            anchors = getattr(reference, f"anchor_{other}")
+            if anchors is not None:
+                anchors = anchors[~anchors.isnan().any(dim=1)]
                 before, safe = torch.cat([before, anchors]), torch.cat([safe, anchors])
+            unsafe = getattr(embeds, f"unsafe_{other}")[reference.makeup.having(f"unsafe_{other}")]
             wanted = self.logit_scale * getattr(reference, f"safe_{modality}") @ before.T
-            unsafe = getattr(embeds, f"unsafe_{other}")
-            return lambda queries: partial(self.ranking, queries, safe, unsafe, wanted)
+            return lambda queries: lambda rows: self.ranking(queries[rows], safe, unsafe, wanted[rows])
+
+        def cosine(trained: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda rows: cosine_distance(trained[rows], target[rows])
 
         text, image = ranking("text", "image"), ranking("image", "text")
         return {
-            "preservation_text_cosine": partial(cosine_distance, embeds.safe_text, reference.safe_text),
-            "preservation_image_cosine": partial(cosine_distance, embeds.safe_image, reference.safe_image),
+            "preservation_text_cosine": cosine(embeds.safe_text, reference.safe_text),
+            "preservation_image_cosine": cosine(embeds.safe_image, reference.safe_image),
             "preservation_text_ranking": text(embeds.safe_text),
             "preservation_image_ranking": image(embeds.safe_image),
             "redirection_text_ranking": text(embeds.unsafe_text),
             "redirection_image_ranking": image(embeds.unsafe_image),
+            "redirection_text_cosine": cosine(embeds.unsafe_text, reference.safe_text),
+            "redirection_image_cosine": cosine(embeds.unsafe_image, reference.safe_image),
         }
 
     def ranking(self, queries: Tensor, safe: Tensor, unsafe: Tensor, wanted: Tensor) -> Tensor:
@@ -103,13 +138,15 @@ class SafeRankingLoss(Objective):
         Args:
             queries: Q x dimension.
             safe: the pool's safe items, G x dimension.
-            unsafe: the pool's unsafe items, B x dimension.
+            unsafe: the pool's unsafe items, H x dimension.
             wanted: logits of the safe items for each query, Q x G.
 
         Returns:
             A scalar of at least 0.
         """
-        margin = math.log(self.unsafe_per_safe * len(safe) / len(unsafe))
-        logits = torch.cat([self.logit_scale * queries @ safe.T, self.logit_scale * queries @ unsafe.T + margin], dim=1)
+        logits = self.logit_scale * queries @ safe.T
+        if len(unsafe):
+            margin = math.log(self.unsafe_per_safe * len(safe) / len(unsafe))
+            logits = torch.cat([logits, self.logit_scale * queries @ unsafe.T + margin], dim=1)
         given = F.log_softmax(logits, dim=1)[:, : len(safe)]
         return F.kl_div(given, F.log_softmax(wanted, dim=1), reduction="batchmean", log_target=True)

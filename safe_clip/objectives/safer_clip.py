@@ -1,8 +1,8 @@
 """The objective of SafeR-CLIP (AAAI 2026, arXiv 2511.16743), after a summary of the paper."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,8 +14,9 @@ class SaferCLIPLoss(Objective):
     """Redirection of unsafe items to the nearest safe ones, with the unsafe counterpart as the only negative.
 
     The target of the i-th quadruplet's unsafe items is the training pair `(t', v')` whose caption the original finds
-    nearest to the unsafe caption, `argmax cos(T0(t*_i), T0(t'))`, in place of the pair that the data give. The
-    cross-modal term is relative, so that no safe pair is pushed away as a random negative:
+    nearest to the unsafe caption, `argmax cos(T0(t*_i), T0(t'))`, in place of the pair that the data give; rows without
+    an unsafe caption keep theirs. The cross-modal term is relative, so that no safe pair is pushed away as a random
+    negative:
 
     | term                        | value                                                        | weight |
     |-----------------------------|--------------------------------------------------------------|--------|
@@ -50,6 +51,14 @@ class SaferCLIPLoss(Objective):
         "redirection_text_relative": 1.0,
         "redirection_image_relative": 1.0,
     }
+    NEEDS = {
+        "preservation_text_cosine": ("safe_text",),
+        "preservation_image_cosine": ("safe_image",),
+        "redirection_text_cosine": ("unsafe_text", "safe_text"),
+        "redirection_image_cosine": ("unsafe_image", "safe_image"),
+        "redirection_text_relative": ("unsafe_text", "safe_image", "unsafe_image"),
+        "redirection_image_relative": ("unsafe_image", "safe_text", "unsafe_text"),
+    }
     reads_unsafe = True
     anchors = None
 
@@ -65,18 +74,36 @@ class SaferCLIPLoss(Objective):
         captions, pictures = reference.safe_text, reference.safe_image
         if reference.anchor_text is not None:
             captions, pictures = reference.anchor_text, reference.anchor_image
-        closeness, nearest = (reference.unsafe_text @ captions.T).max(dim=1)
-        near_text, near_image = captions[nearest], pictures[nearest]
+        has = reference.makeup.having
+        near_text, near_image = reference.safe_text.clone(), reference.safe_image.clone()
+        closeness = torch.where(
+            has("unsafe_image", "safe_image"), (reference.unsafe_image * reference.safe_image).sum(dim=1), -1.0
+        )
+        asking = has("unsafe_text") & ~captions.isnan().all()
+        if asking.any():
+            closeness[asking], nearest = (reference.unsafe_text[asking] @ captions.T).nan_to_num(-1).max(dim=1)
+            near_text[asking] = captions[nearest]
+            if pictures is not None:
+                found = pictures[nearest]
+                near_image[asking] = torch.where(found.isnan(), near_image[asking], found)
         share = self.first_share + (1 - self.first_share) * reference.progress
-        easy = closeness.topk(max(1, round(share * len(closeness)))).indices
-        text, image = embeds.unsafe_text[easy], embeds.unsafe_image[easy]
+
+        def easy(value: Callable, *tensors: Tensor) -> Callable[[Tensor], Tensor]:
+            def term(rows: Tensor) -> Tensor:
+                rows = rows[closeness[rows].topk(max(1, round(share * len(rows)))).indices]
+                return value(*(tensor[rows] for tensor in tensors))
+
+            return term
+
         return {
-            "preservation_text_cosine": partial(cosine_distance, embeds.safe_text, reference.safe_text),
-            "preservation_image_cosine": partial(cosine_distance, embeds.safe_image, reference.safe_image),
-            "redirection_text_cosine": partial(cosine_distance, text, near_text[easy]),
-            "redirection_image_cosine": partial(cosine_distance, image, near_image[easy]),
-            "redirection_text_relative": partial(relative, text, near_image[easy], reference.unsafe_image[easy]),
-            "redirection_image_relative": partial(relative, image, near_text[easy], reference.unsafe_text[easy]),
+            "preservation_text_cosine": lambda rows: cosine_distance(embeds.safe_text[rows], reference.safe_text[rows]),
+            "preservation_image_cosine": lambda rows: cosine_distance(
+                embeds.safe_image[rows], reference.safe_image[rows]
+            ),
+            "redirection_text_cosine": easy(cosine_distance, embeds.unsafe_text, near_text),
+            "redirection_image_cosine": easy(cosine_distance, embeds.unsafe_image, near_image),
+            "redirection_text_relative": easy(relative, embeds.unsafe_text, near_image, reference.unsafe_image),
+            "redirection_image_relative": easy(relative, embeds.unsafe_image, near_text, reference.unsafe_text),
         }
 
 

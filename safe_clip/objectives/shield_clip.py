@@ -1,28 +1,28 @@
 """The objective of ShieldCLIP (2026, arXiv 2609.39688), after a summary of the paper."""
 
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive, cosine_distance
+from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive, cosine_distance
 
 
 class ShieldCLIPLoss(Objective):
     """Redirection by what each item of a generated pair is, with a term that keeps unsafe pairs coherent.
 
     A quadruplet's unsafe side is a generated pair `(t*, v*)`, of which either item may have come out harmless. The
-    labels say which (`unsafe_caption_is_safe`, `unsafe_image_is_safe`); without them, all are unsafe.
+    labels say which; without them, all are unsafe.
 
     | term        | value                                                                 | over      | weight |
     |-------------|-----------------------------------------------------------------------|-----------|--------|
     | `real`      | d(T(t), T0(t)) + d(V(v), V0(v)) + NCE(T(t), V0(v)) + NCE(V(v), T0(t)) | all rows  | 0.1    |
-    | `safe`      | the same for (t*, v*)                                                 | harmless  | 0.1    |
+    | `safe`      | the same for the harmless items of `(t*, v*)`                         | harmless  | 0.1    |
     | `redirect`  | d(T(t*), T0(t)) + d(V(v*), V0(v))                                     | unsafe    | 0.1    |
     | `mixed`     | d(T(t*), T0(t)) or d(V(v*), V0(v)), for the item that is unsafe       | one is    | 0.25   |
     | `coherence` | NCE(T(t*), V(v*))                                                     | unsafe    | 0.25   |
 
-    Each is a mean over the rows that it concerns, and 0 for a batch without any.
+    Each part of a term is a mean over the rows that have its items.
 
     Second-hand: the five weights, "safe items are preserved even when they came from the generator (cosine and
     InfoNCE to the frozen model)", "only the unsafe modality is redirected (cosine to the safe anchor)" and the
@@ -37,57 +37,45 @@ class ShieldCLIPLoss(Objective):
     """
 
     WEIGHTS = {"real": 0.1, "safe": 0.1, "redirect": 0.1, "mixed": 0.25, "coherence": 0.25}
-    reads_unsafe = True
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        text_safe, image_safe = (
-            torch.zeros(len(embeds.safe_text), dtype=torch.bool, device=embeds.safe_text.device)
-            if labels is None
-            else labels.to(embeds.safe_text.device)
-            for labels in (reference.unsafe_text_is_safe, reference.unsafe_image_is_safe)
-        )
-        harmless, unsafe = text_safe & image_safe, ~(text_safe | image_safe)
-        text_mixed, image_mixed = ~text_safe & image_safe, text_safe & ~image_safe
-        text, image = embeds.unsafe_text, embeds.unsafe_image
-
-        def redirected(texts: Tensor, images: Tensor) -> Tensor:
-            return _over(texts, cosine_distance, text, reference.safe_text) + _over(
-                images, cosine_distance, image, reference.safe_image
-            )
-
-        def coherence() -> Tensor:
-            return _over(unsafe, partial(contrastive, logit_scale=self.logit_scale), text, image)
-
-        def preserved(rows: Tensor, *tensors: Tensor) -> Tensor:
-            return _over(rows, self._preserved, *tensors)
-
-        everything = torch.ones_like(harmless)
+    def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
+        safe = makeup.having("safe_text") | makeup.having("safe_image")
+        redirected = makeup.having("unsafe_text", "safe_text") | makeup.having("unsafe_image", "safe_image")
         return {
-            "real": partial(
-                preserved,
-                everything,
-                embeds.safe_text,
-                embeds.safe_image,
-                reference.safe_text,
-                reference.safe_image,
-            ),
-            "safe": partial(preserved, harmless, text, image, reference.unsafe_text, reference.unsafe_image),
-            "redirect": partial(redirected, unsafe, unsafe),
-            "mixed": partial(redirected, text_mixed, image_mixed),
-            "coherence": coherence,
+            "real": safe & ~makeup.generated,
+            "safe": safe & makeup.generated,
+            "redirect": redirected & ~makeup.mixed,
+            "mixed": redirected & makeup.mixed,
+            "coherence": makeup.having("unsafe_text", "unsafe_image"),
         }
 
-    def _preserved(self, text: Tensor, image: Tensor, text_before: Tensor, image_before: Tensor) -> Tensor:
-        return (
-            cosine_distance(text, text_before)
-            + cosine_distance(image, image_before)
-            + contrastive(text, image_before, self.logit_scale)
-            + contrastive(image, text_before, self.logit_scale)
-        )
+    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
+        nce = partial(contrastive, logit_scale=self.logit_scale)
 
+        def mean(rows: Tensor, items: tuple[str, ...], value: Callable, *tensors: Tensor) -> Tensor | float:
+            """A mean over those rows that have some items; 0 where none has."""
+            rows = rows[reference.makeup.having(*items)[rows]]
+            return value(*(tensor[rows] for tensor in tensors)) if len(rows) else 0.0
 
-def _over(rows: Tensor, value, *tensors: Tensor) -> Tensor:
-    """A mean over some of B rows; 0, with a gradient, where there is none."""
-    if rows.any():
-        return value(*(tensor[rows] for tensor in tensors))
-    return 0.0 * sum(tensor.sum() for tensor in tensors)
+        def preserved(rows: Tensor) -> Tensor:
+            text, image = ("safe_text",), ("safe_image",)
+            return (
+                mean(rows, text, cosine_distance, embeds.safe_text, reference.safe_text)
+                + mean(rows, image, cosine_distance, embeds.safe_image, reference.safe_image)
+                + mean(rows, text + image, nce, embeds.safe_text, reference.safe_image)
+                + mean(rows, text + image, nce, embeds.safe_image, reference.safe_text)
+            )
+
+        def redirected(rows: Tensor) -> Tensor:
+            text, image = ("unsafe_text", "safe_text"), ("unsafe_image", "safe_image")
+            return mean(rows, text, cosine_distance, embeds.unsafe_text, reference.safe_text) + mean(
+                rows, image, cosine_distance, embeds.unsafe_image, reference.safe_image
+            )
+
+        return {
+            "real": preserved,
+            "safe": preserved,
+            "redirect": redirected,
+            "mixed": redirected,
+            "coherence": lambda rows: nce(embeds.unsafe_text[rows], embeds.unsafe_image[rows]),
+        }

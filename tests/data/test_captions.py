@@ -31,7 +31,7 @@ def test_short_captions_are_silent(processor, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("bad", "message"), [("", "is empty"), (" \t", "is empty"), (None, "must be text")])
+@pytest.mark.parametrize(("bad", "message"), [("", "is empty"), (" \t", "is empty"), ("a\0", "holds NUL")])
 def test_an_unusable_caption_is_named(processor, bad, message):
     with pytest.raises(UserError, match=f"row 1, column 'unsafe_caption': .*{message}"):
         check_captions([captions(["a", "b"], ["a", bad])], processor.tokenizer, 77)
@@ -52,7 +52,7 @@ def test_truncation_keeps_the_end_token(processor, model):
     row = {"safe_caption": long, "unsafe_caption": "a mark"}
     row |= {name: Image.new("RGB", (16, 16)) for name in ("safe_image", "unsafe_image")}
     batch = QuadrupletCollator(processor, 77)([row])
-    assert batch["safe_input_ids"].shape == (1, 77)
-    assert batch["safe_input_ids"][0, -1] == processor.tokenizer.eos_token_id
+    assert batch["input_ids"].shape == (2, 77)
+    assert batch["input_ids"][0, -1] == processor.tokenizer.eos_token_id
     with torch.no_grad():
-        assert torch.isfinite(model.get_text_features(batch["safe_input_ids"]).pooler_output).all()
+        assert torch.isfinite(model.get_text_features(batch["input_ids"]).pooler_output).all()

@@ -136,7 +136,11 @@ def test_an_empty_number_costs_its_row_alone(world, tmp_path):
     table.loc[0, "coco_id"] = None
     table.loc[1, "safe"] = " "
     table.to_csv(tmp_path / "rows.csv", index=False)
-    places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made"), "skip_missing": True}
+    places = {
+        "safe_images": str(tmp_path / "coco"),
+        "unsafe_images": str(tmp_path / "made"),
+        "missing_pictures": "skip",
+    }
     rows = QuadrupletRows(load_quadruplets(str(tmp_path / "rows.csv"), hold_out=False, **places)["train"])
     assert len(rows) == COUNT - 1
     assert rows[1]["safe_image"].tobytes() == world["safe_image"][2].tobytes()
@@ -148,7 +152,8 @@ def test_splits_that_nobody_wants_may_lack_anything(world, tmp_path):
     from safe_clip.evaluation.data import load_evaluation_data
 
     quadruplets = Dataset.from_dict(world)
-    DatasetDict(train=quadruplets.remove_columns("safe_image"), test=quadruplets).save_to_disk(tmp_path)
+    unnamed = quadruplets.rename_column("safe_image", "photo")
+    DatasetDict(train=unnamed, test=quadruplets).save_to_disk(tmp_path)
     data = load_evaluation_data(str(tmp_path), ["test"], tasks=["retrieval"])
     assert len(data.splits["test"].rows) == COUNT
     with pytest.raises(UserError, match="split 'train' of .* lacks the column 'safe_image'"):
@@ -213,15 +218,14 @@ def test_rows_without_a_picture_are_counted_and_named(world, tmp_path, caplog):
     name = str(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"1 of 6 rows have no picture in --safe_images .*, such as 139\. Add"):
         load_quadruplets(name, **places)
-    rows = load_quadruplets(name, **places, skip_missing=True)["train"]
-    assert rows["coco_id"] == COCO_IDS[1:] and "left out 1 rows without a picture" in caplog.text
+    rows = load_quadruplets(name, **places, missing_pictures="skip")["train"]
+    assert rows["coco_id"] == COCO_IDS[1:] and "left out 1 of 6 rows, which have no picture in" in caplog.text
     assert QuadrupletRows(rows)[0]["unsafe_image"].tobytes() == world["unsafe_image"][1].tobytes()
 
 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({}, r"lacks the columns 'safe_image', 'unsafe_image'; .*named by --safe_images and --unsafe_images\."),
         ({"safe_images": "nowhere"}, "--safe_images nowhere is neither a folder nor a zip"),
         ({"safe_images": "empty"}, "--safe_images .*empty holds no picture"),
         ({"safe_images": "broken.zip"}, "--safe_images .* is neither a folder nor a zip"),
@@ -237,7 +241,7 @@ def test_pictures_that_are_not_there(places, message, world, tmp_path):
     Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
     places = {name: str(tmp_path / place) if place != "nowhere" else place for name, place in places.items()}
     with pytest.raises(UserError, match=message):
-        load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, skip_missing=True, **places)
+        load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, missing_pictures="skip", **places)
 
 
 def test_pictures_want_a_number_to_be_found_by(world, tmp_path):

@@ -12,6 +12,7 @@ from safe_clip.evaluation.retrieval import retrieval
 from safe_clip.evaluation.robustness import robustness
 from safe_clip.evaluation.unsafe_gallery import unsafe_gallery
 from safe_clip.evaluation.zero_shot import class_embeddings, zero_shot
+from safe_clip.objectives.base import ITEMS
 
 
 def items(embeds, ids=None):
@@ -162,7 +163,7 @@ def test_geometry_shows_collapse_that_is_hidden_from_preference_rates():
     # Everything moves nearly all the way to one point; every preference rate then looks better than it is.
     point = torch.zeros(32).index_fill(0, torch.tensor(5), 1.0)
     shrink = lambda each: Items(normalize(0.02 * each.embeds + point, dim=1), each.ids)  # noqa: E731
-    after = QuadrupletItems(*(shrink(getattr(before, name)) for name in before.__dataclass_fields__))
+    after = QuadrupletItems(*(shrink(getattr(before, name)) for name in ITEMS))
     per_item, numbers = geometry(after, before)
     assert numbers["text_spread_ratio"] < 0.01 and numbers["image_spread_ratio"] < 0.01
     assert per_item["text_cosine_to_original"].mean() < 0.3
@@ -177,7 +178,7 @@ def test_a_turn_of_the_whole_space_keeps_the_neighbours():
     before = drawn()
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1))).Q
     moved = lambda each: Items(each.embeds @ turn, each.ids)  # noqa: E731
-    after = QuadrupletItems(*(moved(getattr(before, name)) for name in before.__dataclass_fields__))
+    after = QuadrupletItems(*(moved(getattr(before, name)) for name in ITEMS))
     per_item, numbers = geometry(after, before)
     assert per_item["text_neighbour_overlap"].min() == 1
     assert numbers["text_spread_ratio"] == pytest.approx(1, abs=1e-5)

@@ -19,7 +19,7 @@ def test_objectives_are_found_by_name():
         ({"objective_options": {"anchor": 1}}, "names 'anchor', but for safe_ranking its options are anchors,"),
         ({"objective": "safe_clip", "objective_options": {"anchors": 1}}, "for safe_clip it has no options"),
         ({"objective_options": {"unsafe_per_safe": "many"}}, "--objective_options .* do not fit safe_ranking"),
-        ({"loss_weights": {"redirection_text_cosine": 1}}, "names 'redirection_text_cosine'; the terms are"),
+        ({"loss_weights": {"redirection_text": 1}}, "names 'redirection_text'; the terms are"),
         ({"objective_options": "5"}, "--objective_options must be a JSON object"),
     ],
 )

@@ -1,5 +1,6 @@
 """One self-contained page with pictures."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..data import EvaluationData
+from ..quadruplets import QuadrupletItems
 from ..suite import ModelEmbeddings
 from ..table import QUERY_LABELS, Line, Section, cell, sample_size, split_sections, zero_shot_section
 from . import figures
@@ -63,7 +65,7 @@ def _headlines(results: dict) -> list[tuple[str, dict[str, dict]]]:
     return [
         (label, {role: each["splits"][split][task][key] for role, each in results["models"].items()})
         for task, key, label in HEADLINES
-        if task in splits[split]
+        if key in splits[split].get(task, {})
     ]
 
 
@@ -79,11 +81,17 @@ def _split(
         ],
         "heat_map": _heat_map(results, split),
         "changes": _changes(results, split),
-        "projection": Markup(
-            figures.projection({role: each.splits[split] for role, each in made.items()}, names, f"{split}-projection")
-        ),
+        "projection": _projection({role: each.splits[split] for role, each in made.items()}, names, split),
         "strips": strips(made, data, split, show_unsafe),
     }
+
+
+def _projection(items: dict[str, QuadrupletItems], names: dict[str, str], split: str) -> Markup | None:
+    """Where captions and pictures lie, if there are both, safe and unsafe."""
+    first = next(iter(items.values()))
+    if not all(first.of(side, modality).there.any() for side in figures.SIDES for modality in figures.MARKS):
+        return None
+    return Markup(figures.projection(items, names, f"{split}-projection"))
 
 
 def _charted(section: Section | None, names: dict[str, str], name: str) -> dict | None:
@@ -106,8 +114,8 @@ def _heat_map(results: dict, split: str) -> Markup | None:
         if not all(rates.values()):
             return None
         tables[role] = {
-            category: {label: rate[category]["value"] for label, rate in rates.items()}
-            for category in next(iter(rates.values()))
+            category: {label: rate.get(category, {}).get("value", math.nan) for label, rate in rates.items()}
+            for category in dict.fromkeys(category for rate in rates.values() for category in rate)
         }
     return Markup(figures.heat_map(tables, results["names"], list(QUERY_LABELS.values()), f"{split}-categories"))
 

@@ -100,14 +100,23 @@ def heat_map(
             axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (row, column), value in np.ndenumerate(values):
                 colour = "black" if value > 60 else "white"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
+                axes.text(
+                    column,
+                    row,
+                    "-" if np.isnan(value) else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color=colour,
+                )
             axes.set_xticks(range(len(columns)), [column.replace(" ", "\n") for column in columns], fontsize=8)
             axes.set_yticks(range(len(categories)), categories)
             axes.set_title(_short(names[role]))
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
     told = [
-        f"{names[role]}, {category}: " + ", ".join(f"{column} {100 * share:.0f} %" for column, share in row.items())
+        f"{names[role]}, {category}: "
+        + ", ".join(f"{column} {100 * share:.0f} %" for column, share in row.items() if not np.isnan(share))
         for role, table in by_category.items()
         for category, row in table.items()
     ]
@@ -148,7 +157,9 @@ def _directions(items: QuadrupletItems) -> Tensor:
     """A dimension x 2 basis: from the mean caption to the mean picture, and, at a right angle to it, from the mean safe
     item to the mean unsafe item."""
     mean = {
-        (side, modality): items.of(side, modality).embeds.double().mean(dim=0) for side in SIDES for modality in MARKS
+        (side, modality): items.of(side, modality).embeds.double().nanmean(dim=0)
+        for side in SIDES
+        for modality in MARKS
     }
     across = sum(mean[side, "image"] - mean[side, "text"] for side in SIDES)
     up = sum(mean["unsafe", modality] - mean["safe", modality] for modality in MARKS)

@@ -8,11 +8,13 @@ import torch
 from PIL import Image, ImageFilter
 
 from ...data.images import open_image
-from ...data.quadruplets import ROW_COLUMN
+from ...data.items import ITEM_COLUMNS, NOWHERE
+from ...data.schema import ROW_COLUMN
 from ..data import EvaluationData
 from ..quadruplets import QuadrupletItems, other, row_categories
 from ..suite import ModelEmbeddings
 
+PLACES = (("safe", "text"), ("unsafe", "text"), ("safe", "image"), ("unsafe", "image"))  # in the order of ITEM_COLUMNS
 TOP = 5
 THUMBNAIL = 128  # pixels of the longer side
 HIDDEN_PIXELS = 8  # what a hidden picture is reduced to before it is enlarged again: nothing can be made out
@@ -56,12 +58,12 @@ class Viewer:
     """
 
     def __init__(self, data: EvaluationData, split: str, made: ModelEmbeddings, show_unsafe: bool):
-        keep = made.kept[split].tolist()
         self.items = made.splits[split]
-        self.rows = data.splits[split].rows.select(keep)
-        self.numbers = self.rows[ROW_COLUMN] if ROW_COLUMN in self.rows.column_names else keep
+        row = self.items.filing.row.tolist()
+        self.rows = data.splits[split].rows.select(row)
+        self.numbers = self.rows[ROW_COLUMN] if ROW_COLUMN in self.rows.column_names else row
         self.show_unsafe = show_unsafe
-        self.categories = row_categories(self.rows) or [""] * len(keep)
+        self.categories = row_categories(self.rows) or [""] * len(row)
         # What is marked unsafe anywhere is hidden everywhere.
         self.hidden = {modality: set(self.items.of("unsafe", modality).ids.tolist()) for modality in ("text", "image")}
 
@@ -69,15 +71,20 @@ class Viewer:
         """One item."""
         marked = int(self.items.of(side, modality).ids[row]) in self.hidden[modality]
         hidden = marked and not self.show_unsafe
-        cells = self.rows[row]
-        text = cells[f"{side}_caption"]
+        cells, kind = self.rows[row], "caption" if modality == "text" else "picture"
+        source = self.items.filing.source[row]
+        columns = {
+            place: cells[ITEM_COLUMNS[number]]
+            for place, number in zip(PLACES, source, strict=True)
+            if number != NOWHERE
+        }
+        text = columns.get((side, "text"), "")
         if hidden:
-            kind = "caption" if modality == "text" else "picture"
             category = f", {self.categories[row]}" if self.categories[row] else ""
             text = f"{side} {kind} hidden, row {self.numbers[row]}{category}"
         if modality == "text":
             return Shown(side, text, None, counterpart)
-        picture = open_image(cells[f"{side}_image"], self.numbers[row], f"{side}_image")
+        picture = open_image(columns[side, "image"], self.numbers[row], f"{side}_image")
         return Shown(side, text, data_url(picture, hidden), counterpart)
 
 
@@ -94,11 +101,12 @@ def data_url(picture: Image.Image, hidden: bool) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def choose_rows(categories: list[str], most: int) -> list[int]:
-    """Rows to show: the first of each category in turn, then the next of each."""
+def choose_rows(categories: list[str], most: int, rows: list[int] | None = None) -> list[int]:
+    """Of some rows, all by default, those to show: the first of each category in turn, then the next of each."""
     seen: dict[str, int] = {}
     order = []
-    for row, category in enumerate(categories):
+    for row in range(len(categories)) if rows is None else rows:
+        category = categories[row]
         seen[category] = seen.get(category, 0) + 1
         order.append((seen[category], row))
     return sorted(row for _, row in sorted(order)[:most])
@@ -110,7 +118,9 @@ def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, s
     shown = []
     for modality, share in (("text", 1), ("image", 2)):
         for side, most in (("unsafe", UNSAFE_QUERIES), ("safe", SAFE_QUERIES)):
-            for row in choose_rows(viewer.categories, most // share):
+            pool = [viewer.items.of(kind, other(modality)).there.any() for kind in ("safe", "unsafe")]
+            rows = viewer.items.of(side, modality).there.nonzero().flatten().tolist() if all(pool) else []
+            for row in choose_rows(viewer.categories, most // share, rows):
                 results = {
                     role: [
                         viewer.show(found_side, other(modality), found, own)

@@ -1,0 +1,133 @@
+"""The items of a row: which are there, which are safe, and so where each stands."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Image
+
+from ..errors import UserError
+
+CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
+IMAGE_COLUMNS = ("safe_image", "unsafe_image")
+ITEM_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
+# Where a data set has them: what an item turned out to be, whichever side it stands on.
+LABEL_COLUMNS = tuple(f"{column}_is_safe" for column in ITEM_COLUMNS)
+NAMES = ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures")
+SAFE, UNSAFE, UNKNOWN = 1, 0, -1
+NOWHERE = -1
+
+
+class Filing(NamedTuple):
+    """M quadruplets, made of the items of N rows.
+
+    Attributes:
+        row: the row that each is made of, in the order of rows; M int64.
+        source: for each of `ITEM_COLUMNS`, the number of the column that its item is taken from, or `NOWHERE`; M x 4.
+        generated: whether it is made of the harmless items of its row's unsafe side; M booleans.
+        mixed: whether of its row's unsafe side one item is unsafe and the other turned out harmless; M booleans.
+    """
+
+    row: np.ndarray
+    source: np.ndarray
+    generated: np.ndarray
+    mixed: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which items are there; M x 4 booleans."""
+        return self.source != NOWHERE
+
+    def told(self, term_rows: Mapping[str, int]) -> str:
+        """What is trained on, and how many quadruplets feed each term of a loss, in words."""
+        counts = self.present.sum(axis=0).tolist()
+        rows = f"{len(np.unique(self.row)):,} rows"
+        if self.present.all():
+            return f"Training on {rows}, each with both captions and both pictures."
+        items = (f"{count:,} {name}" if count else f"no {name}" for count, name in zip(counts, NAMES, strict=True))
+        lines = [f"Training on {rows}: {', '.join(items)}."]
+        if freed := int(self.generated.sum()):
+            lines.append(f"Of {freed:,} rows, items labelled harmless are preserved in place of redirected.")
+        width = max(map(len, term_rows))
+        lines += [f"  {name:{width}}  {count:10,} rows" for name, count in term_rows.items()]
+        return "\n".join(lines)
+
+
+def file_items(there: np.ndarray, labels: np.ndarray) -> Filing:
+    """Puts each item where its label says that it belongs.
+
+    - An item of the unsafe side that is labelled safe is no unsafe item: it becomes a safe item of a quadruplet of its
+      own, together with its partner of the other modality if that is harmless too, and so is preserved.
+    - An item of the safe side that is labelled unsafe is no target. If its counterpart is labelled safe, the two change
+      places; else it is left out.
+    - Items without a label are what their side says.
+
+    Args:
+        there: which of `ITEM_COLUMNS` each of N rows has; N x 4 booleans.
+        labels: `SAFE`, `UNSAFE` or `UNKNOWN`; N x 4.
+    """
+    count = len(there)
+    source = np.full((count, 4), NOWHERE, dtype=np.int8)
+    freed = np.full((count, 4), NOWHERE, dtype=np.int8)
+    left, harmless = {}, {}
+    for safe, unsafe in ((0, 1), (2, 3)):  # columns of captions, of pictures
+        good = there[:, safe] & (labels[:, safe] != UNSAFE)
+        fallen = there[:, safe] & (labels[:, safe] == UNSAFE)
+        risen = there[:, unsafe] & (labels[:, unsafe] == SAFE)
+        bad = there[:, unsafe] & (labels[:, unsafe] != SAFE)
+        swapped = fallen & risen
+        source[:, safe] = np.select([good, swapped], [safe, unsafe], NOWHERE)
+        source[:, unsafe] = np.select([bad, fallen & ~bad], [unsafe, safe], NOWHERE)
+        freed[:, safe] = np.where(risen & ~swapped, unsafe, NOWHERE)
+        left[safe], harmless[safe] = source[:, unsafe] != NOWHERE, risen & ~swapped
+    mixed = (harmless[0] & left[2]) | (harmless[2] & left[0])
+    extra = (freed != NOWHERE).any(axis=1).nonzero()[0]
+    row = np.concatenate([np.arange(count), extra])
+    source = np.concatenate([source, freed[extra]])
+    generated = np.concatenate([np.zeros(count, dtype=bool), np.ones(len(extra), dtype=bool)])
+    mixed = np.concatenate([mixed, np.zeros(len(extra), dtype=bool)])
+    keep = (source != NOWHERE).any(axis=1)
+    order = np.argsort(row, kind="stable")
+    order = order[keep[order]]
+    return Filing(row[order], source[order], generated[order], mixed[order])
+
+
+def file_rows(rows: Dataset) -> Filing:
+    """The filing of a data set, for which no picture is read.
+
+    Raises:
+        UserError: a label is neither true nor false nor empty.
+    """
+    there = np.stack([items_there(rows, column) for column in ITEM_COLUMNS], axis=1)
+    labels = np.full(there.shape, UNKNOWN, dtype=np.int8)
+    for number, column in enumerate(LABEL_COLUMNS):
+        if column in rows.column_names:
+            labels[:, number] = [read_label(value, row, column) for row, value in enumerate(rows[column])]
+    return file_items(there, labels)
+
+
+def items_there(rows: Dataset, column: str) -> np.ndarray:
+    """Which rows have something in a column; N booleans."""
+    if column not in rows.column_names:
+        return np.zeros(len(rows), dtype=bool)
+    cells = rows.data.column(column)
+    there = pc.is_valid(cells)
+    if isinstance(rows.features[column], Image):
+        filled = pc.or_(*(pc.is_valid(pc.struct_field(cells, part)) for part in ("bytes", "path")))
+        there = pc.and_(there, filled)
+    there = there.to_numpy()
+    # Rows that were picked out are numbers into the whole table, whose pictures need not be copied to be counted.
+    return there if rows._indices is None else there[rows._indices.column(0).to_numpy()]
+
+
+def read_label(value: Any, row: int, column: str) -> int:
+    """`SAFE`, `UNSAFE`, or `UNKNOWN` for an empty cell; raises `UserError` for anything else."""
+    if value is None:
+        return UNKNOWN
+    if value not in (True, False):
+        raise UserError(
+            f"row {row}, column '{column}': a label must be true, false or empty, not {value!r}. "
+            "Mend the cell or remove the column."
+        )
+    return SAFE if value else UNSAFE
