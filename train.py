@@ -19,7 +19,7 @@ import safe_clip
 from safe_clip import UserError
 from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import DataArguments
-from safe_clip.errors import first_line
+from safe_clip.errors import first_line, run
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -32,6 +32,9 @@ class ScriptArguments(DataArguments):
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     eval_splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Rows of a stream that are held to draw the next one from."}
     )
     on_bad_row: str = field(
         default="error", metadata={"help": "'error' stops at a row that cannot be used, 'skip' leaves such rows out."}
@@ -53,6 +56,11 @@ class ScriptArguments(DataArguments):
             raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1.")
 
     @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be used are left out."""
+        return self.on_bad_row == "skip"
+
+    @property
     def further(self) -> dict[str, Any]:
         """What a card should list besides the model, the data and the trainer's own settings."""
         told = ("model", "dataset", "lora_r", "lora_alpha", "lora_dropout")
@@ -71,8 +79,6 @@ def main(argv: list[str]) -> None:
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
     from safe_clip.card import check_card, write_model_card
-    from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
-    from safe_clip.data.quadruplets import hold_out_validation
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
 
@@ -86,23 +92,7 @@ def main(argv: list[str]) -> None:
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
-    splits = script.load(hold_out=False)
-    Path(args.output_dir, LIST_FILE).unlink(missing_ok=True)  # of an earlier run
-    if script.on_bad_row == "skip":
-        for split in ["train", *(script.eval_splits or [split for split in splits if split != "train"])]:
-            if split in splits:
-                splits[split] = leave_out_bad_rows(
-                    splits[split],
-                    f"split '{split}'",
-                    Path(args.output_dir),
-                    script.max_bad_fraction,
-                    args.dataloader_num_workers,
-                    progress=not args.disable_tqdm,
-                )
-    splits = hold_out_validation(splits)
-    for split in ["train", *(script.eval_splits or [])]:
-        if split not in splits:
-            raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
+    rows, splits = load_rows(script, args)
     measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
@@ -110,14 +100,13 @@ def main(argv: list[str]) -> None:
     trainer = safe_clip.SafeCLIPTrainer(
         model,
         args,
-        train_dataset=splits["train"],
+        train_dataset=rows,
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         peft_config=None if script.full_finetuning else lora,
         compute_metrics=compute_metrics,
     )
-
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not script.streaming:
         print(trainer.train_dataset.filing.told(trainer.term_rows), flush=True)
 
     def figures(when: str) -> dict[str, dict[str, float]]:
@@ -142,6 +131,42 @@ def main(argv: list[str]) -> None:
             print(f"It is at {pushed.repo_url}.")
 
 
+def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments) -> tuple[Any, Mapping[str, Any]]:
+    """What is trained on, and the splits, each of which can be measured: of a stream, its first rows."""
+    from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
+    from safe_clip.data.quadruplets import STREAMED_ROWS, first_rows, hold_out_validation
+    from safe_clip.data.streams import QuadrupletStream
+
+    splits = script.load(hold_out=False)
+    for split in ["train", *(script.eval_splits or [])]:
+        if split not in splits and split != "validation":
+            raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
+    list_file = Path(args.output_dir, LIST_FILE)
+    list_file.unlink(missing_ok=True)  # of an earlier run
+    rows = None
+    if script.streaming:
+        skip = {"bad_rows": list_file, "max_bad_fraction": script.max_bad_fraction} if script.skips else {}
+        rows = QuadrupletStream(splits["train"], args.seed, script.shuffle_buffer, **skip)
+        splits["train"] = first_rows(splits["train"], STREAMED_ROWS)
+    if script.skips:
+        wanted = script.eval_splits or [split for split in splits if split != "train"]
+        for split in [*([] if script.streaming else ["train"]), *wanted]:
+            if split in splits:
+                splits[split] = leave_out_bad_rows(
+                    splits[split],
+                    f"split '{split}'",
+                    Path(args.output_dir),
+                    script.max_bad_fraction,
+                    args.dataloader_num_workers,
+                    progress=not args.disable_tqdm,
+                )
+    if not script.streaming:
+        splits = hold_out_validation(splits)
+    if "validation" in (script.eval_splits or []) and "validation" not in splits:
+        raise UserError(f"--dataset {script.dataset} has no split 'validation', and a stream holds nothing out.")
+    return splits["train"] if rows is None else rows, splits
+
+
 def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
     """Measures what was saved by all protocols, for its card. A fault in this keeps no model from being pushed."""
     from safe_clip.card import update_model_card
@@ -163,7 +188,4 @@ def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main, sys.argv[1:])

@@ -75,7 +75,7 @@ class PublishingMixin:
     def _save_digest(self, folder: Path) -> None:
         """Saves what tells the training rows from others, for going on from this checkpoint."""
         if self.train_dataset is not None:
-            (folder / DIGEST_FILE).write_text(json.dumps(self.rows_digest))
+            (folder / DIGEST_FILE).write_text(json.dumps(self.train_dataset.digest))
 
     # ---- Hub ----
 

@@ -4,14 +4,14 @@ import contextlib
 import json
 import warnings
 from collections import defaultdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     CLIPModel,
     CLIPProcessor,
@@ -29,8 +29,9 @@ from transformers.trainer_utils import (
 
 from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids, model_inputs, place
-from .data.items import Filing
-from .data.quadruplets import QuadrupletRows, rows_digest
+from .data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, Filing
+from .data.quadruplets import QuadrupletRows
+from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
 from .model import accept_one_modality, check_processor, load_clip, load_processor, lora_config, train_towers
 from .objectives import build_objective
@@ -39,6 +40,8 @@ from .publishing import DIGEST_FILE, PublishingMixin
 from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
+
+STREAM_ANCHORS = 4096  # of a stream, the first quadruplets, which anchors are drawn from
 
 
 class SafeCLIPTrainer(PublishingMixin, Trainer):
@@ -53,6 +56,7 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         train_dataset, eval_dataset: rows with some of the columns `safe_caption`, `safe_image`,
             `unsafe_caption`, `unsafe_image`, as for `QuadrupletRows`; a dictionary of several is allowed for
             evaluation. Training rows must read the same each time: the original embeds them once, before training.
+            A `datasets.IterableDataset`, or a `QuadrupletStream` of one, is embedded as it comes.
         processing_class: the model's `CLIPProcessor`; loaded from where the model came by default.
         peft_config: the adapter to train: by default the LoRA of `lora_config()`; `None` for full fine-tuning.
         **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
@@ -91,7 +95,13 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         check_processor(model, processing_class)
         max_length = model.config.text_config.max_position_embeddings
         accept_one_modality(model.get_base_model() if isinstance(model, PeftModel) else model)
-        train_dataset = None if train_dataset is None else QuadrupletRows(train_dataset)
+        if isinstance(train_dataset, IterableDataset):
+            train_dataset = QuadrupletStream(train_dataset, args.seed)
+        streamed = isinstance(train_dataset, QuadrupletStream)
+        if streamed and args.max_steps <= 0:
+            raise UserError("a stream does not say how many rows it has, so --max_steps has to say how long to train.")
+        if train_dataset is not None and not streamed:
+            train_dataset = QuadrupletRows(train_dataset)
 
         # The objective fixes the scale; left trainable it would get no gradient, which DDP refuses.
         model.logit_scale.requires_grad_(False)
@@ -102,10 +112,12 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
                 model = get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
-        filing = train_dataset.filing if train_dataset is not None else None
+        if streamed:
+            kinds = (CAPTION_COLUMNS, IMAGE_COLUMNS)
+            train_towers(model, *(any(name in train_dataset.columns for name in names) for names in kinds))
+        filing = getattr(train_dataset, "filing", None)
         if filing is not None:
-            text, image = filing.present[:, :2].any(), filing.present[:, 2:].any()
-            train_towers(model, text=bool(text), image=bool(image))
+            train_towers(model, bool(filing.present[:, :2].any()), bool(filing.present[:, 2:].any()))
         self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
@@ -169,17 +181,22 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         if self.train_dataset is not None:
             if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
                 self._move_model_to_device(self.model, self.args.device)
-            self.targets.prepare(
-                self.train_dataset,
-                self.data_collator,
-                self.args.eval_batch_size,
-                self.args.dataloader_num_workers,
-                progress=not self.args.disable_tqdm,
-            )
+            rows = self.train_dataset
+            if isinstance(rows, QuadrupletStream):
+                rows = rows.head(STREAM_ANCHORS) if self.objective.anchors != 0 else None
+            if rows is not None:
+                self.targets.prepare(
+                    rows,
+                    self.data_collator,
+                    self.args.eval_batch_size,
+                    self.args.dataloader_num_workers,
+                    progress=not self.args.disable_tqdm,
+                )
         self.resumed_from = 0
         if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
             self.resumed_from = state.global_step
+        self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -193,17 +210,27 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
 
-    @cached_property
-    def rows_digest(self) -> dict[str, Any]:
-        """What tells the training rows from others."""
-        return rows_digest(self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader | StreamLoader:
+        """Batches of the training rows; of a stream, the first after those that were trained on."""
+        if not isinstance(self.train_dataset, QuadrupletStream):
+            return super().get_train_dataloader()
+        return StreamLoader(
+            self.train_dataset.share(self.accelerator.process_index, self.accelerator.num_processes),
+            self._train_batch_size,
+            self.data_collator,
+            self.accelerator,
+            start=self.resumed_from * self.args.gradient_accumulation_steps,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=self.args.dataloader_drop_last,
+        )
 
     def _check_rows(self, checkpoint: Path) -> None:
         """Raises `UserError` unless the training rows are those that a checkpoint was made with."""
         file = checkpoint / DIGEST_FILE
         if self.train_dataset is None or not file.exists():
             return
-        before, now = json.loads(file.read_text()), self.rows_digest
+        before, now = json.loads(file.read_text()), self.train_dataset.digest
         changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name) and name != "rows")
         told = [f"there were {before['rows']:,} rows and are {now['rows']:,}"] if before["rows"] != now["rows"] else []
         told += [f"{', '.join(changed)} differ"] if changed else []

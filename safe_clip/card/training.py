@@ -17,6 +17,7 @@ from transformers import CLIPProcessor
 
 from .. import __version__
 from ..data.quadruplets import DEMO
+from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..model import DEMO_DIR, public_name
 from ..names import public
@@ -121,7 +122,7 @@ class TrainingFacts:
 
     Attributes:
         base, data: where model and data came from.
-        rows: number of rows by split.
+        rows: number of rows by split, in words.
         unlearned: as `unlearned`.
         arguments: the settings that differ from their defaults, by name.
         adapter: what was trained of the model.
@@ -135,7 +136,7 @@ class TrainingFacts:
 
     base: Source
     data: Source
-    rows: dict[str, int]
+    rows: dict[str, str]
     unlearned: dict[str, list[str]]
     arguments: dict[str, str]
     adapter: str
@@ -151,10 +152,11 @@ def training_facts(
     trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str, settings: dict[str, Any] | None = None
 ) -> TrainingFacts:
     """Collects them from a trainer that has trained, and draws its losses beside the model."""
+    streamed = {"train": "a stream of"} if isinstance(trainer.train_dataset, QuadrupletStream) else {}
     return TrainingFacts(
         base=base_source(trainer),
         data=data_source(dataset),
-        rows={split: len(part) for split, part in rows.items()},
+        rows={split: f"{len(part):,}" for split, part in rows.items()} | streamed,
         unlearned={plain(kind): list(map(plain, names)) for kind, names in unlearned(rows["train"]).items()},
         arguments={
             name: plain(_setting(value)) for name, value in {**trainer.args.changed, **public(settings or {})}.items()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 MISSING_PICTURES = ("error", "skip", "keep")
-SOURCES = ("dataset_config", "column_mapping", "safe_images", "unsafe_images", "missing_pictures")
+SOURCES = ("streaming", "dataset_config", "column_mapping", "safe_images", "unsafe_images", "missing_pictures")
 
 
 @dataclass
@@ -36,6 +36,11 @@ class DataArguments:
         metadata={
             "help": "Of rows whose picture is not there: 'error' stops, 'skip' leaves them out, 'keep' keeps the rest."
         },
+    )
+
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read training rows as they are needed, and of other splits the first 1,000 alone."},
     )
 
     def __post_init__(self):
@@ -65,4 +70,5 @@ class DataArguments:
             unsafe_images=self.unsafe_images,
             missing_pictures=self.missing_pictures,
             choose=choose,
+            streaming=self.streaming,
         )

@@ -25,7 +25,7 @@ class _Faults(TorchDataset):
     """What is wrong with each row, or nothing."""
 
     def __init__(self, rows: Dataset):
-        self.rows = undecoded(rows)
+        self.rows = undecoded(rows, rows.column_names)
 
     def __len__(self) -> int:
         return len(self.rows)

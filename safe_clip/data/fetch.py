@@ -14,7 +14,6 @@ import io
 import ipaddress
 import re
 import socket
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import aiohttp
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, run
 from .images import open_image
 from .schema import ID_COLUMNS, PICTURES, picture_names
 from .sources import load_splits
@@ -238,7 +237,4 @@ def _id_column(columns: list[str], column: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

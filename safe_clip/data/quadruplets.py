@@ -4,7 +4,9 @@ import difflib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import UserError
 from .images import open_image
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, Filing, file_rows
-from .schema import ID_COLUMNS, ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered
+from .schema import ID_COLUMNS, ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
 REPLACEMENT = "\ufffd\ufffd"  # what decoders put for bytes that they cannot read; one alone may be a typo
 DEMO = "demo"
+SHARDS = 64  # into which rows of one file are cut, so that many processes and workers may share the stream
+STREAMED_ROWS = 1000  # of each split that is measured where training rows are streamed
 VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
 MAX_VALIDATION_ROWS = 1000
 
@@ -36,7 +40,8 @@ def load_quadruplets(
     safe_images: str | None = None,
     unsafe_images: str | None = None,
     missing_pictures: str = "error",
-    choose: Callable[[DatasetDict], Sequence[str]] | None = None,
+    choose: Callable[[Collection[str]], Sequence[str]] | None = None,
+    streaming: bool = False,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
 
@@ -52,6 +57,8 @@ def load_quadruplets(
             `join_pictures`.
         missing_pictures: what becomes of rows that have no picture there, as for `join_pictures`.
         choose: names the splits that are wanted, of which alone anything is asked; all by default.
+        streaming: let the rows of `train` come in a stream, for `QuadrupletStream`; of other splits, load the first
+            `STREAMED_ROWS` alone. Nothing is held out.
 
     Returns:
         Splits with those of the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` that there are,
@@ -65,47 +72,70 @@ def load_quadruplets(
 
         splits = load_demo()
     else:
-        splits = load_splits(name, config, token)
+        splits = load_splits(name, config, token, streaming=streaming)
     if choose is not None:
         splits = DatasetDict({split: splits[split] for split in choose(splits)})
     folder = Path(name) if Path(name).is_dir() else Path(name).parent
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
         rows = _renamed(rows, column_mapping or {}, where)
+        if streaming and split != "train":
+            rows = first_rows(rows, STREAMED_ROWS)
+        elif streaming and isinstance(rows, Dataset):
+            rows = rows.to_iterable_dataset(min(SHARDS, max(1, len(rows))))
         for column, place in (("safe_image", safe_images), ("unsafe_image", unsafe_images)):
             if place:
                 rows = join_pictures(rows, column, place, where, missing_pictures)
             elif Path(name).exists():
                 rows = local_pictures(rows, column, folder)
-        pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-        check_columns(rows.column_names, where, pictures)
-        if len(rows) == 0:
+        pictures = [name for name, feature in (rows.features or {}).items() if isinstance(feature, Image)]
+        check_columns(_columns(rows), where, pictures)
+        if isinstance(rows, Dataset) and len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
-    return hold_out_validation(splits) if hold_out else splits
+    return hold_out_validation(splits) if hold_out and not streaming else splits
 
 
-def _renamed(rows: Dataset, mapping: Mapping[str, str | None], where: str) -> Dataset:
+def _columns(rows: Dataset | IterableDataset) -> list[str]:
+    return stream_columns(rows) if isinstance(rows, IterableDataset) else rows.column_names
+
+
+def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
+    """The first rows, out of a stream too, whose pictures are not decoded yet."""
+    if isinstance(rows, Dataset):
+        return rows.select(range(min(count, len(rows))))
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    first = Dataset.from_list(list(rows.take(count)), features=rows.features)
+    for column, feature in first.features.items():
+        if isinstance(feature, Image):
+            first = first.cast_column(column, Image())
+    return first
+
+
+def _renamed(rows: Dataset | IterableDataset, mapping: Mapping[str, str | None], where: str) -> Any:
     """Rows under the schema's names: those that are asked for, and those of a preset for other columns."""
     for old in mapping:
-        if old not in rows.column_names:
+        if old not in _columns(rows):
             raise UserError(
-                f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(rows.column_names)}."
+                f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(_columns(rows))}."
             )
-    rows = rows.remove_columns([old for old, new in mapping.items() if new is None])
+    if dropped := [old for old, new in mapping.items() if new is None]:
+        rows = rows.remove_columns(dropped)
     mapping = {old: new for old, new in mapping.items() if new is not None}
-    if known := known_columns(rows.column_names):
+    if known := known_columns(_columns(rows)):
         preset, names = known
         names = {old: new for old, new in names.items() if old not in mapping and new not in mapping.values()}
         told = ", ".join(f"{old} as {new}" for old, new in names.items())
         if told:
             logger.warning("%s has the columns of %s: taking %s.", where, preset, told)
         mapping |= names
-    after = [mapping.get(column, column) for column in rows.column_names]
+    after = [mapping.get(column, column) for column in _columns(rows)]
     for column in after:
         if after.count(column) > 1:
             raise UserError(f"--column_mapping gives {where} two columns '{column}'; rename the other one too.")
-    return rows.rename_columns(mapping)
+    return rows.rename_columns(mapping) if mapping else rows
 
 
 def hold_out_validation(splits: DatasetDict) -> DatasetDict:
@@ -202,7 +232,9 @@ class QuadrupletRows(TorchDataset):
 
     def __init__(self, rows: Any):
         if isinstance(rows, IterableDataset | IterableDatasetDict):
-            raise UserError("streamed data sets cannot be trained on; load it without streaming=True.")
+            raise UserError(
+                "a stream has no numbered rows; make a QuadrupletStream of it, or load it without --streaming."
+            )
         if isinstance(rows, DatasetDict):
             raise UserError(f"this is a dictionary of splits ({_listed(list(rows))}); name one, such as rows['train'].")
         self.filing: Filing | None = None
@@ -210,7 +242,7 @@ class QuadrupletRows(TorchDataset):
             if not set(ITEM_COLUMNS) & set(rows.column_names):
                 check_columns(rows.column_names, "the data set")
             self.filing = file_rows(rows)
-            rows = undecoded(rows)
+            rows = undecoded(rows, rows.column_names)
         self.rows = rows
 
     def __len__(self) -> int:
@@ -221,29 +253,73 @@ class QuadrupletRows(TorchDataset):
             row = self.rows[index]
             if not set(ITEM_COLUMNS) & set(row):
                 check_columns(list(row), f"row {index}")
-            sources, generated, mixed = ITEM_COLUMNS, False, False
-        else:
-            row = self.rows[int(self.filing.row[index])]
-            sources = [None if number == NOWHERE else ITEM_COLUMNS[number] for number in self.filing.source[index]]
-            generated, mixed = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
-        number = row.get(ROW_COLUMN, index if self.filing is None else int(self.filing.row[index]))
+            return {**StoredQuadruplet(row, row.get(ROW_COLUMN, index)).read(), "row": index}
+        number = int(self.filing.row[index])
+        row = self.rows[number]
+        columns = [None if place == NOWHERE else ITEM_COLUMNS[place] for place in self.filing.source[index]]
+        facts = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
+        return {**StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts).read(), "row": index}
+
+    @cached_property
+    def digest(self) -> dict[str, Any]:
+        """What tells whether rows are those that they were: their number, and digests of each column of captions and of
+        which items there are, as labelled.
+
+        Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
+        """
+        digest = {"rows": len(self.rows)}
+        if self.filing is not None:
+            for column in CAPTION_COLUMNS:
+                if column in self.rows.column_names:
+                    parts = self.rows.select_columns([column]).iter(batch_size=1000)
+                    digest[column] = captions_digest(part[column] for part in parts)
+            digest["which items there are, or their labels,"] = xxhash.xxh3_128(
+                self.filing.source.tobytes()
+            ).hexdigest()
+        return digest
+
+
+@dataclass(frozen=True)
+class StoredQuadruplet:
+    """A quadruplet as its row stores it: for each of `ITEM_COLUMNS`, the column that its item is taken from, if any."""
+
+    row: dict[str, Any]
+    number: int
+    columns: Sequence[str | None] = ITEM_COLUMNS
+    generated: bool = False
+    mixed: bool = False
+
+    def read(self) -> dict[str, Any]:
+        """What `QuadrupletRows` gives, without its number.
+
+        Raises:
+            UserError: an item cannot be used.
+        """
         items = {
-            column: read_item(row.get(source), number, source)
-            for column, source in zip(ITEM_COLUMNS, sources, strict=True)
+            place: read_item(self.row.get(column), self.number, column)
+            for place, column in zip(ITEM_COLUMNS, self.columns, strict=True)
         }
-        if not any(item is not None for item in items.values()):
-            raise UserError(EMPTY.format(number))
-        return {**items, "row": index, "generated": generated, "mixed": mixed}
+        if all(item is None for item in items.values()):
+            raise UserError(EMPTY.format(self.number))
+        return {**items, "generated": self.generated, "mixed": self.mixed}
 
 
-def undecoded(rows: Dataset) -> Dataset:
-    """The items of rows and their numbers, pictures as they are stored.
+def captions_digest(parts: Iterable[list[str | None]]) -> str:
+    """A digest of a column of captions, which comes in parts."""
+    state = xxhash.xxh3_128()
+    for captions in parts:
+        state.update(repr(captions).encode(errors="surrogatepass"))
+    return state.hexdigest()
+
+
+def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
+    """The items of rows with these columns, their labels and numbers; pictures as they are stored.
 
     Decoding them one by one, where they are used, is what lets a broken picture be named by row and column.
     """
-    rows = rows.select_columns([name for name in (*ITEM_COLUMNS, ROW_COLUMN) if name in rows.column_names])
+    rows = rows.select_columns([name for name in (*ITEM_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN) if name in columns])
     for column in IMAGE_COLUMNS:
-        if isinstance(rows.features.get(column), Image):
+        if rows.features and isinstance(rows.features.get(column), Image):
             rows = rows.cast_column(column, Image(decode=False))
     return rows
 
@@ -255,22 +331,3 @@ def read_item(value: Any, row: int, column: str | None) -> Any:
     if column is None or value is None:
         return None
     return check_caption(value, row, column) if column in CAPTION_COLUMNS else open_image(value, row, column)
-
-
-def rows_digest(data: QuadrupletRows) -> dict[str, Any]:
-    """What tells whether rows are those that they were: their number, and digests of each column of captions and of
-    which items there are, as labelled.
-
-    Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
-    """
-    rows = data.rows
-    digest = {"rows": len(rows)}
-    if data.filing is not None:
-        for column in CAPTION_COLUMNS:
-            if column in rows.column_names:
-                state = xxhash.xxh3_128()
-                for part in rows.select_columns([column]).iter(batch_size=1000):
-                    state.update(repr(part[column]).encode(errors="surrogatepass"))
-                digest[column] = state.hexdigest()
-        digest["which items there are, or their labels,"] = xxhash.xxh3_128(data.filing.source.tobytes()).hexdigest()
-    return digest

@@ -4,11 +4,11 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datasets import Dataset, Value
+from datasets import Dataset, Features, IterableDataset, Value
 
 from ..errors import UserError
 from .images import IN_ZIP, open_archive
@@ -31,6 +31,10 @@ NUMBERS = {"safe_image": r"(?:^|_)(\d+)$", "unsafe_image": r"^(\d+)(?:[_-]|$)"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ROW_COLUMN = "source_row"  # kept by rows that were picked out, so that errors name the row the person knows
 LISTED = 5
+CURE = (
+    "Add them, or leave these rows out with --missing_pictures skip, or keep their captions with "
+    "--missing_pictures keep."
+)
 
 
 def known_columns(columns: list[str]) -> tuple[str, dict[str, str]] | None:
@@ -45,20 +49,38 @@ def known_columns(columns: list[str]) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def stream_columns(rows: IterableDataset) -> list[str]:
+    """The names of a stream's columns, for which its first row may have to be read."""
+    return list(next(iter(rows), {})) if rows.column_names is None else rows.column_names
+
+
 def numbered(rows: Dataset) -> Dataset:
     """Rows that still know their numbers when some are picked out."""
     return rows if ROW_COLUMN in rows.column_names else rows.add_column(ROW_COLUMN, list(range(len(rows))))
 
 
-def local_pictures(rows: Dataset, column: str, folder: Path) -> Dataset:
+def local_pictures(rows: Dataset | IterableDataset, column: str, folder: Path) -> Dataset | IterableDataset:
     """Paths of a column of text, which are meant from the folder where the data set lies."""
-    if not isinstance(rows.features.get(column), Value) or rows.features[column].dtype not in (
-        "string",
-        "large_string",
-    ):
+    feature = (rows.features or {}).get(column)
+    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
         return rows
-    placed = [str(folder / cell) if cell and "://" not in cell else cell for cell in rows[column]]
-    return rows.remove_columns([column]).add_column(column, placed)
+
+    def placed(cell: str | None) -> str | None:
+        return str(folder / cell) if cell and "://" not in cell else cell
+
+    if isinstance(rows, IterableDataset):
+        return rows.map(lambda row: {column: placed(row[column])}, features=rows.features)
+    return rows.remove_columns([column]).add_column(column, [placed(cell) for cell in rows[column]])
+
+
+def _id_column(columns: Sequence[str], candidates: Sequence[str], where: str, option: str) -> str:
+    found = next((name for name in candidates if name in columns), None)
+    if found is None:
+        raise UserError(
+            f"{option} wants the column {' or '.join(candidates)}, of which {where} has none; it has "
+            f"{', '.join(columns)}."
+        )
+    return found
 
 
 def picture_names(
@@ -76,16 +98,12 @@ def picture_names(
         UserError: there is no such column.
     """
     candidates = [id_column] if id_column else ID_COLUMNS[column]
-    found = next((name for name in candidates if name in rows.column_names), None)
-    if found is None:
-        raise UserError(
-            f"{option} wants the column {' or '.join(candidates)}, of which {where} has none; it has "
-            f"{', '.join(rows.column_names)}."
-        )
-    return [_name(cell) for cell in rows[found]]
+    return [picture_name(cell) for cell in rows[_id_column(rows.column_names, candidates, where, option)]]
 
 
-def join_pictures(rows: Dataset, column: str, place: str, where: str, missing_pictures: str = "error") -> Dataset:
+def join_pictures(
+    rows: Dataset | IterableDataset, column: str, place: str, where: str, missing_pictures: str = "error"
+) -> Dataset | IterableDataset:
     """Adds a column of pictures that are named after a number, or a name, in each row.
 
     A picture is found by all of its name or by the number in it: at the end for `safe_image`, as COCO has it
@@ -103,6 +121,9 @@ def join_pictures(rows: Dataset, column: str, place: str, where: str, missing_pi
     Raises:
         UserError: there is no such folder or column, rows have no picture, or a safe one could be either of two.
     """
+    if isinstance(rows, IterableDataset):
+        found = _id_column(stream_columns(rows), ID_COLUMNS[column], where, f"--{column}s")
+        return _join_stream(rows, column, _by_name(place, column), found, place, missing_pictures)
     names = picture_names(rows, column, where, f"--{column}s")
     files = _by_name(place, column, set(names))
     paths = [files.get(name) for name in names]
@@ -110,8 +131,7 @@ def join_pictures(rows: Dataset, column: str, place: str, where: str, missing_pi
     if missing and (missing_pictures == "error" or len(missing) == len(paths)):
         raise UserError(
             f"{where}: {len(missing):,} of {len(paths):,} rows have no picture in --{column}s {place}, such as "
-            f"{', '.join(missing[:LISTED])}. Add them, or leave these rows out with --missing_pictures skip, or "
-            "keep their captions with --missing_pictures keep."
+            f"{', '.join(missing[:LISTED])}. {CURE}"
         )
     rows = rows.remove_columns([column]) if column in rows.column_names else rows
     rows = rows.add_column(column, paths)
@@ -125,16 +145,32 @@ def join_pictures(rows: Dataset, column: str, place: str, where: str, missing_pi
     return numbered(rows).select([index for index, path in enumerate(paths) if path is not None])
 
 
-def _by_name(place: str, column: str, wanted: set[str | None]) -> dict[str, str]:
-    """Those pictures of a folder or zip that are wanted, by name or number."""
+def _join_stream(
+    rows: IterableDataset, column: str, files: dict[str, str], found: str, place: str, missing_pictures: str
+) -> IterableDataset:
+    """The same for rows that nobody has seen yet: one without a picture is only met on the way."""
+
+    def joined(row: dict[str, Any]) -> dict[str, str | None]:
+        path = files.get(picture_name(row[found]))
+        if path is None and missing_pictures == "error":
+            raise UserError(f"a row has no picture in --{column}s {place}: {row[found]}. {CURE}")
+        return {column: path}
+
+    features = rows.features and Features({**rows.features, column: Value("string")})
+    rows = rows.map(joined, features=features)
+    return rows.filter(lambda row: row[column] is not None) if missing_pictures == "skip" else rows
+
+
+def _by_name(place: str, column: str, wanted: set[str | None] | None = None) -> dict[str, str]:
+    """Those pictures of a folder or zip that are wanted, all by default, by name or number."""
     found: dict[str, str] = {}
     sizes: dict[str, int] = {}
     any_there = False
     for stem, path, size in _listed(place, column):
         any_there = True
         number = re.search(NUMBERS[column], stem)
-        for name in dict.fromkeys([_name(stem), *([_name(number[1])] if number else [])]):
-            if name not in wanted:
+        for name in dict.fromkeys([picture_name(stem), *([picture_name(number[1])] if number else [])]):
+            if wanted is not None and name not in wanted:
                 continue
             # COCO's years hold the same pictures; masks and thumbnails beside them are others.
             if column == "safe_image" and sizes.setdefault(name, size) != size:
@@ -143,7 +179,8 @@ def _by_name(place: str, column: str, wanted: set[str | None]) -> dict[str, str]
                     "that has the right ones alone."
                 )
             found.setdefault(name, path)
-            break
+            if wanted is not None:
+                break
     if not any_there:
         raise UserError(f"--{column}s {place} holds no picture.")
     return found
@@ -173,7 +210,7 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(PICTURES) and not name.startswith(".")  # nor what a Mac keeps beside one
 
 
-def _name(cell: Any) -> str | None:
+def picture_name(cell: Any) -> str | None:
     """What a cell, or a picture's name, is compared by."""
     if cell is None or (isinstance(cell, float) and not cell.is_integer()):  # with one empty cell, numbers are floats
         return None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
@@ -27,7 +27,8 @@ def load_splits(
     option: str = "--dataset",
     whole: bool = False,
     split: str | None = None,
-) -> DatasetDict:
+    streaming: bool = False,
+) -> DatasetDict | IterableDatasetDict:
     """Loads all splits of a data set.
 
     Args:
@@ -38,6 +39,7 @@ def load_splits(
         option: the flag that errors name.
         split: load this split alone.
         whole: of a folder of files, take every one, as one split, whatever split its name sounds like.
+        streaming: read rows as they are asked for, in place of all at once; not of what `save_to_disk` wrote.
 
     Returns:
         The splits; a data set without any is `train`.
@@ -49,10 +51,10 @@ def load_splits(
         if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
             splits = load_from_disk(name)
         elif Path(name).is_file() or Path(name).suffix == ".tar":
-            splits = _file(name, option)
+            splits = _file(name, option, streaming)
         else:
             files = "**" if whole and Path(name).is_dir() else None
-            splits = load_dataset(name, config, data_files=files, split=split, token=token)
+            splits = load_dataset(name, config, data_files=files, split=split, token=token, streaming=streaming)
             splits = DatasetDict({split: splits}) if split else splits
     except UserError:
         raise
@@ -73,14 +75,14 @@ def load_splits(
         if "scripts are no longer supported" in str(error):
             cure = "Code from a repository is not run; its rows are wanted as files, such as Parquet."
         raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
-    if not splits and isinstance(splits, DatasetDict):
+    if not splits and not isinstance(splits, Dataset):
         raise UserError(f"{option} {name} has no splits.")
     return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
 
 
-def _file(name: str, option: str) -> DatasetDict:
+def _file(name: str, option: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
     suffix = Path(name).suffix.lower()
     if suffix not in FILES:
         raise UserError(f"{option} {name} is a file of no known kind; those are {', '.join(FILES)}.")
     kind, options = FILES[suffix]
-    return load_dataset(kind, data_files=name, **options)
+    return load_dataset(kind, data_files=name, streaming=streaming, **options)

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from ..data.arguments import DataArguments
 from ..data.classification import ClassificationData, load_classification
 from ..data.galleries import load_pictures
-from ..data.quadruplets import DEMO
+from ..data.quadruplets import DEMO, STREAMED_ROWS, first_rows
 from ..data.schema import numbered
 from ..errors import UserError
 from . import TASKS
@@ -82,6 +82,9 @@ def load_evaluation_data(
     else:
         loaded = quadruplets.load(hold_out=False, choose=lambda found: choose_splits(found, splits, dataset))
     chosen = choose_splits(loaded, splits, dataset)
+    loaded = {
+        split: first_rows(rows, STREAMED_ROWS) if quadruplets.streaming else rows for split, rows in loaded.items()
+    }
     data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
     if "unsafe_gallery" in tasks:
         names = _distinct_names(list(galleries or ()))

@@ -165,5 +165,5 @@ def test_any_sequence_of_dictionaries_will_do():
 
 
 def test_streams_are_refused_with_the_cure(rows):
-    with pytest.raises(UserError, match="load it without streaming=True"):
+    with pytest.raises(UserError, match="make a QuadrupletStream of it, or load it without --streaming"):
         QuadrupletRows(rows.to_iterable_dataset())
