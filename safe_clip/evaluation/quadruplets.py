@@ -15,7 +15,8 @@ from ..data.schema import ROW_COLUMN, numbered
 from ..errors import UserError
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
-from .embedding import Embedder, Items
+from .embedding import Embedder
+from .items import Items
 
 CATEGORY_COLUMN = "category"
 MOST_CATEGORIES = 30  # that figures are given for

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
-from .embedding import Items
+from .items import Items
 from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
 
 KS = (1, 5, 10, 20)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..data.items import ITEM_COLUMNS, Filing
 from ..metrics.ranking import ExactIndex
-from .embedding import Embedder, Items
+from .embedding import Embedder
+from .items import Items
 from .quadruplets import (
     IndexFactory,
     QuadrupletItems,

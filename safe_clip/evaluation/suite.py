@@ -13,9 +13,10 @@ from ..metrics.faiss_index import FaissIndex, index_recall
 from ..metrics.ranking import ExactIndex
 from . import TASKS
 from .data import EvaluationData
-from .embedding import Embedder, Items
+from .embedding import Embedder
 from .geometry import geometry
 from .intervals import DIGITS, summarise
+from .items import Items
 from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories, union_index
 from .redirection import redirection
 from .retrieval import counterparts, retrieval

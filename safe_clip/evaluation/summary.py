@@ -4,7 +4,8 @@ import torch
 from datasets import Dataset
 from transformers import CLIPModel, CLIPProcessor, EvalPrediction
 
-from .embedding import Embedder, Items
+from .embedding import Embedder
+from .items import Items
 from .quadruplets import QuadrupletItems, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
 from .retrieval import WAYS, counterparts, retrieval

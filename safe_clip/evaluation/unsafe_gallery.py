@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..metrics.ranking import ExactIndex
-from .embedding import Items
+from .items import Items
 from .quadruplets import IndexFactory, QuadrupletItems, safe_rates, union_index
 
 KS = (1, 10)

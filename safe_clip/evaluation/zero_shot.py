@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..metrics import load_metric
-from .embedding import Embedder, Items
+from .embedding import Embedder
+from .items import Items
 
 KS = (1, 5)
 

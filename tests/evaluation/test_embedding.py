@@ -5,7 +5,8 @@ from PIL import Image as PILImage
 
 from safe_clip import UserError
 from safe_clip.evaluation import embedding
-from safe_clip.evaluation.embedding import Embedder, Items
+from safe_clip.evaluation.embedding import Embedder
+from safe_clip.evaluation.items import Items
 from safe_clip.evaluation.quadruplets import embed_quadruplets, readable_rows
 from safe_clip.evaluation.transforms import mirror
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from safe_clip.evaluation.embedding import Items
 from safe_clip.evaluation.geometry import effective_rank, geometry, modality_gap, spread
+from safe_clip.evaluation.items import Items
 from safe_clip.evaluation.quadruplets import QuadrupletItems
 from safe_clip.evaluation.redirection import redirection
 from safe_clip.evaluation.retrieval import retrieval
