@@ -29,7 +29,8 @@ from transformers.trainer_utils import (
 
 from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids, model_inputs, place
-from .data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, Filing
+from .data.items import CAPTION_COLUMNS, IMAGE_COLUMNS
+from .data.pixels import cache_size, has_room, pixel_shape
 from .data.quadruplets import QuadrupletRows
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
@@ -126,7 +127,10 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         )
         # Of each term, the sum over rows and their number.
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self.term_rows = None if filing is None else self._count_term_rows(filing)
+        self.term_rows = None  # how many quadruplets of the training data feed each term
+        if filing is not None:
+            facts = (filing.present, filing.generated, filing.mixed)
+            self.term_rows = self.objective.term_rows(Makeup(*map(torch.from_numpy, facts)))
 
         if isinstance(eval_dataset, dict):
             eval_dataset = {split: QuadrupletRows(rows) for split, rows in eval_dataset.items()}
@@ -181,6 +185,7 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         if self.train_dataset is not None:
             if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
                 self._move_model_to_device(self.model, self.args.device)
+            self._cache_pictures()
             rows = self.train_dataset
             if isinstance(rows, QuadrupletStream):
                 rows = rows.head(STREAM_ANCHORS) if self.objective.anchors != 0 else None
@@ -209,6 +214,21 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         if self.args.strength != 1:
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
+
+    def _cache_pictures(self) -> None:
+        """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
+        rows, image_processor = self.train_dataset, self.processing_class.image_processor
+        wanted, filing = self.args.cache_pictures, getattr(self.train_dataset, "filing", None)
+        shape = pixel_shape(image_processor) if wanted != "off" and filing is not None else None
+        if wanted == "on" and shape is None:
+            raise UserError(
+                "--cache_pictures on wants rows of a data set, no stream, and an image processor whose pixels are "
+                "levels from 0 to 255."
+            )
+        if shape is None or (wanted == "auto" and not has_room(cache_size(rows.rows, shape))):
+            return
+        with self.args.main_process_first():
+            rows.cache_pictures(image_processor, self.args.dataloader_num_workers, progress=not self.args.disable_tqdm)
 
     def get_train_dataloader(self) -> DataLoader | StreamLoader:
         """Batches of the training rows; of a stream, the first after those that were trained on."""
@@ -287,31 +307,6 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             for embeds in (output.text_embeds, output.image_embeds)
         )
         return QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
-
-    def _count_term_rows(self, filing: Filing) -> dict[str, int]:
-        """How many quadruplets of the training data feed each term that has a weight.
-
-        Raises:
-            UserError: none feeds any that redirects.
-        """
-        makeup = Makeup(*(torch.from_numpy(part) for part in (filing.present, filing.generated, filing.mixed)))
-        used = [name for name, weight in self.objective.weights.items() if weight]
-
-        def counts(makeup: Makeup) -> dict[str, int]:
-            return {name: int(rows.sum()) for name, rows in self.objective.feeds(makeup).items() if name in used}
-
-        def without_unsafe(makeup: Makeup) -> Makeup:
-            return makeup._replace(present=makeup.present & torch.tensor([True, False, True, False]))
-
-        found = counts(makeup)
-        whole = Makeup.whole(1)
-        redirecting = [name for name, rows in counts(whole).items() if rows > counts(without_unsafe(whole))[name]]
-        if redirecting and found == counts(without_unsafe(makeup)):
-            raise UserError(
-                f"no training row has what {', '.join(redirecting)} need, so nothing would be made safe: they want "
-                "unsafe items beside safe ones. Name their columns with --column_mapping."
-            )
-        return found
 
     def not_finite(self, what: str) -> UserError:
         """The error for a loss or gradient that is infinite or not a number."""

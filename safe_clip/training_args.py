@@ -31,6 +31,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         strength (`float`, defaults to 1.0):
             Where the model is left after training, between the original (0) and what it was trained to be (1);
             `eval.py --sweep strength` shows what each point is like. Checkpoints keep all of the training.
+        cache_pictures (`str`, defaults to `"auto"`):
+            Decode and resize the training pictures once and keep them as uint8, which takes 150 kB each at 224
+            pixels: `on`, `off`, or `auto`, where it takes less than half of the free disk.
         early_stopping_patience (`int`, *optional*):
             Stop after so many evaluations without an improvement of `metric_for_best_model`.
             Wants an `eval_strategy` and `load_best_model_at_end`.
@@ -85,6 +88,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     strength: float = field(
         default=1.0, metadata={"help": "Where training leaves the model between the original (0) and the result (1)."}
     )
+    cache_pictures: str = field(
+        default="auto",
+        metadata={"help": "Decode and resize pictures once: on, off, or auto, where the disk has room enough."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
     )
@@ -118,6 +125,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         build_objective(self.objective, 1.0, self.loss_weights, self.objective_options)  # says what does not fit
         if self.logit_scale is not None and not self.logit_scale > 0:
             raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
+        if self.cache_pictures not in ("auto", "on", "off"):
+            raise UserError(f"--cache_pictures {self.cache_pictures}: it must be auto, on or off.")
         if not self.strength > 0:
             raise UserError(f"--strength is {self.strength}; it must be above 0, where the original lies.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:

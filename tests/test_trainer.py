@@ -600,3 +600,27 @@ def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
     assert "redirection_text_cosine" not in terms and "redirection_image_cosine" in terms
     kept = (1 - (made * before).sum(dim=1)).mean()
     assert terms["preservation_text_cosine"].item() == pytest.approx(kept.item(), abs=1e-5)
+
+
+def test_pictures_are_cached_where_there_is_room_or_where_asked_for(processor, rows, tmp_path, monkeypatch):
+    from safe_clip import trainer as module
+
+    def cached(**settings):
+        trainer = make_trainer(processor, rows, tmp_path, max_steps=1, **settings)
+        trainer.train()
+        return trainer.train_dataset.shape
+
+    assert cached() == cached(cache_pictures="on") == (3, 16, 16) and cached(cache_pictures="off") is None
+    monkeypatch.setattr(module, "has_room", lambda size: size < 24 * 2 * 3 * 16 * 16)
+    assert cached() is None and cached(cache_pictures="on") == (3, 16, 16)
+    with pytest.raises(UserError, match="--cache_pictures on wants rows of a data set, no stream"):
+        make_trainer(processor, rows.to_iterable_dataset(), tmp_path, max_steps=1, cache_pictures="on").train()
+
+
+def test_cached_pictures_train_the_same_weights(processor, rows, tmp_path):
+    trained = []
+    for cache in ("on", "off"):
+        trainer = make_trainer(processor, rows, tmp_path / cache, max_steps=4, cache_pictures=cache)
+        trainer.train()
+        trained.append(weights(trainer))
+    assert largest_difference(*trained) < 1e-6

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPProcessor
 
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
+from .pixels import from_levels
 
 FACTS = {"row": torch.int64, "generated": torch.bool, "mixed": torch.bool}
 
@@ -50,8 +51,13 @@ class QuadrupletCollator:
                 captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
             )
         if pictures:
-            batch |= self.processor.image_processor(pictures, return_tensors="pt")
+            batch["pixel_values"] = self._pixels(pictures)
         return batch
+
+    def _pixels(self, pictures: list[Any]) -> Tensor:
+        if isinstance(pictures[0], Tensor):
+            return from_levels(pictures, self.processor.image_processor)
+        return self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
 
 
 def model_inputs(batch: dict[str, Tensor], safe_only: bool = False) -> dict[str, Tensor]:

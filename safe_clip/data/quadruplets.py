@@ -10,13 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
 from torch.utils.data import Dataset as TorchDataset
+from transformers import BaseImageProcessor
 
 from ..errors import UserError
 from .images import open_image
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, Filing, file_rows
+from .pixels import cache_pixels, pixel_shape
 from .schema import ID_COLUMNS, ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
 
@@ -225,6 +228,7 @@ class QuadrupletRows(TorchDataset):
     Attributes:
         rows: the rows.
         filing: where their items stand; `None` where rows are no `datasets.Dataset` and only their reading tells.
+        shape: of pictures that were decoded before.
 
     Raises:
         UserError: rows have none of the columns, or a label is none.
@@ -238,6 +242,7 @@ class QuadrupletRows(TorchDataset):
         if isinstance(rows, DatasetDict):
             raise UserError(f"this is a dictionary of splits ({_listed(list(rows))}); name one, such as rows['train'].")
         self.filing: Filing | None = None
+        self.shape: tuple[int, ...] | None = None
         if isinstance(rows, Dataset):
             if not set(ITEM_COLUMNS) & set(rows.column_names):
                 check_columns(rows.column_names, "the data set")
@@ -258,7 +263,19 @@ class QuadrupletRows(TorchDataset):
         row = self.rows[number]
         columns = [None if place == NOWHERE else ITEM_COLUMNS[place] for place in self.filing.source[index]]
         facts = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
-        return {**StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts).read(), "row": index}
+        stored = StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts, self.shape)
+        return {**stored.read(), "row": index}
+
+    def cache_pictures(self, image_processor: BaseImageProcessor, workers: int = 0, progress: bool = True) -> None:
+        """Decodes and resizes all pictures once, so that they are read faster from then on: as uint8 tensors, 3 x
+        height x width.
+
+        Raises:
+            UserError: a picture cannot be read.
+        """
+        if self.shape is None:
+            self.shape = pixel_shape(image_processor)
+            self.rows = cache_pixels(self.rows, image_processor, workers, progress)
 
     @cached_property
     def digest(self) -> dict[str, Any]:
@@ -281,13 +298,15 @@ class QuadrupletRows(TorchDataset):
 
 @dataclass(frozen=True)
 class StoredQuadruplet:
-    """A quadruplet as its row stores it: for each of `ITEM_COLUMNS`, the column that its item is taken from, if any."""
+    """A quadruplet as its row stores it: for each of `ITEM_COLUMNS`, the column that its item is taken from, if any;
+    and the shape of pictures, if they were decoded before."""
 
     row: dict[str, Any]
     number: int
     columns: Sequence[str | None] = ITEM_COLUMNS
     generated: bool = False
     mixed: bool = False
+    shape: tuple[int, ...] | None = None
 
     def read(self) -> dict[str, Any]:
         """What `QuadrupletRows` gives, without its number.
@@ -296,7 +315,7 @@ class StoredQuadruplet:
             UserError: an item cannot be used.
         """
         items = {
-            place: read_item(self.row.get(column), self.number, column)
+            place: read_item(self.row.get(column), self.number, column, self.shape)
             for place, column in zip(ITEM_COLUMNS, self.columns, strict=True)
         }
         if all(item is None for item in items.values()):
@@ -324,10 +343,14 @@ def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Datase
     return rows
 
 
-def read_item(value: Any, row: int, column: str | None) -> Any:
-    """A checked caption or a decoded picture; nothing for an empty cell."""
+def read_item(value: Any, row: int, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
+    """A checked caption or a decoded picture, of a `shape` if it was decoded before; nothing for an empty cell."""
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
         value = None
     if column is None or value is None:
         return None
-    return check_caption(value, row, column) if column in CAPTION_COLUMNS else open_image(value, row, column)
+    if column in CAPTION_COLUMNS:
+        return check_caption(value, row, column)
+    if shape is not None:
+        return torch.frombuffer(bytearray(value), dtype=torch.uint8).view(shape)
+    return open_image(value, row, column)

@@ -29,6 +29,7 @@ from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerB
 
 from ..data.collator import content_id
 from ..data.images import open_image
+from ..data.pixels import stored_files
 from ..data.quadruplets import ROW_COLUMN
 from ..errors import UserError
 from .items import Items
@@ -154,7 +155,13 @@ class Embedder:
             transform: applied to the decoded picture; a function of a module, which the cache knows by name and code.
         """
         pictures = _Pictures(rows, column, transform, self.processor.image_processor)
-        key = ("picture", rows._fingerprint, pictures.files(), column, transform and _source(transform))
+        key = (
+            "picture",
+            rows._fingerprint,
+            stored_files(pictures.rows, column),
+            column,
+            transform and _source(transform),
+        )
         chunks = self._chunks(pictures, _collate_pictures, self.model.get_image_features, key, desc)
         broken = (~chunks["readable"]).nonzero().flatten().tolist()
         return Items(chunks["embeds"], chunks["ids"], {index: pictures.why(index) for index in broken})
@@ -272,16 +279,6 @@ class _Pictures(TorchDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def files(self) -> list[tuple] | None:
-        """What tells whether files have changed, where the column holds paths and not the pictures themselves."""
-        if _path(self.rows[0][self.column]) is None:
-            return None
-        facts = []
-        for cell in self.rows[self.column]:
-            path = Path(_path(cell) or "")
-            facts.append((str(path.absolute()), *((s := path.stat()).st_size, s.st_mtime_ns)) if path.is_file() else ())
-        return facts
-
     def _open(self, index: int) -> PILImage.Image:
         row = self.rows[index]
         return open_image(row[self.column], row.get(ROW_COLUMN, index), self.column)
@@ -313,13 +310,6 @@ def _collate_pictures(pictures: list[tuple[int, Tensor | None]]) -> dict[str, Te
     }
     good = [pixels for _, pixels in pictures if pixels is not None]
     return {**batch, "pixel_values": torch.stack(good)} if good else batch
-
-
-def _path(cell: Any) -> str | None:
-    """The file behind a cell that does not hold the picture itself."""
-    if isinstance(cell, dict):
-        return cell.get("path") if cell.get("bytes") is None else None
-    return cell if isinstance(cell, str) else None
 
 
 def _source(function: Callable) -> str:

@@ -127,6 +127,28 @@ class Objective(nn.Module):
         """
         return {name: makeup.having(*items) for name, items in self.NEEDS.items()}
 
+    def term_rows(self, makeup: Makeup) -> dict[str, int]:
+        """How many rows of all the data feed each term that has a weight.
+
+        Raises:
+            UserError: none feeds any that redirects, though some term with a weight would.
+        """
+
+        def counts(makeup: Makeup) -> dict[str, int]:
+            return {name: int(rows.sum()) for name, rows in self.feeds(makeup).items() if self.weights[name]}
+
+        def without_unsafe(makeup: Makeup) -> Makeup:
+            return makeup._replace(present=makeup.present & torch.tensor([True, False, True, False]))
+
+        found, whole = counts(makeup), Makeup.whole(1)
+        redirecting = [name for name, rows in counts(whole).items() if rows > counts(without_unsafe(whole))[name]]
+        if redirecting and found == counts(without_unsafe(makeup)):
+            raise UserError(
+                f"no training row has what {', '.join(redirecting)} need, so nothing would be made safe: they want "
+                "unsafe items beside safe ones. Name their columns with --column_mapping."
+            )
+        return found
+
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of the terms that have a weight: their weighted sum."""
         return sum(self.weights[name] * term for name, term in terms.items())

@@ -1,0 +1,167 @@
+"""Pictures decoded and resized once, and kept as the small uint8 squares that a model sees."""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from ..errors import UserError
+from .images import open_image
+from .items import IMAGE_COLUMNS, items_there
+from .schema import ROW_COLUMN
+
+PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
+MOST_PIECES = 500
+SHARE_OF_DISK = 0.5  # of what is free, that a cache may take without being asked for
+LIBRARIES = ("pillow", "torch", "transformers")  # whose versions may change a pixel
+
+
+def pixel_shape(image_processor: BaseImageProcessor) -> tuple[int, int, int] | None:
+    """Channels, height and width of what an image processor makes; `None` where that is more than levels of 0 to
+    255."""
+    sample = Image.effect_noise((67, 45), 80).convert("RGB")
+    levels = to_levels(sample, image_processor)
+    whole = image_processor(sample, return_tensors="pt")["pixel_values"][0]
+    made = from_levels([levels.to(torch.uint8)], image_processor)[0]
+    return tuple(levels.shape) if torch.allclose(made, whole, atol=1e-6) else None
+
+
+def to_levels(picture: Image.Image, image_processor: BaseImageProcessor) -> torch.Tensor:
+    """A picture resized and cropped; channels x height x width levels of 0 to 255."""
+    return image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+
+
+def from_levels(levels: list[torch.Tensor], image_processor: BaseImageProcessor) -> torch.Tensor:
+    """The `pixel_values` of pictures that are resized and cropped already."""
+    return image_processor(
+        levels, do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
+    )["pixel_values"]
+
+
+def cache_size(rows: Dataset, shape: tuple[int, int, int]) -> int:
+    """Bytes that the cache of a data set's pictures takes."""
+    count = sum(int(items_there(rows, column).sum()) for column in IMAGE_COLUMNS)
+    return count * shape[0] * shape[1] * shape[2]
+
+
+def has_room(size: int) -> bool:
+    """Whether the disk of the cache has room enough for so many bytes that nobody will miss them."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return size <= SHARE_OF_DISK * shutil.disk_usage(folder).free
+
+
+def cache_pixels(
+    rows: Dataset, image_processor: BaseImageProcessor, workers: int = 0, progress: bool = True
+) -> Dataset:
+    """Decodes the pictures of rows, once: `datasets` keeps them, and a run that was interrupted goes on where it was.
+
+    Args:
+        rows: with pictures as they are stored.
+        image_processor: the model's.
+        workers: processes that decode.
+        progress: show a bar.
+
+    Returns:
+        The rows, whose cells of pictures hold the bytes of channels x height x width levels of 0 to 255.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    columns = [column for column in IMAGE_COLUMNS if column in rows.column_names]
+    if not columns:
+        return rows
+    made = [json.dumps(image_processor.to_dict(), sort_keys=True, default=str), type(image_processor).__name__]
+    made += [importlib.metadata.version(name) for name in LIBRARIES]
+    features = Features({column: Value("binary") for column in columns})
+    size = max(PIECE, -(-len(rows) // MOST_PIECES))
+    pieces = []
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one for every piece
+    try:
+        for start in tqdm(range(0, len(rows), size), desc="Decoding pictures, once", disable=not progress):
+            piece = rows.select(range(start, min(start + size, len(rows))))
+            files = [stored_files(piece, column) for column in columns]
+            pieces.append(
+                Dataset.from_generator(
+                    _levels,
+                    features=features,
+                    gen_kwargs={
+                        "rows": piece,
+                        "first": start,
+                        "columns": tuple(columns),
+                        "image_processor": image_processor,
+                        "workers": workers,
+                    },
+                    fingerprint=Hasher.hash([piece._fingerprint, files, made]),
+                )
+            )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
+    return concatenate_datasets([rows.remove_columns(columns), concatenate_datasets(pieces)], axis=1)
+
+
+def stored_files(rows: Dataset, column: str) -> list[tuple] | None:
+    """What tells whether files have changed, where a column holds paths and not the pictures themselves."""
+    if not len(rows) or stored_path(rows[0][column]) is None:
+        return None
+    facts = []
+    for cell in rows[column]:
+        path = Path(stored_path(cell) or "")
+        facts.append((str(path.absolute()), *((s := path.stat()).st_size, s.st_mtime_ns)) if path.is_file() else ())
+    return facts
+
+
+def stored_path(cell: Any) -> str | None:
+    """The file behind a cell that does not hold the picture itself."""
+    if isinstance(cell, dict):
+        return cell.get("path") if cell.get("bytes") is None else None
+    return cell if isinstance(cell, str) else None
+
+
+class _Levels(TorchDataset):
+    """The pictures of rows as bytes of levels."""
+
+    def __init__(self, rows: Dataset, first: int, columns: tuple[str, ...], image_processor: BaseImageProcessor):
+        self.rows, self.first, self.columns, self.image_processor = rows, first, columns, image_processor
+        self.there = {column: items_there(rows, column) for column in columns}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | None]:
+        row = self.rows[index]
+        number = row.get(ROW_COLUMN, self.first + index)
+        return {
+            column: to_levels(open_image(row[column], number, column), self.image_processor)
+            .to(torch.uint8)
+            .numpy()
+            .tobytes()
+            if self.there[column][index]
+            else None
+            for column in self.columns
+        }
+
+
+def _levels(
+    rows: Dataset, first: int, columns: tuple[str, ...], image_processor: BaseImageProcessor, workers: int
+) -> Iterator[dict[str, bytes | None]]:
+    yield from DataLoader(_Levels(rows, first, columns, image_processor), batch_size=None, num_workers=workers)
