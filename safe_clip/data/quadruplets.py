@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor
 from ..errors import UserError
 from .images import open_image
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, Filing, file_rows
+from .minors import refuse_minors
 from .pixels import cache_pixels, pixel_shape
 from .schema import ID_COLUMNS, ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
@@ -64,8 +65,8 @@ def load_quadruplets(
             `STREAMED_ROWS` alone. Nothing is held out.
 
     Returns:
-        Splits with those of the columns `safe_caption`, `safe_image`, `unsafe_caption`, `unsafe_image` that there are,
-        and whatever else the data set has. Cells of them may be empty.
+        Splits, without rows that sexualise minors, with those of the columns `safe_caption`, `safe_image`,
+        `unsafe_caption`, `unsafe_image` that there are, and whatever else the data set has. Cells of them may be empty.
 
     Raises:
         UserError: the data set cannot be found or opened, or its columns do not match.
@@ -81,7 +82,7 @@ def load_quadruplets(
     folder = Path(name) if Path(name).is_dir() else Path(name).parent
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
-        rows = _renamed(rows, column_mapping or {}, where)
+        rows = refuse_minors(_renamed(rows, column_mapping or {}, where), where)
         if streaming and split != "train":
             rows = first_rows(rows, STREAMED_ROWS)
         elif streaming and isinstance(rows, Dataset):
