@@ -19,6 +19,7 @@ from typing import Any
 from safe_clip import UserError
 from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import DataArguments
+from safe_clip.errors import run
 from safe_clip.evaluation import TASKS
 
 DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
@@ -224,7 +225,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main, sys.argv[1:])

@@ -1,5 +1,35 @@
 """Errors that the person at the keyboard can mend."""
 
+import errno
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+FULL = "|".join(str(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# What a library's error says where the machine has too little of something, which is short, and the cure. Each library
+# has types of its own for these, and some have none.
+SHORTAGES = {
+    # Python and pyarrow; safetensors; datasets; torch, which tells no number.
+    rf"(?i:errno|os error) (?:{FULL})\b|Not enough disk space|unexpected pos \d+ vs|StreamWriter failed": (
+        "the disk is full",
+        "Free some space, or choose another --output_dir; HF_HOME says where `datasets` and the Hub's files are. "
+        "A checkpoint that was whole stays so: --resume_from_checkpoint last goes on from it.",
+    ),
+    # Of torch too, but where tensors of the dead process were on their way, only where it was raised tells.
+    r"DataLoader worker .*(?:killed by signal|exited unexpectedly)| in .*torch\.multiprocessing\.reductions": (
+        "a process that reads rows was ended from outside, most likely because memory ran out",
+        "Use fewer --dataloader_num_workers (of eval.py: --num_workers) or smaller pictures; in a container, give it "
+        "more memory and shared memory (`--shm-size`). --resume_from_checkpoint last goes on from the last checkpoint.",
+    ),
+    r"OutOfMemoryError|out of memory|can't allocate memory": (
+        "the device has too little memory",
+        "Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, and a smaller "
+        "--per_device_eval_batch_size (of eval.py: --batch_size).",
+    ),
+}
+
 
 class UserError(ValueError):
     """Bad input: one line that names what is wrong, where, and the cure."""
@@ -16,10 +46,17 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def hub_trouble(error: BaseException | None) -> str | None:
     """What to do where the Hub answered that it cannot serve just now; `None` where that is not what went wrong."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
+    for each in _behind(error):
+        status = getattr(getattr(each, "response", None), "status_code", None)
         if status == 429:
             return (
                 "the Hub answers that too many requests came from here (429). Wait some minutes, and log in with "
@@ -27,5 +64,37 @@ def hub_trouble(error: BaseException | None) -> str | None:
             )
         if status is not None and status >= 500:
             return f"the Hub has a fault of its own ({status}). Try again later; what was fetched is kept."
-        error = error.__cause__ or error.__context__
     return None
+
+
+def explained(error: BaseException | None) -> str | None:
+    """What to do where a full disk, a killed process or too little memory is behind an error.
+
+    Args:
+        error: anything that was raised; what it was raised from is looked at too.
+
+    Returns:
+        One line with the cure, or `None` for any other error.
+    """
+    for each in _behind(error):
+        modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(each.__traceback__)]
+        said = f"{type(each).__name__}: {first_line(each)} in {modules}"
+        for pattern, (short, cure) in SHORTAGES.items():
+            if re.search(pattern, said):
+                return f"{short} ({first_line(each)}). {cure}"
+    return None
+
+
+def run(main: Callable[..., None], *args: Any) -> None:
+    """Runs a script's `main`, which ends in one line where a person can mend what went wrong, else in the traceback.
+
+    Raises:
+        SystemExit: with that line.
+    """
+    try:
+        main(*args)
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else explained(error)
+        if said is None:
+            raise
+        sys.exit(f"error: {said}")

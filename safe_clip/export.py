@@ -11,7 +11,6 @@ others, for `"hf-hub:you/safe-clip"`. `onnx`: one graph for onnxruntime and tran
 
 import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
-from .errors import UserError
+from .errors import UserError, run
 from .interpolation import merge
 from .model import check_processor, load_clip, load_processor
 
@@ -206,7 +205,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

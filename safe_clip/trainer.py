@@ -178,8 +178,10 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
                     f"there is no checkpoint in {self.args.output_dir}; leave out --resume_from_checkpoint to begin."
                 )
             resume_from_checkpoint = str(saved[-1])
-        elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a checkpoint.")
+        elif resume_from_checkpoint and not _is_whole(Path(resume_from_checkpoint)):
+            raise UserError(
+                f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a whole checkpoint."
+            )
         if resume_from_checkpoint:
             self._check_rows(Path(resume_from_checkpoint))
         if self.train_dataset is not None:
@@ -262,8 +264,8 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
 
     def _checkpoints(self) -> list[Path]:
         """Whole checkpoints in the output directory, the newest last."""
-        found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")
-        return sorted((path.parent for path in found), key=_step)
+        found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")
+        return sorted(filter(_is_whole, found), key=_step)
 
     # ---- Loss ----
 
@@ -355,6 +357,15 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         means = self._pop_term_means("eval")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's state, which is written last, is there and was not cut off by a full disk or a kill."""
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _step(checkpoint: Path) -> int:

@@ -224,7 +224,7 @@ def test_a_seed_trains_the_same_weights_whatever_was_drawn_before(processor, row
 def test_the_last_checkpoint_is_found_or_missed_with_a_cure(processor, rows, tmp_path):
     with pytest.raises(UserError, match="there is no checkpoint in .*leave out --resume_from_checkpoint"):
         make_trainer(processor, rows, tmp_path / "a").train("last")
-    with pytest.raises(UserError, match="nowhere is not a folder with a checkpoint"):
+    with pytest.raises(UserError, match="nowhere is not a folder with a whole checkpoint"):
         make_trainer(processor, rows, tmp_path / "a").train("nowhere")
     make_trainer(processor, rows, tmp_path / "a", max_steps=2, save_strategy="steps", save_steps=2).train()
     resumed = make_trainer(processor, rows, tmp_path / "a", max_steps=3)
@@ -624,3 +624,13 @@ def test_cached_pictures_train_the_same_weights(processor, rows, tmp_path):
         trainer.train()
         trained.append(weights(trainer))
     assert largest_difference(*trained) < 1e-6
+
+
+def test_a_checkpoint_that_was_cut_off_is_none(processor, rows, tmp_path):
+    make_trainer(processor, rows, tmp_path, max_steps=3, save_strategy="steps", save_steps=1).train()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("")  # as a full disk leaves it
+    resumed = make_trainer(processor, rows, tmp_path, max_steps=3)
+    with pytest.raises(UserError, match="checkpoint-3 is not a folder with a whole checkpoint"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    resumed.train(resume_from_checkpoint="last")
+    assert resumed.resumed_from == 2

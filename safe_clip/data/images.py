@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import UserError
 
 IN_ZIP = "zip://"  # before "name in the archive::path of the archive", as `datasets` writes it
-LOOKS_LIKE = ((b"<!doctype html", "a web page"), (b"<html", "a web page"), (b"<svg", "an SVG drawing"), (b"{", "JSON"))
+# A CLIP sees the square in the middle, less than a hundredth of a picture longer than this. It widens the whole until
+# the short side fits, which makes 1 x 20,000 pixels 3 GB at the 224 of a ViT-L/14.
+MOST_TIMES_AS_LONG = 100
+# What Pillow hands to Ghostscript or to Windows to draw, and what may carry such a picture inside.
+DRAWN_ELSEWHERE = ("EPS", "WMF", "IPTC")
+CONVERT = "convert it to JPEG or PNG"
+AGAIN = "fetch it anew"
+# How a file begins that Pillow does not know, in small letters; what it is; what to do with it. The first that fits.
+LOOKS_LIKE = (
+    (rb"\Z", "empty", AGAIN),
+    (rb"version https://git-lfs", "a pointer of Git LFS", "fetch what it stands for with `git lfs pull`"),
+    (rb"<(?:!doctype )?html|<head|<body", "a web page", AGAIN),
+    (rb"(?:<.*)?<svg", "an SVG drawing", CONVERT),
+    (rb"<\?xml", "XML, such as a server's error", AGAIN),
+    (rb"[{\[]", "JSON", AGAIN),
+    (rb"%pdf", "a PDF", CONVERT),
+    (rb"....ftyp(?:hei|hev|mif1|msf1)", "HEIC", CONVERT),
+    (rb"....ftypavi[fs]", "AVIF, which this Pillow was built without", CONVERT),
+    (rb"\xff\n|\0\0\0\x0cjxl ", "JPEG XL", CONVERT),
+    (rb"....ftypcrx|fujifilmccd-raw|ii(?:u\0|r[os])|mm\0r", "a camera's raw data", CONVERT),
+    (rb"8bps", "a Photoshop document", CONVERT),
+    (rb"v/1\x01|#\?radiance", "light measured in high dynamic range", CONVERT),
+    (rb"....(?:ftyp|moov|mdat)|riff....avi |\x1ae\xdf\xa3|flv\x01|\0\0\x01\xba", "a video", "take a frame out of it"),
+    (rb"pk\x03\x04|rar!|7z\xbc\xaf|\x1f\x8b|bzh|\xfd7zxz|.{257}ustar", "an archive, or compressed", "unpack it"),
+    (rb"\xff\xd8\xff|\x89png|gif8|riff....webp|ii\*\0|mm\0\*", "the beginning of a picture", AGAIN),
+    (rb"[\t\n\r -~]+\Z", "text", AGAIN),
+)
 
 
 def open_image(value: Any, row: int, column: str) -> Image.Image:
@@ -26,10 +53,11 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
 
     Returns:
         The fully decoded picture in RGB mode: the first of an animation, turned upright as its EXIF data say, laid
-        onto white where it is transparent, and with 16 bits a channel brought to 8.
+        onto white where it is transparent, and with 16 bits a channel, or numbers up to 1, brought to 8 bits.
 
     Raises:
-        UserError: the cell is empty, or its picture cannot be decoded or is too large.
+        UserError: the cell is empty, or its picture cannot be decoded, is too large or long, or would be drawn by
+            another program.
     """
     where = f"row {row}, column '{column}'"
     if isinstance(value, dict):
@@ -43,12 +71,15 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
         content = value if isinstance(value, bytes) else content
         source = value if content is None else io.BytesIO(content)
         picture = source if isinstance(source, Image.Image) else Image.open(source)
+        _check(picture)
         return _rgb(ImageOps.exif_transpose(picture))
     # Pillow raises many types for broken files: OSError, SyntaxError, ValueError, its own.
     except Exception as error:
         name = f" ({value})" if isinstance(value, str | Path) else ""
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, UnidentifiedImageError):  # which would name an address in memory
+        if isinstance(error, UserError):  # of what the picture is, not yet where
+            reason = str(error)
+        elif isinstance(error, UnidentifiedImageError):  # which would name an address in memory
             reason = f"{type(error).__name__}: it is {_looks_like(_beginning(value) if content is None else content)}"
         elif isinstance(value, str) and "://" in value and not value.startswith(IN_ZIP):
             reason = "it is an address; python -m safe_clip.data.fetch fetches the pictures first"
@@ -57,11 +88,27 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
         ) from error
 
 
+def _check(picture: Image.Image) -> None:
+    """Refuses a picture before it is decoded, for what its header says."""
+    if picture.format in DRAWN_ELSEWHERE:
+        raise UserError(f"{picture.format} is drawn by other programs, which are not started here; {CONVERT}")
+    short, long = sorted(picture.size)
+    if long > MOST_TIMES_AS_LONG * short:
+        raise UserError(
+            f"its {picture.width:,} x {picture.height:,} pixels are a strip, more than {MOST_TIMES_AS_LONG} times as "
+            "long as wide; cut out what matters"
+        )
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         # What is left to Pillow is cut at 255, so that nearly all of it is white.
-        levels = np.asarray(picture, dtype=np.float64)
-        top = 65535 if picture.mode.startswith("I;16") or levels.max(initial=0) > 255 else 255
+        levels = np.asarray(picture, dtype=np.float32)
+        if not np.isfinite(levels).all():
+            raise UserError(f"it holds values that are no numbers; {CONVERT}")
+        most = levels.max(initial=0)
+        top = 65535 if picture.mode.startswith("I;16") or most > 255 else 255
+        top = 1 if picture.mode == "F" and most <= 1 else top
         return Image.fromarray((levels.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -86,10 +133,8 @@ def _beginning(path: str | Path) -> bytes:
 
 
 def _looks_like(content: bytes) -> str:
-    if not content:
-        return "empty"
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for beginning, name in LOOKS_LIKE:
-        if start.startswith(beginning) or (beginning == b"<svg" and beginning in start):
-            return f"{name}, not a picture that can be read"
+    for beginning, what, cure in LOOKS_LIKE:
+        if re.match(beginning, start, re.DOTALL):
+            return f"{what}, not a picture that can be read; {cure}"
     return "no picture, or a broken one"

@@ -4,6 +4,8 @@ import difflib
 import json
 import logging
 import random
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +29,9 @@ from .sources import load_splits
 logger = logging.getLogger(__name__)
 
 EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
-REPLACEMENT = "\ufffd\ufffd"  # what decoders put for bytes that they cannot read; one alone may be a typo
+# What decoders leave of bytes that they cannot read; one alone of the second may be a typo.
+STRANGE = {"\0": "NUL characters", "\ufffd\ufffd": "U+FFFD characters", "[\ud800-\udfff]": "lone surrogates"}
+INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # kinds of characters: controls, formats, spaces
 DEMO = "demo"
 SHARDS = 64  # into which rows of one file are cut, so that many processes and workers may share the stream
 STREAMED_ROWS = 1000  # of each split that is measured where training rows are streamed
@@ -198,13 +202,14 @@ def check_caption(value: Any, row: int, column: str) -> str:
             f"row {row}, column '{column}': a caption must be text, not {type(value).__name__}. "
             "Fill the cell or remove the row."
         )
-    if not value.strip():
-        raise UserError(f"row {row}, column '{column}': the caption is empty. Fill the cell or remove the row.")
-    if "\0" in value or REPLACEMENT in value:
+    strange = next((name for mark, name in STRANGE.items() if re.search(mark, value)), None)
+    if strange:
         raise UserError(
             f"row {row}, column '{column}': the caption was read in the wrong encoding, or is no text: it holds "
-            f"{'NUL' if chr(0) in value else 'U+FFFD'} characters. Mend the cell or remove the row."
+            f"{strange}. Mend the cell or remove the row."
         )
+    if all(unicodedata.category(letter) in INVISIBLE for letter in value):
+        raise UserError(f"row {row}, column '{column}': the caption is empty. Fill the cell or remove the row.")
     return value
 
 
@@ -346,12 +351,12 @@ def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Datase
 
 def read_item(value: Any, row: int, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
     """A checked caption or a decoded picture, of a `shape` if it was decoded before; nothing for an empty cell."""
-    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
-        value = None
     if column is None or value is None:
         return None
     if column in CAPTION_COLUMNS:
         return check_caption(value, row, column)
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
+        return None
     if shape is not None:
         return torch.frombuffer(bytearray(value), dtype=torch.uint8).view(shape)
     return open_image(value, row, column)

@@ -1,17 +1,21 @@
 """Opening a data set, wherever it lies."""
 
+import re
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
-from ..errors import UserError, hub_trouble
+from ..errors import UserError, explained, hub_trouble
 
+# An empty cell is none; "NA" and "None" are words like others.
+CSV = {"keep_default_na": False, "na_values": [""]}
 # Kinds of files, and how `datasets` calls them.
 FILES: dict[str, tuple[str, dict]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", CSV),
+    ".tsv": ("csv", CSV | {"sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -56,10 +60,11 @@ def load_splits(
             files = "**" if whole and Path(name).is_dir() else None
             splits = load_dataset(name, config, data_files=files, split=split, token=token, streaming=streaming)
             splits = DatasetDict({split: splits}) if split else splits
+        _check_text(splits)
     except UserError:
         raise
     except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
-        if trouble := hub_trouble(error):
+        if trouble := hub_trouble(error) or explained(error):
             raise UserError(f"{option} {name}: {trouble}") from error
         if isinstance(error, DatasetNotFoundError | GatedRepoError):
             page = f"https://huggingface.co/datasets/{name}"
@@ -72,12 +77,21 @@ def load_splits(
                 "if it is private, log in with `hf auth login`."
             ) from error
         cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
+        if re.search(r"UTF-?8|codec can't decode", f"{error} {error.__cause__}", re.IGNORECASE):
+            cure = "Save its texts as UTF-8."
         if "scripts are no longer supported" in str(error):
             cure = "Code from a repository is not run; its rows are wanted as files, such as Parquet."
         raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
     if not splits and not isinstance(splits, Dataset):
         raise UserError(f"{option} {name} has no splits.")
     return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
+
+
+def _check_text(splits: Any) -> None:
+    """Raises `pyarrow.ArrowInvalid` for texts of an encoding that is found out only when they are read."""
+    for rows in splits.values() if isinstance(splits, DatasetDict) else ():
+        texts = [name for name, feature in rows.features.items() if feature == Value("string")]
+        rows.data.table.select(texts).validate(full=True)
 
 
 def _file(name: str, option: str, streaming: bool) -> DatasetDict | IterableDatasetDict:

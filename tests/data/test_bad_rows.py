@@ -86,8 +86,17 @@ def test_good_rows_are_left_as_they_are(tmp_path):
         "word " * 5000,
         "é\u0301",
         "a \ufffd b",
+        "caf\u00c3\u00a9",
+        "\u202ea dog\u202c",
+        "\x1b[31ma dog\x07",
+        "\ufeffa dog\u200b",
+        "1234",
+        "-",
     ],
-    ids=["emoji", "hebrew", "arabic", "japanese", "lines", "one word", "5,000 words", "combining", "one typo"],
+    ids=[
+        *["emoji", "hebrew", "arabic", "japanese", "lines", "one word", "5,000 words", "combining", "one typo"],
+        *["mojibake", "turned around", "control characters", "zero width", "digits", "a dash"],
+    ],
 )
 def test_unusual_captions_are_captions(caption, processor):
     from safe_clip import QuadrupletCollator
@@ -98,3 +107,42 @@ def test_unusual_captions_are_captions(caption, processor):
     assert batch["input_ids"].shape[1] <= 77
     ids = batch["input_ids"][0].tolist()
     assert ids.count(processor.tokenizer.eos_token_id) >= 1  # also where the end was cut off
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("\u200b\ufeff", "the caption is empty"),
+        ("\u00ad", "the caption is empty"),
+        ("\x01\x07", "the caption is empty"),
+        ("\u3000\u2029", "the caption is empty"),
+        ("caf\udce9", "holds lone surrogates"),
+        ({"a": 1}, "a caption must be text, not dict"),
+        ({"bytes": None, "path": None}, "a caption must be text, not dict"),
+    ],
+)
+def test_captions_without_anything_that_can_be_read(caption, said):
+    row = {name: values[0] for name, values in make_rows(1).items()}
+    with pytest.raises(UserError, match=f"row 0, column 'unsafe_caption': .*{said}"):
+        QuadrupletRows([row | {"unsafe_caption": caption}])[0]
+
+
+def test_words_that_a_csv_reader_might_take_for_nothing_are_captions(tmp_path):
+    from safe_clip import load_quadruplets
+
+    (tmp_path / "rows.csv").write_text("safe_caption,unsafe_caption\nNA,None\nnull,nan\n,a knife\n")
+    rows = load_quadruplets(str(tmp_path / "rows.csv"), hold_out=False)["train"]
+    assert rows["safe_caption"] == ["NA", "null", None] and rows["unsafe_caption"] == ["None", "nan", "a knife"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_files_in_another_encoding_are_named_with_the_cure(kind, tmp_path):
+    from safe_clip import load_quadruplets
+
+    text = {
+        "csv": "safe_caption,unsafe_caption\ncafé,a\n",
+        "jsonl": '{"safe_caption": "café", "unsafe_caption": "a"}\n',
+    }
+    (tmp_path / f"rows.{kind}").write_text(text[kind], encoding="latin-1")
+    with pytest.raises(UserError, match=rf"--dataset .*rows\.{kind} could not be loaded .* Save its texts as UTF-8\."):
+        load_quadruplets(str(tmp_path / f"rows.{kind}"))

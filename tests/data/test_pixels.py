@@ -1,5 +1,6 @@
 """Pictures that are decoded once."""
 
+import datasets
 import pytest
 import torch
 from datasets import Dataset, Image
@@ -12,6 +13,11 @@ from safe_clip.data import pixels
 from ..conftest import FEATURES, make_rows
 
 SIZES = {"size": {"shortest_edge": 24}, "crop_size": {"height": 20, "width": 20}}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(params=[CLIPImageProcessor, CLIPImageProcessorPil])

@@ -63,7 +63,7 @@ def test_a_mapping_of_a_column_that_is_not_there(dataset_dir):
 
 def test_an_empty_split(monkeypatch):
     rows = Dataset.from_dict(make_rows(4), features=FEATURES)
-    monkeypatch.setattr(quadruplets, "load_splits", lambda *_: DatasetDict(train=rows, test=rows.select([])))
+    monkeypatch.setattr(quadruplets, "load_splits", lambda *_, **__: DatasetDict(train=rows, test=rows.select([])))
     with pytest.raises(UserError, match="split 'test' of somewhere is empty"):
         load_quadruplets("somewhere")
 
