@@ -60,17 +60,11 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
             another program.
     """
     where = f"row {row}, column '{column}'"
-    if isinstance(value, dict):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    value = _stored(value)
     if value is None:
         raise UserError(f"{where}: there is no picture. Fill the cell or remove the row.")
-    content = None
     try:
-        if isinstance(value, str) and value.startswith(IN_ZIP):
-            content = _from_zip(value)
-        content = value if isinstance(value, bytes) else content
-        source = value if content is None else io.BytesIO(content)
-        picture = source if isinstance(source, Image.Image) else Image.open(source)
+        picture = look_at(value)
         _check(picture)
         return _rgb(ImageOps.exif_transpose(picture))
     # Pillow raises many types for broken files: OSError, SyntaxError, ValueError, its own.
@@ -80,12 +74,28 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
         if isinstance(error, UserError):  # of what the picture is, not yet where
             reason = str(error)
         elif isinstance(error, UnidentifiedImageError):  # which would name an address in memory
-            reason = f"{type(error).__name__}: it is {_looks_like(_beginning(value) if content is None else content)}"
+            reason = f"{type(error).__name__}: it is {_looks_like(_beginning(value))}"
         elif isinstance(value, str) and "://" in value and not value.startswith(IN_ZIP):
             reason = "it is an address; python -m safe_clip.data.fetch fetches the pictures first"
         raise UserError(
             f"{where}{name}: the picture cannot be read ({reason}). Replace the file or remove the row."
         ) from error
+
+
+def look_at(value: Any) -> Image.Image:
+    """A stored picture as its file has it, opened and not decoded yet; raises what Pillow and the system raise."""
+    value = _stored(value)
+    if isinstance(value, str) and value.startswith(IN_ZIP):
+        value = _from_zip(value)
+    if isinstance(value, Image.Image):
+        return value
+    return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return value
 
 
 def _check(picture: Image.Image) -> None:
@@ -127,8 +137,12 @@ def open_archive(path: str, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _beginning(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
+def _beginning(value: str | Path | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value[:512]
+    if str(value).startswith(IN_ZIP):
+        return _from_zip(value)[:512]
+    with open(value, "rb") as file:
         return file.read(512)
 
 
