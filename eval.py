@@ -18,7 +18,7 @@ from typing import Any
 
 from safe_clip import UserError
 from safe_clip.config import changed, parse_arguments, split_config
-from safe_clip.data.arguments import DataArguments
+from safe_clip.data.arguments import LIST_FILE, DataArguments
 from safe_clip.errors import run
 from safe_clip.evaluation import TASKS
 
@@ -27,7 +27,7 @@ SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 # Settings that a card has elsewhere, or that change no figure.
 SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
-LISTED = 10  # pictures that were left out, of each set, that the terminal names
+LISTED = 10  # rows and pictures that were left out, of each set, that the terminal names
 
 
 @dataclass
@@ -75,7 +75,6 @@ class EvaluationArguments(DataArguments):
         default=None, metadata={"help": "A YAML file of `word: synonym / synonym`, for the robustness task."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "Rows of each split and set, for a quick look."})
-    skip_corrupt: bool = field(default=False, metadata={"help": "Leave out pictures that cannot be read."})
     show_unsafe: bool = field(
         default=False, metadata={"help": "Show unsafe pictures and captions in the report; hidden by default."}
     )
@@ -188,7 +187,7 @@ def main(argv: list[str]) -> None:
     # Not loaded by each: what one process could fetch, another might not.
     (data,) = broadcast_object_list([data])
     options = {
-        "skip_corrupt": args.skip_corrupt,
+        "max_bad_fraction": args.skippable,
         "cache_dir": Path(args.cache_dir) if args.cache_dir else None,
         "batch_size": args.batch_size,
         "precision": args.precision,
@@ -214,9 +213,13 @@ def main(argv: list[str]) -> None:
     if measured is None:
         return
     results, made = measured
-    for where, reasons in {**made["model"].unreadable, **data.unavailable}.items():
-        print(f"{where}: left out {len(reasons)} pictures.", *reasons[:LISTED], sep="\n  ")
     folder.mkdir(parents=True, exist_ok=True)
+    left_out = [*data.bad_captions.items(), *made["model"].unreadable.items(), *data.unavailable.items()]
+    for where, reasons in left_out:
+        print(f"{where}: left out {len(reasons)}.", *reasons[:LISTED], sep="\n  ")
+    (folder / LIST_FILE).write_text(
+        "".join(f"{where}, {reason}\n" for where, reasons in left_out for reason in reasons)
+    )
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     write_report(folder / "report.html", results, made, data, args.show_unsafe)
     if args.update_card:

@@ -36,10 +36,6 @@ class ScriptArguments(DataArguments):
     shuffle_buffer: int = field(
         default=1000, metadata={"help": "Rows of a stream that are held to draw the next one from."}
     )
-    on_bad_row: str = field(
-        default="error", metadata={"help": "'error' stops at a row that cannot be used, 'skip' leaves such rows out."}
-    )
-    max_bad_fraction: float = field(default=0.05, metadata={"help": "Share of bad rows above which 'skip' stops too."})
     full_finetuning: bool = field(
         default=False,
         metadata={"help": "Train all weights in place of LoRA adapters; lower --learning_rate to about 1e-5."},
@@ -47,18 +43,6 @@ class ScriptArguments(DataArguments):
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.on_bad_row not in ("error", "skip"):
-            raise UserError(f"--on_bad_row {self.on_bad_row}: it must be error or skip.")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1.")
-
-    @property
-    def skips(self) -> bool:
-        """Whether rows that cannot be used are left out."""
-        return self.on_bad_row == "skip"
 
     @property
     def further(self) -> dict[str, Any]:
@@ -145,10 +129,10 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     list_file.unlink(missing_ok=True)  # of an earlier run
     rows = None
     if script.streaming:
-        skip = {"bad_rows": list_file, "max_bad_fraction": script.max_bad_fraction} if script.skips else {}
+        skip = {} if script.skippable is None else {"bad_rows": list_file, "max_bad_fraction": script.skippable}
         rows = QuadrupletStream(splits["train"], args.seed, script.shuffle_buffer, **skip)
         splits["train"] = first_rows(splits["train"], STREAMED_ROWS)
-    if script.skips:
+    if script.skippable is not None:
         wanted = script.eval_splits or [split for split in splits if split != "train"]
         for split in [*([] if script.streaming else ["train"]), *wanted]:
             if split in splits:
@@ -156,7 +140,7 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
                     splits[split],
                     f"split '{split}'",
                     Path(args.output_dir),
-                    script.max_bad_fraction,
+                    script.skippable,
                     args.dataloader_num_workers,
                     progress=not args.disable_tqdm,
                 )

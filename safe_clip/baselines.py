@@ -37,7 +37,7 @@ def erase_unsafe_direction(
     except ImportError as error:
         raise UserError("the linear erasure wants concept-erasure: pip install 'safe-clip[baselines]'.") from error
     items = embed_quadruplets(Embedder(model, processor, "Embedding", batch_size), rows)
-    readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on", skip_corrupt=False)
+    readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on")
     erased = copy.deepcopy(model)
     for modality, projection in (("text", erased.text_projection), ("image", erased.visual_projection)):
         safe, unsafe = (items.of(side, modality).embeds.double() for side in ("safe", "unsafe"))

@@ -49,7 +49,16 @@ def test_one_process_and_two_give_the_same_results_to_the_last_digit(
     table = Dataset.from_dict(make_rows(600), features=FEATURES).with_format("arrow")[:].to_pylist()
     table[300]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     DatasetDict(test=Dataset.from_list(table, features=FEATURES)).save_to_disk(tmp_path / "data")
-    flags = ["--model", other_model_dir, "--baseline", model_dir, "--dataset", tmp_path / "data", "--skip_corrupt"]
+    flags = [
+        "--model",
+        other_model_dir,
+        "--baseline",
+        model_dir,
+        "--dataset",
+        tmp_path / "data",
+        "--on_bad_row",
+        "skip",
+    ]
     flags += ["--tasks", "retrieval", "redirection", "geometry", "robustness"]
     one = run_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
@@ -138,8 +147,8 @@ def test_galleries_labelled_pictures_and_an_approximate_index_from_the_command_l
             "the image processor makes pictures of 32x32 pixels, but the model",
         ),
         (["--model", "MODEL", "--dataset", "DATA", "--splits", "tset"], "has no split 'tset', only train, validation,"),
-        (["--model", "MODEL", "--dataset", "BROKEN"], "test: 1 of 8 pictures cannot be read. Leave them out with"),
-        (["--model", "MODEL", "--dataset", "TEXTS"], "lacks the columns 'safe_image', 'unsafe_image'"),
+        (["--model", "MODEL", "--dataset", "BROKEN"], "test: 1 of 8 pictures cannot be read. Mend them, or leave"),
+        (["--model", "MODEL", "--dataset", "PROMPTS"], "test: there is nothing to measure, since it has no safe items"),
         (
             ["--model", "MODEL", "--dataset", "DATA", "--tasks", "retreival"],
             "--tasks retreival: it must be among retri",
@@ -163,9 +172,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     broken = table.with_format("arrow")[:].to_pylist()
     broken[2]["safe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     DatasetDict(test=Dataset.from_list(broken, features=FEATURES)).save_to_disk(tmp_path / "broken")
-    DatasetDict(test=table.select_columns(["safe_caption", "unsafe_caption"])).save_to_disk(tmp_path / "texts")
+    DatasetDict(test=Dataset.from_dict({"prompt": ["a", "b"]})).save_to_disk(tmp_path / "prompts")
     names = {"MODEL": model_dir, "DATA": dataset_dir, "OTHER": "vit", "LARGER": "larger"}
-    names |= {"BROKEN": "broken", "TEXTS": "texts"}
+    names |= {"BROKEN": "broken", "PROMPTS": "prompts"}
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         script.main([*(names.get(flag, flag) for flag in flags), "--cache_dir", "cache"])

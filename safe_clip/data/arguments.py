@@ -10,8 +10,18 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
+LIST_FILE = "bad_rows.txt"  # in the output directory: what was left out, and why
 MISSING_PICTURES = ("error", "skip", "keep")
-SOURCES = ("streaming", "dataset_config", "column_mapping", "safe_images", "unsafe_images", "missing_pictures")
+SOURCES = (
+    "streaming",
+    "on_bad_row",
+    "max_bad_fraction",
+    "dataset_config",
+    "column_mapping",
+    "safe_images",
+    "unsafe_images",
+    "missing_pictures",
+)
 
 
 @dataclass
@@ -42,6 +52,10 @@ class DataArguments:
         default=False,
         metadata={"help": "Read training rows as they are needed, and of other splits the first 1,000 alone."},
     )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "'error' stops at a row that cannot be used, 'skip' leaves such rows out."}
+    )
+    max_bad_fraction: float = field(default=0.05, metadata={"help": "Share of bad rows above which 'skip' stops too."})
 
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
@@ -49,6 +63,16 @@ class DataArguments:
             raise UserError(
                 f"--missing_pictures {self.missing_pictures}: it must be among {', '.join(MISSING_PICTURES)}."
             )
+
+        if self.on_bad_row not in ("error", "skip"):
+            raise UserError(f"--on_bad_row {self.on_bad_row}: it must be error or skip.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1.")
+
+    @property
+    def skippable(self) -> float | None:
+        """The share of rows that may be left out because they cannot be used; `None` where the first one stops."""
+        return self.max_bad_fraction if self.on_bad_row == "skip" else None
 
     @property
     def sources(self) -> dict[str, Any]:

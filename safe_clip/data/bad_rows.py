@@ -11,13 +11,13 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from .arguments import LIST_FILE
 from .items import ITEM_COLUMNS
 from .quadruplets import EMPTY, read_item, undecoded
 from .schema import ROW_COLUMN, numbered
 
 logger = logging.getLogger(__name__)
 
-LIST_FILE = "bad_rows.txt"  # in the output directory
 LISTED = 3  # rows that an error names
 
 

@@ -7,8 +7,10 @@ from functools import partial
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UserError
 from .items import CAPTION_COLUMNS
-from .quadruplets import ROW_COLUMN, check_caption
+from .quadruplets import check_caption
+from .schema import ROW_COLUMN, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -63,3 +65,33 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
             max(lengths),
         )
     return cut
+
+
+def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -> tuple[Dataset, list[str]]:
+    """The rows whose captions can be used, as far as they have any, and for each of the others why not.
+
+    Args:
+        rows: quadruplets.
+        where: what the error calls them.
+        max_bad_fraction: the largest share of bad rows that is still taken for bad luck, in [0, 1].
+
+    Raises:
+        UserError: there are more bad rows than that, or no others.
+    """
+    faults: dict[int, str] = {}
+    numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    for column in CAPTION_COLUMNS:
+        for row, text in enumerate(rows[column] if column in rows.column_names else ()):
+            try:
+                if text is not None:
+                    check_caption(text, numbers[row], column)
+            except UserError as error:
+                faults.setdefault(row, str(error))
+    if len(faults) > max_bad_fraction * len(rows) or (faults and len(faults) == len(rows)):
+        raise UserError(
+            f"the captions of {len(faults):,} of {len(rows):,} rows of {where} cannot be used, more than "
+            f"--max_bad_fraction {max_bad_fraction:g} allows. The first: {next(iter(faults.values()))}"
+        )
+    if not faults:
+        return rows, []
+    return numbered(rows).select([row for row in range(len(rows)) if row not in faults]), list(faults.values())

@@ -9,6 +9,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from ..data.arguments import DataArguments
+from ..data.captions import leave_out_bad_captions
 from ..data.classification import ClassificationData, load_classification
 from ..data.galleries import load_pictures
 from ..data.quadruplets import DEMO, STREAMED_ROWS, first_rows
@@ -33,6 +34,7 @@ class EvaluationData:
     Attributes:
         splits: quadruplets by split.
         galleries: unsafe pictures from elsewhere, column `image`, by name.
+        bad_captions: for each split, a line for every row that was left out for its captions.
         unavailable: for each gallery, a line for every picture that could not be had.
         classifications: labelled pictures, by name.
         classified_of: for each of them, out of how many pictures it was drawn.
@@ -41,6 +43,7 @@ class EvaluationData:
 
     splits: dict[str, Sample]
     galleries: dict[str, Sample] = field(default_factory=dict)
+    bad_captions: dict[str, list[str]] = field(default_factory=dict)
     unavailable: dict[str, list[str]] = field(default_factory=dict)
     classifications: dict[str, ClassificationData] = field(default_factory=dict)
     classified_of: dict[str, int] = field(default_factory=dict)
@@ -85,7 +88,13 @@ def load_evaluation_data(
     loaded = {
         split: first_rows(rows, STREAMED_ROWS) if quadruplets.streaming else rows for split, rows in loaded.items()
     }
-    data = EvaluationData({split: draw(loaded[split], max_samples) for split in chosen})
+    data = EvaluationData({})
+    for split in chosen:
+        rows = loaded[split]
+        if quadruplets.skippable is not None:
+            rows, faults = leave_out_bad_captions(rows, f"split '{split}'", quadruplets.skippable)
+            data.bad_captions |= {split: faults} if faults else {}
+        data.splits[split] = draw(rows, max_samples)
     if "unsafe_gallery" in tasks:
         names = _distinct_names(list(galleries or ()))
         found = {name: load_pictures(gallery) for name, gallery in zip(names, galleries or (), strict=True)}

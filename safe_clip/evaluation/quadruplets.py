@@ -182,30 +182,31 @@ def stand(made: Mapping[int, Items | None], filing: Filing, number: int, dimensi
     return Items(embeds, ids, unreadable)
 
 
-def readable_rows(
-    pictures: list[Items], where: str, skip_corrupt: bool, rows: Dataset | None = None
-) -> tuple[Tensor, list[str]]:
+def readable_rows(pictures: list[Items], where: str, max_bad_fraction: float | None = None) -> tuple[Tensor, list[str]]:
     """Finds the rows whose pictures, as far as there are any, could all be read.
 
     Args:
         pictures: the pictures of N rows, one `Items` a column.
         where: what the error calls the rows.
-        skip_corrupt: leave the other rows out in place of raising.
+        max_bad_fraction: the largest share of other rows that is left out; by default the first one raises.
 
     Returns:
         The numbers of the readable rows, and for each unreadable picture why.
 
     Raises:
-        UserError: a picture cannot be read and may not be skipped, or none is left.
+        UserError: more pictures cannot be read than may be left out, or none is left.
     """
     broken = {index for items in pictures for index in items.unreadable or {}}
     reasons = [reason for items in pictures for _, reason in sorted((items.unreadable or {}).items())]
-    if reasons and not skip_corrupt:
+    if reasons and (max_bad_fraction is None or len(broken) > max_bad_fraction * len(pictures[0])):
+        cure = "Mend them, or leave them out with --on_bad_row skip"
+        if max_bad_fraction is not None:
+            cure = f"That is more than --max_bad_fraction {max_bad_fraction:g} allows"
         total = len(reasons) + sum(int(items.there.sum()) for items in pictures)
         more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
         raise UserError(
-            f"{where}: {len(reasons)} of {total} pictures cannot be read. Leave them out with "
-            f"--skip_corrupt, or mend them; what is embedded already is kept. {'; '.join(reasons[:LISTED])}{more}"
+            f"{where}: {len(reasons)} of {total} pictures cannot be read. {cure}; what is embedded already is kept. "
+            f"{'; '.join(reasons[:LISTED])}{more}"
         )
     keep = torch.tensor([index for index in range(len(pictures[0])) if index not in broken], dtype=torch.int64)
     if not len(keep):

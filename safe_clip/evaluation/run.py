@@ -47,7 +47,7 @@ class Subject:
         data: EvaluationData,
         tasks: Sequence[str],
         accelerator: Accelerator | None = None,
-        skip_corrupt: bool = False,
+        max_bad_fraction: float | None = None,
         cache_dir: Path | None = None,
         **options: Any,
     ) -> ModelEmbeddings:
@@ -68,7 +68,7 @@ class Subject:
             accelerator=accelerator,
             **options,
         )
-        return embed_everything(embedder, data, tasks, skip_corrupt)
+        return embed_everything(embedder, data, tasks, max_bad_fraction)
 
 
 def evaluate(

@@ -53,7 +53,7 @@ class ModelEmbeddings:
 
 
 def embed_everything(
-    embedder: Embedder, data: EvaluationData, tasks: Sequence[str] = TASKS, skip_corrupt: bool = False
+    embedder: Embedder, data: EvaluationData, tasks: Sequence[str] = TASKS, max_bad_fraction: float | None = None
 ) -> ModelEmbeddings:
     """Embeds what the tasks need; all processes that share the work must call it.
 
@@ -63,7 +63,7 @@ def embed_everything(
     made = ModelEmbeddings(embedder.label, embedder.weights)
 
     def readable(where: str, pictures: list[Items]) -> Tensor:
-        keep, reasons = readable_rows(pictures, where, skip_corrupt)
+        keep, reasons = readable_rows(pictures, where, max_bad_fraction)
         if reasons:
             made.unreadable[where] = reasons
         return keep
@@ -145,6 +145,10 @@ def measure(
             figures["robustness"] = summarised(robustness(items, made.variants[split], factory))
         if factory is not ExactIndex and items.safe_text.there.any() and items.safe_image.there.any():
             figures["index"] = {"recall_at_10_of_exact": {"value": round(_index_recall(items, factory), DIGITS)}}
+        if not any(figures.values()):
+            raise UserError(
+                f"{split}: there is nothing to measure, since it has no safe items that anything could find."
+            )
     for name, found in made.classified.items():
         results["zero_shot"][name] = summarise(zero_shot(*found))
     return results

@@ -30,7 +30,7 @@ def evaluate_quadruplets(
         UserError: a row cannot be used.
     """
     items = embed_quadruplets(Embedder(model, processor, desc, batch_size), rows)
-    readable_rows([items.safe_image, items.unsafe_image], desc, skip_corrupt=False)
+    readable_rows([items.safe_image, items.unsafe_image], desc)
     return summary_figures(items)
 
 

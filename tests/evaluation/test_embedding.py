@@ -156,11 +156,13 @@ def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked
     items = embed_quadruplets(embedder, rows)
     assert items.safe_image.embeds[1].isnan().all() and not items.safe_image.embeds[0].isnan().any()
     pictures = [items.safe_image, items.unsafe_image]
-    with pytest.raises(UserError, match=r"test: 2 of 11 pictures cannot be read.*--skip_corrupt") as error:
-        readable_rows(pictures, "test", skip_corrupt=False)
+    with pytest.raises(UserError, match=r"test: 2 of 11 pictures cannot be read.*--on_bad_row skip") as error:
+        readable_rows(pictures, "test")
     assert "row 11, column 'safe_image': the picture cannot be read" in str(error.value)
     assert "row 13, column 'unsafe_image': the picture cannot be read" in str(error.value)
-    keep, reasons = readable_rows(pictures, "test", skip_corrupt=True)
+    with pytest.raises(UserError, match=r"test: 2 of 11 pictures .* more than --max_bad_fraction 0\.3 allows"):
+        readable_rows(pictures, "test", max_bad_fraction=0.3)
+    keep, reasons = readable_rows(pictures, "test", max_bad_fraction=0.34)
     assert keep.tolist() == [0, 2, 4, 5] and len(reasons) == 2
     assert items.select(keep).unsafe_image.there.tolist() == [True, True, False, True]
 
@@ -193,7 +195,7 @@ def test_nothing_readable_is_an_error_even_when_skipping(model, processor):
     rows = Dataset.from_dict({"image": [b"no picture", b"nor this"]})
     pictures = Embedder(model, processor).pictures(rows, "image")
     with pytest.raises(UserError, match="none of the pictures can be read"):
-        readable_rows([pictures], "gallery", skip_corrupt=True)
+        readable_rows([pictures], "gallery", max_bad_fraction=1.0)
 
 
 def test_an_empty_caption_is_named_by_its_row(model, processor, rows):

@@ -27,7 +27,7 @@ def broken(processor):
     data.classified_of["kinds"] = 8
     models = {role: build_model(processor, seed) for seed, role in enumerate(("baseline", "model"))}
     made = {
-        role: embed_everything(Embedder(model, processor, role), data, skip_corrupt=True)
+        role: embed_everything(Embedder(model, processor, role), data, max_bad_fraction=1.0)
         for role, model in models.items()
     }
     return data, models, made
