@@ -173,3 +173,23 @@ def test_two_processes_with_workers_see_every_row_once_an_epoch(count, shards, w
     assert Counter(text for batches in seen for batch in batches for text in batch) == {
         f"row {n}": 1 for n in range(count)
     }
+
+
+@pytest.mark.slow
+def test_memory_stays_flat():
+    """`benchmarks/stream.py` does the same with a million rows."""
+    import tracemalloc
+
+    def rows(shards):
+        for shard in shards:
+            yield from ({"safe_caption": f"row {shard} {row}", "unsafe_caption": "b" * 1000} for row in range(2000))
+
+    stream = iter(QuadrupletStream(IterableDataset.from_generator(rows, gen_kwargs={"shards": list(range(10))})))
+    for _ in range(2000):
+        next(stream)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    assert sum(1 for _ in stream) == 18_000
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 2**20  # where the rows would take 20 MB
