@@ -100,6 +100,27 @@ def run_train(*flags, processes=1):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, model_dir, tmp_path):
+    """Batches of two rows, of which half have captions alone and half pictures alone: towers idle on a process at
+    times."""
+    table = Dataset.from_dict(make_rows(24), features=FEATURES).with_format("arrow")[:].to_pylist()
+    for number, row in enumerate(table):
+        kind = "image" if number < 12 else "caption"
+        row[f"safe_{kind}"] = row[f"unsafe_{kind}"] = None
+    DatasetDict(train=Dataset.from_list(table, features=FEATURES)).save_to_disk(tmp_path / "data")
+    flags = ["--model", model_dir, "--dataset", str(tmp_path / "data"), "--max_steps", "6", "--objective", "safe_clip"]
+    flags += ["--per_device_train_batch_size", "2", "--logging_steps", "6", "--eval_splits", "train"]
+    flags += ["--output_dir", str(tmp_path / "out"), *(["--streaming"] if streaming else [])]
+    done = run_train(*flags, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "'redirection_text_cosine'" in done.stdout and "'redirection_image_cosine'" in done.stdout
+    assert "_contrastive'" not in done.stdout
+    told = "no row has what these terms need: preservation_text_contrastive"
+    assert (told in done.stdout.lower()) == (not streaming)
+
+
+@pytest.mark.slow
 def test_two_processes_with_workers_train_on_a_stream_of_files(model_dir, shards, tmp_path):
     flags = [
         "--model",

@@ -50,7 +50,9 @@ class Filing(NamedTuple):
         if freed := int(self.generated.sum()):
             lines.append(f"Of {freed:,} rows, items labelled harmless are preserved in place of redirected.")
         width = max(map(len, term_rows))
-        lines += [f"  {name:{width}}  {count:10,} rows" for name, count in term_rows.items()]
+        lines += [f"  {name:{width}}  {count:10,} rows" for name, count in term_rows.items() if count]
+        if unfed := [name for name, count in term_rows.items() if not count]:
+            lines.append(f"No row has what these terms need: {', '.join(unfed)}.")
         return "\n".join(lines)
 
 

@@ -107,7 +107,7 @@ def test_what_is_trained_on_is_told():
         "Training on 12 rows: 14 safe captions, 10 unsafe captions, 12 safe pictures, no unsafe pictures.",
         "Of 2 rows, items labelled harmless are preserved in place of redirected.",
         "  preservation          14 rows",
-        "  redirection            0 rows",
+        "No row has what these terms need: redirection.",
     ]
     whole = QuadrupletRows(gappy()).filing.told({})
     assert whole == "Training on 12 rows, each with both captions and both pictures."
