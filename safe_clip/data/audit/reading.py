@@ -1,0 +1,302 @@
+"""Reading every item once: what can be told of it without a classifier."""
+
+import importlib.metadata
+import os
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+import datasets
+import imagehash
+import numpy as np
+import xxhash
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+from PIL import Image
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ...errors import UserError
+from ..images import IN_ZIP, look_at, open_archive, open_image
+from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, items_there
+from ..pixels import MOST_PIECES, PIECE, stored_files
+from ..quadruplets import check_caption, undecoded
+from ..schema import ROW_COLUMN
+
+LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
+TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one
+ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
+FIELDS = 4  # across and down, of which a picture's mean colours are kept
+SURE = 0.5  # of a caption's language, below which it counts as unclear
+UNCLEAR = "unclear"
+
+# What is out of the ordinary about pictures, as their files have them.
+KINDS: dict[str, Callable[[Image.Image], bool]] = {
+    "tiny": lambda picture: max(picture.size) < TINY,
+    "huge": lambda picture: max(picture.size) > HUGE,
+    "CMYK": lambda picture: picture.mode == "CMYK",
+    "16 bits or more": lambda picture: picture.mode[0] in "IF" or any("16" in str(tile.args) for tile in picture.tile),
+    "turned by EXIF": lambda picture: picture.getexif().get(ORIENTATION, 1) != 1,
+    # Phones keep a second picture, such as a depth map, in what is an MPO.
+    "animated": lambda picture: getattr(picture, "is_animated", False) and picture.format != "MPO",
+    "transparent": lambda picture: (
+        picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    ),
+}
+# A digest of 0 says that there is no item, or none that can be used; why it cannot be used is its fault.
+PICTURE_FACTS = Features(
+    {
+        "fault": Value("string"),
+        "digest": Value("int64"),
+        "phash": Value("int64"),
+        "colours": Value("binary"),
+        **{kind: Value("bool") for kind in KINDS},
+    }
+)
+CAPTION_FACTS = Features(
+    {
+        "fault": Value("string"),
+        "digest": Value("int64"),
+        "wording": Value("int64"),
+        "tokens": Value("int32"),
+        "language": Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Items:
+    """One column of one split.
+
+    Attributes:
+        split, column: which.
+        rows: the split, with pictures as they are stored.
+        facts: a row for each of its rows, with the columns of `PICTURE_FACTS` or `CAPTION_FACTS`.
+    """
+
+    split: str
+    column: str
+    rows: Dataset
+    facts: Dataset
+
+    @cached_property
+    def digest(self) -> np.ndarray:
+        """What tells the content of an item from others; 0 where there is none that can be used; N int64."""
+        return self.numbers("digest")
+
+    @property
+    def is_caption(self) -> bool:
+        return self.column in CAPTION_COLUMNS
+
+    def numbers(self, fact: str) -> np.ndarray:
+        """A column of numbers, or of true and false, of the facts."""
+        return self.facts.data.column(fact).to_numpy()
+
+    def faults(self) -> dict[int, str]:
+        """Why items cannot be used, by row."""
+        faults = self.facts.data.column("fault")
+        return {row: faults[row].as_py() for row in np.flatnonzero(faults.is_valid().to_numpy()).tolist()}
+
+
+def read_items(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, workers: int = 0, progress: bool = True
+) -> list[Items]:
+    """Reads every item once. What was read is cached, in pieces, until rows, files or libraries change.
+
+    Args:
+        splits: quadruplets, with any of the columns of items.
+        tokenizer: counts the tokens of captions.
+        workers: processes that read.
+        progress: show a bar for each column.
+
+    Returns:
+        The columns of items that there are, split by split.
+    """
+    return [
+        _read(split, column, rows, tokenizer, workers, progress)
+        for split, rows in splits.items()
+        for column in ITEM_COLUMNS
+        if column in rows.column_names
+    ]
+
+
+def _read(
+    split: str, column: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, workers: int, progress: bool
+) -> Items:
+    rows = undecoded(rows, [column, *({ROW_COLUMN} & set(rows.column_names))])
+    caption = column in CAPTION_COLUMNS
+    made_with = [Path(__file__).read_bytes(), *(importlib.metadata.version(name) for name in LIBRARIES)]
+    made_with += [tokenizer.backend_tokenizer.to_str()] if caption else []
+
+    def arguments(piece: Dataset, first: int) -> dict[str, Any]:
+        facts = _Captions(piece, first, column, tokenizer) if caption else _Pictures(piece, first, column)
+        return {"facts": facts, "workers": workers}
+
+    def key(piece: Dataset) -> str:
+        files = None if caption else stored_files(piece, column)
+        return Hasher.hash([piece._fingerprint, column, files, made_with])
+
+    features = CAPTION_FACTS if caption else PICTURE_FACTS
+    return Items(
+        split, column, rows, in_pieces(rows, features, arguments, key, _loaded, f"Reading {split}, {column}", progress)
+    )
+
+
+def in_pieces(
+    rows: Any,
+    features: Features,
+    arguments: Callable[[Any, int], dict],
+    key: Callable[[Any], str],
+    generator: Callable[..., Iterator[dict]],
+    desc: str,
+    progress: bool,
+) -> Dataset:
+    """A row of results for each row, made in pieces of which each is cached, so that an interruption costs one.
+
+    Args:
+        rows: what has a length and `select`.
+        features: of the results.
+        arguments: of the generator, by a piece and the number of its first row.
+        key: what a piece's results are known again by.
+        generator: yields the results.
+        desc, progress: of the bar.
+    """
+    size = max(PIECE, -(-len(rows) // MOST_PIECES))
+    pieces = []
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one for every piece
+    try:
+        with tqdm(total=len(rows), desc=desc, disable=not progress) as bar:
+            for first in range(0, len(rows), size):
+                piece = rows.select(range(first, min(first + size, len(rows))))
+                pieces.append(
+                    Dataset.from_generator(
+                        generator, features=features, gen_kwargs=arguments(piece, first), fingerprint=key(piece)
+                    )
+                )
+                bar.update(len(piece))
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
+    return concatenate_datasets(pieces)
+
+
+def _loaded(facts: TorchDataset, workers: int) -> Iterator[dict]:
+    yield from DataLoader(facts, batch_size=None, num_workers=workers)
+
+
+class _Captions(TorchDataset):
+    """The facts of captions."""
+
+    def __init__(self, rows: Dataset, first: int, column: str, tokenizer: PreTrainedTokenizerBase):
+        self.rows, self.first, self.column, self.tokenizer = rows, first, column, tokenizer
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        facts = dict.fromkeys(CAPTION_FACTS) | {"digest": 0, "wording": 0, "tokens": 0}
+        row = self.rows[index]
+        text = row[self.column]
+        if text is None:
+            return facts
+        try:
+            check_caption(text, row.get(ROW_COLUMN, self.first + index), self.column)
+        except UserError as error:
+            return facts | {"fault": str(error)}
+        language, share = _languages().classify(text)
+        return facts | {
+            "digest": _digest(text.encode(errors="surrogatepass")),
+            "wording": _digest(same_wording(text).encode(errors="surrogatepass")),
+            "tokens": len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]),
+            "language": language if share >= SURE else UNCLEAR,
+        }
+
+
+@cache
+def _languages() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+class _Pictures(TorchDataset):
+    """The facts of pictures."""
+
+    def __init__(self, rows: Dataset, first: int, column: str):
+        self.rows, self.first, self.column = rows, first, column
+        self.there = items_there(rows, column)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        facts = dict.fromkeys(PICTURE_FACTS) | {"digest": 0, "phash": 0} | dict.fromkeys(KINDS, False)
+        if not self.there[index]:
+            return facts
+        row = self.rows[index]
+        cell = row[self.column]
+        try:
+            content = picture_bytes(cell, number := row.get(ROW_COLUMN, self.first + index), self.column)
+            picture = open_image(content, number, self.column)
+        except UserError as error:
+            return facts | {"fault": str(error)}
+        stored = look_at(content)
+        small = picture.resize((FIELDS, FIELDS), Image.Resampling.BOX)
+        return facts | {
+            "digest": _digest(content),
+            "phash": int(np.packbits(imagehash.phash(picture).hash).view(">i8")[0]),
+            "colours": small.tobytes(),
+            # In this order, since the last ones read on, after which the others cannot be told.
+            **{kind: _tells(stored, is_so) for kind, is_so in KINDS.items()},
+        }
+
+
+def _tells(stored: Image.Image, is_so: Callable[[Image.Image], bool]) -> bool:
+    try:
+        return bool(is_so(stored))
+    except Exception:  # Pillow raises many types for what is broken behind the first picture of a file, which is used
+        return False
+
+
+def picture_bytes(cell: Any, row: int, column: str) -> bytes:
+    """The encoded picture behind a cell that is undecoded: as it is stored, not as it is seen.
+
+    Raises:
+        UserError: its file cannot be read; the message does not tell where on this machine it was looked for.
+    """
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
+    if isinstance(cell, bytes):
+        return cell
+    try:
+        if cell.startswith(IN_ZIP):
+            name, _, archive = cell.removeprefix(IN_ZIP).partition("::")
+            return open_archive(archive, os.getpid()).read(name)
+        return Path(cell).read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"row {row}, column '{column}' ({PurePath(cell).name}): the picture's file cannot be read "
+            f"({type(error).__name__}). Replace the file or remove the row."
+        ) from error
+
+
+def same_wording(text: str) -> str:
+    """What captions have in common that differ in capitals, spaces, accents or punctuation alone."""
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    kept = "".join(letter if letter.isalnum() else " " for letter in folded if not unicodedata.combining(letter))
+    return " ".join(kept.split()) or text  # a caption of emoji alone
+
+
+def _digest(content: bytes) -> int:
+    return int(np.uint64(xxhash.xxh3_64_intdigest(content)).view(np.int64))
