@@ -10,21 +10,17 @@ from typing import Any
 import datasets
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
-from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..errors import UserError
 from .images import open_image
 from .items import IMAGE_COLUMNS, items_there
+from .pieces import in_pieces, stored_files
 from .schema import ROW_COLUMN
 
-PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
-MOST_PIECES = 500
 SHARE_OF_DISK = 0.5  # of what is free, that a cache may take without being asked for
 LIBRARIES = ("pillow", "torch", "transformers")  # whose versions may change a pixel
 
@@ -87,61 +83,21 @@ def cache_pixels(
     made = [json.dumps(image_processor.to_dict(), sort_keys=True, default=str), type(image_processor).__name__]
     made += [importlib.metadata.version(name) for name in LIBRARIES]
     features = Features({column: Value("binary") for column in columns})
-    size = max(PIECE, -(-len(rows) // MOST_PIECES))
-    pieces = []
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # one for every piece
-    try:
-        for start in tqdm(range(0, len(rows), size), desc="Decoding pictures, once", disable=not progress):
-            piece = rows.select(range(start, min(start + size, len(rows))))
-            files = [stored_files(piece, column) for column in columns]
-            pieces.append(
-                Dataset.from_generator(
-                    _levels,
-                    features=features,
-                    gen_kwargs={
-                        "rows": piece,
-                        "first": start,
-                        "columns": tuple(columns),
-                        "image_processor": image_processor,
-                        "workers": workers,
-                    },
-                    fingerprint=Hasher.hash([piece._fingerprint, files, made]),
-                )
-            )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
-    return concatenate_datasets([rows.remove_columns(columns), concatenate_datasets(pieces)], axis=1)
 
+    def arguments(piece: Dataset, first: int) -> dict[str, Any]:
+        return {"levels": _Levels(piece, first, columns, image_processor), "workers": workers}
 
-def stored_files(rows: Dataset, column: str) -> list[tuple] | None:
-    """What tells whether files have changed, where a column holds paths and not the pictures themselves."""
-    there = items_there(rows, column).nonzero()[0]
-    if not len(there) or stored_path(rows[int(there[0])][column]) is None:
-        return None
-    facts = []
-    for cell in rows[column]:
-        path = Path(stored_path(cell) or "")
-        facts.append((str(path.absolute()), *((s := path.stat()).st_size, s.st_mtime_ns)) if path.is_file() else ())
-    return facts
+    def key(piece: Dataset) -> str:
+        return Hasher.hash([piece._fingerprint, [stored_files(piece, column) for column in columns], made])
 
-
-def stored_path(cell: Any) -> str | None:
-    """The file behind a cell that does not hold the picture itself."""
-    if isinstance(cell, dict):
-        return cell.get("path") if cell.get("bytes") is None else None
-    return cell if isinstance(cell, str) else None
+    pixels = in_pieces(rows, features, arguments, key, _loaded, "Decoding pictures, once", progress)
+    return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)
 
 
 class _Levels(TorchDataset):
     """The pictures of rows as bytes of levels."""
 
-    def __init__(self, rows: Dataset, first: int, columns: tuple[str, ...], image_processor: BaseImageProcessor):
+    def __init__(self, rows: Dataset, first: int, columns: list[str], image_processor: BaseImageProcessor):
         self.rows, self.first, self.columns, self.image_processor = rows, first, columns, image_processor
         self.there = {column: items_there(rows, column) for column in columns}
 
@@ -162,7 +118,5 @@ class _Levels(TorchDataset):
         }
 
 
-def _levels(
-    rows: Dataset, first: int, columns: tuple[str, ...], image_processor: BaseImageProcessor, workers: int
-) -> Iterator[dict[str, bytes | None]]:
-    yield from DataLoader(_Levels(rows, first, columns, image_processor), batch_size=None, num_workers=workers)
+def _loaded(levels: TorchDataset, workers: int) -> Iterator[dict[str, bytes | None]]:
+    yield from DataLoader(levels, batch_size=None, num_workers=workers)

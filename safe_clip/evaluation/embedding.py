@@ -29,7 +29,7 @@ from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerB
 
 from ..data.collator import content_id
 from ..data.images import open_image
-from ..data.pixels import stored_files
+from ..data.pieces import stored_files
 from ..data.quadruplets import ROW_COLUMN
 from ..errors import UserError
 from .items import Items

@@ -22,13 +22,14 @@ from transformers import (
 )
 
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
+from safe_clip.data import pieces
 from safe_clip.data.audit import reading
 from safe_clip.data.audit.__main__ import main
 from safe_clip.data.audit.classifiers import NUDITY, UNSAFE, PipelineClassifier, open_classifiers, says
 from safe_clip.data.audit.duplicates import near_pictures
 from safe_clip.data.audit.reading import KINDS, PICTURE_FACTS, Items, _Pictures, same_wording
-from safe_clip.data.audit.report import data_url
 from safe_clip.data.items import LABEL_COLUMNS
+from safe_clip.data.thumbnails import data_url
 
 from ..conftest import FEATURES
 
@@ -215,7 +216,7 @@ def test_hidden_pictures_cannot_be_made_out():
 
 
 def test_scores_are_kept_and_interrupted_work_goes_on(wrong_rows, red_judge, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "PIECE", 5)
+    monkeypatch.setattr(pieces, "PIECE", 5)
     scored, score = [], PipelineClassifier.score
 
     def until(most: int):

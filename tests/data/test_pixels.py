@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil, CLIPProcessor
 
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
-from safe_clip.data import pixels
+from safe_clip.data import pieces, pixels
 
 from ..conftest import FEATURES, make_rows
 
@@ -52,7 +52,7 @@ def test_each_picture_is_opened_once_whatever_comes_after(image_processor, photo
     opened = []
     open_image = pixels.open_image
     monkeypatch.setattr(pixels, "open_image", lambda *cell: opened.append(cell[1:]) or open_image(*cell))
-    monkeypatch.setattr(pixels, "PIECE", 5)
+    monkeypatch.setattr(pieces, "PIECE", 5)
     for _ in range(2):
         rows = QuadrupletRows(photos)
         rows.cache_pictures(image_processor, progress=False)
@@ -64,7 +64,7 @@ def test_each_picture_is_opened_once_whatever_comes_after(image_processor, photo
 
 
 def test_what_was_decoded_before_an_interruption_is_kept(image_processor, photos, monkeypatch):
-    monkeypatch.setattr(pixels, "PIECE", 4)
+    monkeypatch.setattr(pieces, "PIECE", 4)
     opened = []
     open_image = pixels.open_image
 

@@ -23,12 +23,13 @@ from ...config import parse_arguments
 from ...errors import UserError, first_line, run
 from ...names import public
 from ..arguments import DataArguments
-from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS
+from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, UNKNOWN
 from ..quadruplets import DEMO
 
 logger = logging.getLogger(__name__)
 
 DEMO_DIR = Path(__file__).parents[2] / "demo" / "base"
+MOST_WRONG = 0.5  # of the unsafe side that may look safe before the classifiers themselves are doubted
 MAX_LENGTH = 77  # tokens that CLIP's text encoders take, where a tokenizer does not tell
 NO_CLASSIFIER = (
     "No classifier was named, so nothing is said of which items are safe. --image_classifier nudenet open_nsfw needs "
@@ -128,6 +129,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{count:,} rows of {split} were left out: they mention a minor, and a classifier sees nudity.")
     if not any(classifiers.values()):
         print(NO_CLASSIFIER)
+    for each in judged:
+        if each.items.column.startswith("unsafe") and each.wrong.sum() > MOST_WRONG * (each.verdict != UNKNOWN).sum():
+            print(
+                f"Most of {each.items.column} of {each.items.split} looks safe to these classifiers: do they know what "
+                "it is about? As safe ones, these items would be preserved in place of redirected."
+            )
     print(f"{folder}/ holds audit.json, with the numbers of all rows, and report.html.")
     if args.write:
         columns = {split: [each for each in judged if each.items.split == split] for split in splits}

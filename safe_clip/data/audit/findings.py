@@ -18,6 +18,7 @@ from .reading import KINDS, UNCLEAR, Items
 NUDITY_FROM = 0.5  # at the latest: where minors are spoken of, a high --threshold is no reason to look away
 SIDES = ("safe", "unsafe")
 CATEGORY = "category"
+LONGEST_NAME = 40  # characters: a cell that is longer is no name, and may be content that nobody should be shown
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,11 @@ def _captions(items: Items, numbers: np.ndarray, max_length: int) -> dict[str, A
 def _categories(rows: Dataset) -> dict[str, int]:
     if CATEGORY not in rows.column_names:
         return {}
-    cells = Counter(rows[CATEGORY][:])
-    return {str(named(rows, CATEGORY, cell)): count for cell, count in cells.most_common()}
+    cells = Counter(str(named(rows, CATEGORY, cell)).strip() for cell in rows[CATEGORY])
+    names = Counter()
+    for name, count in cells.items():
+        names[name if len(name) <= LONGEST_NAME else "longer than a name"] += count
+    return dict(names.most_common())
 
 
 def _repeated(columns: Sequence[Judged], numbers: np.ndarray) -> list[list[int]]:

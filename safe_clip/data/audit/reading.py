@@ -10,24 +10,21 @@ from functools import cache, cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-import datasets
 import imagehash
 import numpy as np
 import xxhash
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Features, Value
 from datasets.fingerprint import Hasher
 from PIL import Image
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ..images import IN_ZIP, look_at, open_archive, open_image
 from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, items_there
-from ..pixels import MOST_PIECES, PIECE, stored_files
+from ..pieces import in_pieces, stored_files
 from ..quadruplets import check_caption, undecoded
 from ..schema import ROW_COLUMN
 
@@ -148,49 +145,6 @@ def _read(
     return Items(
         split, column, rows, in_pieces(rows, features, arguments, key, _loaded, f"Reading {split}, {column}", progress)
     )
-
-
-def in_pieces(
-    rows: Any,
-    features: Features,
-    arguments: Callable[[Any, int], dict],
-    key: Callable[[Any], str],
-    generator: Callable[..., Iterator[dict]],
-    desc: str,
-    progress: bool,
-) -> Dataset:
-    """A row of results for each row, made in pieces of which each is cached, so that an interruption costs one.
-
-    Args:
-        rows: what has a length and `select`.
-        features: of the results.
-        arguments: of the generator, by a piece and the number of its first row.
-        key: what a piece's results are known again by.
-        generator: yields the results.
-        desc, progress: of the bar.
-    """
-    size = max(PIECE, -(-len(rows) // MOST_PIECES))
-    pieces = []
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # one for every piece
-    try:
-        with tqdm(total=len(rows), desc=desc, disable=not progress) as bar:
-            for first in range(0, len(rows), size):
-                piece = rows.select(range(first, min(first + size, len(rows))))
-                pieces.append(
-                    Dataset.from_generator(
-                        generator, features=features, gen_kwargs=arguments(piece, first), fingerprint=key(piece)
-                    )
-                )
-                bar.update(len(piece))
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
-    return concatenate_datasets(pieces)
 
 
 def _loaded(facts: TorchDataset, workers: int) -> Iterator[dict]:

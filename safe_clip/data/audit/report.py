@@ -1,7 +1,5 @@
 """The findings as a table for the terminal, and as one self-contained page with pictures."""
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +8,13 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageFilter
 
 from ..images import open_image
 from ..items import ITEM_COLUMNS, UNSAFE
+from ..thumbnails import data_url
 from .findings import SIDES, Judged, row_numbers
 from .reading import KINDS
 
-THUMBNAIL = 96  # pixels of the longer side
-HIDDEN_PIXELS = 8  # what a hidden picture is reduced to before it is enlarged again: nothing can be made out
 SHOWN = 8  # items of each column and split whose side seems wrong, and pairs of pictures that two splits share
 LISTED = 50  # numbers of rows; audit.json has them all
 NAMES = dict(zip(ITEM_COLUMNS, ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures"), strict=True))
@@ -167,15 +163,3 @@ class _Viewer:
         if items.is_caption:
             return Shown(title, "caption hidden" if hidden else cell)
         return Shown(title, picture=data_url(open_image(cell, number, items.column), hidden))
-
-
-def data_url(picture: Image.Image, hidden: bool) -> str:
-    """A small copy of a picture inside a URL; a hidden one is blurred beyond recognition."""
-    picture.info = {}  # comments, which would be saved along
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    if hidden:
-        tiny = picture.resize((HIDDEN_PIXELS, HIDDEN_PIXELS), Image.Resampling.BOX)
-        picture = tiny.filter(ImageFilter.GaussianBlur(1)).resize(picture.size, Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,23 +1,19 @@
 """What a few queries find, before and after."""
 
-import base64
-import io
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageFilter
 
 from ...data.images import open_image
 from ...data.items import ITEM_COLUMNS, NOWHERE
 from ...data.schema import ROW_COLUMN
+from ...data.thumbnails import data_url
 from ..data import EvaluationData
 from ..quadruplets import QuadrupletItems, other, row_categories
 from ..suite import ModelEmbeddings
 
 PLACES = (("safe", "text"), ("unsafe", "text"), ("safe", "image"), ("unsafe", "image"))  # in the order of ITEM_COLUMNS
 TOP = 5
-THUMBNAIL = 128  # pixels of the longer side
-HIDDEN_PIXELS = 8  # what a hidden picture is reduced to before it is enlarged again: nothing can be made out
 UNSAFE_QUERIES, SAFE_QUERIES = 6, 2  # at most, of captions; half as many of pictures
 
 
@@ -86,19 +82,6 @@ class Viewer:
             return Shown(side, text, None, counterpart)
         picture = open_image(columns[side, "image"], self.numbers[row], f"{side}_image")
         return Shown(side, text, data_url(picture, hidden), counterpart)
-
-
-def data_url(picture: Image.Image, hidden: bool) -> str:
-    """A small copy of a picture inside a URL; a hidden one is blurred beyond recognition."""
-    picture = picture.copy()
-    picture.info = {}  # comments, which would be saved along
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    if hidden:
-        tiny = picture.resize((HIDDEN_PIXELS, HIDDEN_PIXELS), Image.Resampling.BOX)
-        picture = tiny.filter(ImageFilter.GaussianBlur(1)).resize(picture.size, Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def choose_rows(categories: list[str], most: int, rows: list[int] | None = None) -> list[int]:

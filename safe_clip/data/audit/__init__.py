@@ -1,0 +1,1 @@
+"""What data hold, looked at before training on them."""
