@@ -1,6 +1,8 @@
 """Fetches the pictures behind a column of addresses.
 
     python -m safe_clip.data.fetch NSFWCaps.jsonl --column image_coco_url --output_dir coco
+    python -m safe_clip.data.fetch aimagelab/ViSU-Text --column coco_id --output_dir coco \\
+        --address 'http://images.cocodataset.org/train2017/{:012}.jpg'
 
 Pictures are named after the number in each row, so that `--safe_images coco` finds them. What was fetched is not
 fetched again; what could not be had is listed, with the reason, in `failed.csv` beside the pictures, and tried again by
@@ -17,6 +19,7 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from PIL import Image
@@ -24,7 +27,8 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError, run
 from .images import open_image
-from .schema import ID_COLUMNS, PICTURES, picture_names
+from .minors import refuse_minors
+from .schema import ID_COLUMNS, PICTURES, known_columns, picture_name, picture_names
 from .sources import load_splits
 
 FAILED = "failed.csv"
@@ -177,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m safe_clip.data.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="a Hub id, a folder or a file")
-    parser.add_argument("--column", required=True, help="the column of addresses")
+    parser.add_argument("--column", required=True, help="the column of addresses, or of what --address wants")
+    parser.add_argument("--address", help="an address with {} where the cell stands, {:012} for twelve digits")
     parser.add_argument("--id", help="the column that pictures are named after; by default the only one of numbers")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the pictures")
     parser.add_argument("--tries", type=int, default=FetchSettings.tries, help="of each address")
@@ -186,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--at_once", type=int, default=FetchSettings.at_once, help="addresses side by side")
     parser.add_argument("--allow_private", action="store_true", help="fetch from inside the network too")
     args = parser.parse_args(argv)
-    jobs, failed = _jobs(args.dataset, args.column, args.id)
+    jobs, failed = _jobs(args.dataset, args.column, args.id, args.address)
     settings = FetchSettings(args.tries, args.timeout, args.most_bytes, args.at_once, args.allow_private)
     try:
         failed |= asyncio.run(fetch_all(jobs, args.output_dir, settings))
@@ -204,7 +209,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("no picture could be had.")
 
 
-def _jobs(dataset: str, column: str, id_column: str | None) -> tuple[dict[str, str], dict[str, str]]:
+def _jobs(
+    dataset: str, column: str, id_column: str | None, template: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
     """Addresses by the name that each picture gets, and rows that have no address or no name, with which."""
     jobs: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -212,8 +219,11 @@ def _jobs(dataset: str, column: str, id_column: str | None) -> tuple[dict[str, s
         where = f"split '{split}' of {dataset}"
         if column not in rows.column_names:
             raise UserError(f"--column {column}: {where} has no such column; it has {', '.join(rows.column_names)}.")
-        names = picture_names(rows, "unsafe_image", where, "--id", id_column or _id_column(rows.column_names, column))
-        for row, (name, address) in enumerate(zip(names, rows[column], strict=True)):
+        rows = refuse_minors(rows.rename_columns((known_columns(rows.column_names) or ("", {}))[1]), where)
+        id_column = id_column or (column if template else _id_column(rows.column_names, column))
+        names = picture_names(rows, "unsafe_image", where, "--id", id_column)
+        for row, (name, cell) in enumerate(zip(names, rows[column], strict=True)):
+            address = _filled(template, cell) if template else cell
             if name is None or not isinstance(address, str) or not address.strip():
                 failed[f"{split}, row {row}"] = "the row has no address" if name else "the row has no number"
                 continue
@@ -225,6 +235,16 @@ def _jobs(dataset: str, column: str, id_column: str | None) -> tuple[dict[str, s
                     "column that tells them apart with --id."
                 )
     return jobs, failed
+
+
+def _filled(template: str, cell: Any) -> str | None:
+    """The address of a cell; a cell of digits is a number."""
+    if (name := picture_name(cell)) is None:
+        return None
+    try:
+        return template.format(int(name) if name.isdigit() else name)
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"--address {template} cannot hold '{name}' ({error}); write {{}} where it belongs.") from error
 
 
 def _id_column(columns: list[str], column: str) -> str:

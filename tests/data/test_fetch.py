@@ -166,3 +166,21 @@ def test_addresses_name_pictures_where_nothing_else_does(server, tmp_path):
     out = ["--output_dir", str(tmp_path / "out"), "--column", "image_coco_url", "--allow_private"]
     main([str(tmp_path / "rows.jsonl"), *out])
     assert (tmp_path / "out" / "0013ea2087020901.png").exists()
+
+
+def test_numbers_become_addresses_and_rows_that_are_refused_are_not_fetched(server, tmp_path, caplog):
+    """As for ViSU-Text, which has the numbers of COCO's pictures alone."""
+    table = {
+        "safe": ["a dog", "a cat", "a child"],
+        "nsfw": ["a knife", "a gun", "a child, nude"],
+        "coco_id": [139, 285, 632],
+        "prompt_id": [1, 2, 3],
+    }
+    Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    command = [str(tmp_path / "train.parquet"), "--column", "coco_id", "--output_dir", str(tmp_path / "coco")]
+    main([*command, "--allow_private", "--address", server.url + "/png/{:012}.jpg"])
+    assert {path.name for path in (tmp_path / "coco").iterdir()} == {"139.png", "285.png", "failed.csv"}
+    assert sorted(server.asked) == ["/png/000000000139.jpg", "/png/000000000285.jpg"]
+    assert "1 of 3 rows were refused" in caplog.text
+    with pytest.raises(UserError, match=r"--address .*\{:x\[\} cannot hold '139'"):
+        main([*command, "--address", "http://x/{:x[}"])

@@ -1,0 +1,77 @@
+"""ViSU-Text, COCO and NSFWCaps, small and with made-up content under their true names, trained on from end to end."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from .conftest import load_script, make_rows
+from .data.test_schema import coco, generated, visu, zipped
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    folder, world = tmp_path_factory.mktemp("layouts"), make_rows(COUNT)
+    coco(folder / "coco", world, "2014")
+    generated(folder / "made", world)
+    zipped(folder / "made")
+    Dataset.from_dict(visu(world)).to_parquet(folder / "visu.parquet")
+    lines = []
+    for number, (safe, unsafe) in enumerate(zip(world["safe_caption"], world["unsafe_caption"], strict=True)):
+        stem = f"{number:04}ea2087020901"
+        for side in ("safe", "unsafe"):
+            (folder / f"nsfwcaps_{side}").mkdir(exist_ok=True)
+            world[f"{side}_image"][number].save(folder / f"nsfwcaps_{side}" / f"{stem}.png")
+        address = f"https://s3.amazonaws.com/nocaps/val/{stem}.jpg"
+        lines.append({"image_coco_url": address, "caption": safe, "nsfw_caption": unsafe, "chosen_category": "mark"})
+    (folder / "nsfwcaps.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+LAYOUTS = {
+    "ViSU-Text as it is": (["visu.parquet"], "no safe pictures, no unsafe pictures"),
+    "with COCO's pictures": (["visu.parquet", "--safe_images", "coco"], "5 safe pictures, no unsafe pictures"),
+    "with generated pictures too": (
+        ["visu.parquet", "--safe_images", "coco", "--unsafe_images", "made.zip"],
+        "each with both captions and both pictures",
+    ),
+    "NSFWCaps": (
+        ["nsfwcaps.jsonl", "--safe_images", "nsfwcaps_safe", "--unsafe_images", "nsfwcaps_unsafe"],
+        "each with both captions and both pictures",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, model_dir, tmp_path, monkeypatch, capsys):
+    (data, *places), told = LAYOUTS[name]
+    monkeypatch.chdir(layouts)
+    out = tmp_path / "out"
+    settings = ["--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
+    load_script("train.py").main(
+        ["--model", model_dir, "--dataset", data, *places, *settings, "--output_dir", str(out)]
+    )
+    said = capsys.readouterr().out
+    assert told in said and "Training on 5 rows" in said  # one is held out
+    figures = json.loads((out / "results.json").read_text())["after"]["validation"]
+    pictures = "--safe_images" in places
+    assert set(figures) >= ({"retrieval_t2i", "redirection_unsafe_text"} if len(places) == 4 else set()) and figures
+    assert ("counterpart_text" in figures) == (not pictures)
+    flags = [
+        "--splits",
+        "validation",
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--output_dir",
+        str(tmp_path / "figures"),
+    ]
+    load_script("eval.py").main(["--model", str(out), "--baseline", model_dir, "--dataset", data, *places, *flags])
+    assert (tmp_path / "figures" / "report.html").is_file()
+    from safe_clip.data.audit.__main__ import main as audit
+
+    audit([data, *places, "--output_dir", str(tmp_path / "audit")])
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())["splits"]["train"]
+    assert found["rows"] == COUNT and found["categories"] == {"mark": COUNT}
+    assert ("safe_image" in found["items"]) == pictures
