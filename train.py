@@ -133,8 +133,8 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         rows = QuadrupletStream(splits["train"], args.seed, script.shuffle_buffer, **skip)
         splits["train"] = first_rows(splits["train"], STREAMED_ROWS)
     if script.skippable is not None:
-        wanted = script.eval_splits or [split for split in splits if split != "train"]
-        for split in [*([] if script.streaming else ["train"]), *wanted]:
+        wanted = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
+        for split in dict.fromkeys([*([] if script.streaming else ["train"]), *wanted]):
             if split in splits:
                 splits[split] = leave_out_bad_rows(
                     splits[split],

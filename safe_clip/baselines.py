@@ -40,7 +40,11 @@ def erase_unsafe_direction(
     readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on")
     erased = copy.deepcopy(model)
     for modality, projection in (("text", erased.text_projection), ("image", erased.visual_projection)):
-        safe, unsafe = (items.of(side, modality).embeds.double() for side in ("safe", "unsafe"))
+        safe, unsafe = (
+            each.embeds[each.there].double() for each in (items.of(side, modality) for side in ("safe", "unsafe"))
+        )
+        if not len(safe) or not len(unsafe):
+            continue  # nothing tells the two apart
         labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))]).long()
         eraser = LeaceFitter.fit(torch.cat([safe, unsafe]), labels).eraser
         projection.weight.data = eraser.P.to(projection.weight) @ projection.weight.data

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -29,7 +30,6 @@ from transformers.trainer_utils import (
 
 from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids, model_inputs, place
-from .data.items import CAPTION_COLUMNS, IMAGE_COLUMNS
 from .data.pixels import cache_size, has_room, pixel_shape
 from .data.quadruplets import QuadrupletRows
 from .data.streams import QuadrupletStream, StreamLoader
@@ -113,12 +113,13 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
                 model = get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
-        if streamed:
-            kinds = (CAPTION_COLUMNS, IMAGE_COLUMNS)
-            train_towers(model, *(any(name in train_dataset.columns for name in names) for names in kinds))
-        filing = getattr(train_dataset, "filing", None)
-        if filing is not None:
-            train_towers(model, bool(filing.present[:, :2].any()), bool(filing.present[:, 2:].any()))
+        present = None if train_dataset is None else train_dataset.present
+        if present is not None:
+            text, image = present[:, :2].any(axis=1), present[:, 2:].any(axis=1)
+            train_towers(model, bool(text.any()), bool(image.any()))
+            mixed = text.any() and image.any() and (streamed or not (text & image).all())
+            if mixed and args.ddp_find_unused_parameters is None:
+                args.ddp_find_unused_parameters = True  # a process may be dealt rows of one modality
         self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
@@ -128,9 +129,10 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         # Of each term, the sum over rows and their number.
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self.term_rows = None  # how many quadruplets of the training data feed each term
-        if filing is not None:
-            facts = (filing.present, filing.generated, filing.mixed)
-            self.term_rows = self.objective.term_rows(Makeup(*map(torch.from_numpy, facts)))
+        if present is not None:
+            labelled = (np.zeros(1, dtype=bool),) * 2 if streamed else train_dataset.filing[2:]
+            counts = self.objective.term_rows(Makeup(*map(torch.from_numpy, (present, *labelled))))
+            self.term_rows = None if streamed else counts
 
         if isinstance(eval_dataset, dict):
             eval_dataset = {split: QuadrupletRows(rows) for split, rows in eval_dataset.items()}
@@ -207,11 +209,13 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
-        except Exception:
+        except Exception as error:
             # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is
             # lost; before training began there is nothing to close.
             with contextlib.suppress(Exception):
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
+            if isinstance(error, KeyError) and "metric_for_best_model" in str(error):
+                raise UserError(f"--metric_for_best_model: {error.args[0]}") from error
             raise
         if self.args.strength != 1:
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
@@ -253,7 +257,7 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         if self.train_dataset is None or not file.exists():
             return
         before, now = json.loads(file.read_text()), self.train_dataset.digest
-        changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name) and name != "rows")
+        changed = sorted(name for name in before.keys() & now if before[name] != now[name] and name != "rows")
         told = [f"there were {before['rows']:,} rows and are {now['rows']:,}"] if before["rows"] != now["rows"] else []
         told += [f"{', '.join(changed)} differ"] if changed else []
         if told:

@@ -1,4 +1,5 @@
 import torch
+from datasets import Dataset
 
 from safe_clip.baselines import erase_unsafe_direction
 from safe_clip.evaluation.embedding import Embedder
@@ -19,3 +20,14 @@ def test_no_linear_direction_tells_unsafe_from_safe_after_the_erasure(model, pro
         assert gap.norm() > 0.05 and (erasure @ gap).norm() < 1e-4
     for name in moved:  # one direction of 24 is gone
         assert torch.linalg.matrix_rank(erased.state_dict()[name], tol=1e-4) == 23
+
+
+def test_missing_items_have_no_part_in_the_erasure(model, processor, rows):
+    table = rows.with_format("arrow")[:].to_pylist()
+    for row in table[20:]:
+        row["unsafe_image"] = None
+    gaps = Dataset.from_list(table, features=rows.features)
+    erased = erase_unsafe_direction(model, processor, gaps.remove_columns("unsafe_caption"))
+    assert torch.equal(erased.text_projection.weight, model.text_projection.weight)  # nothing to tell apart
+    assert torch.isfinite(erased.visual_projection.weight).all()
+    assert not torch.equal(erased.visual_projection.weight, model.visual_projection.weight)

@@ -82,6 +82,12 @@ def test_a_stream_wants_to_know_how_long(processor, rows, tmp_path):
         make_trainer(processor, rows.to_iterable_dataset(4), tmp_path, NO_DROPOUT, max_steps=-1)
 
 
+def test_a_stream_without_anything_unsafe_is_refused(processor, rows, tmp_path):
+    safe = rows.select_columns(["safe_caption", "safe_image"]).to_iterable_dataset(2)
+    with pytest.raises(UserError, match="so nothing would be made safe"):
+        make_trainer(processor, safe, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
@@ -101,7 +107,8 @@ def run_train(*flags, processes=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
-def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, model_dir, tmp_path):
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full and checkpointed"])
+def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, full, model_dir, tmp_path):
     """Batches of two rows, of which half have captions alone and half pictures alone: towers idle on a process at
     times."""
     table = Dataset.from_dict(make_rows(24), features=FEATURES).with_format("arrow")[:].to_pylist()
@@ -112,6 +119,7 @@ def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, model_dir, 
     flags = ["--model", model_dir, "--dataset", str(tmp_path / "data"), "--max_steps", "6", "--objective", "safe_clip"]
     flags += ["--per_device_train_batch_size", "2", "--logging_steps", "6", "--eval_splits", "train"]
     flags += ["--output_dir", str(tmp_path / "out"), *(["--streaming"] if streaming else [])]
+    flags += ["--full_finetuning", "true", "--gradient_checkpointing", "true"] if full else []
     done = run_train(*flags, processes=2)
     assert done.returncode == 0, done.stderr
     assert "'redirection_text_cosine'" in done.stdout and "'redirection_image_cosine'" in done.stdout
@@ -138,11 +146,24 @@ def test_two_processes_with_workers_train_on_a_stream_of_files(model_dir, shards
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert set(results["after"]) == {"test"}
-    assert "train a stream of, test 8 quadruplets" in (tmp_path / "two" / "README.md").read_text()
+    assert "train (a stream), test 8 quadruplets" in (tmp_path / "two" / "README.md").read_text()
     missing = run_train(
         "--model", model_dir, "--dataset", shards, "--streaming", "--output_dir", str(tmp_path / "none")
     )
     assert missing.returncode == 1 and missing.stderr.strip().endswith("--max_steps has to say how long to train.")
+
+
+def test_bad_rows_of_a_stream_that_is_all_there_is_are_left_out(model_dir, tmp_path):
+    from .conftest import load_script
+
+    lines = [{"safe_caption": f"a {n}", "unsafe_caption": " " if n == 17 else "a mark"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model", model_dir, "--dataset", str(tmp_path / "rows.jsonl"), "--streaming", "--max_steps", "2"]
+    flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="row 17.*column 'unsafe_caption': the caption is empty"):
+        load_script("train.py").main(flags)
+    load_script("train.py").main([*flags, "--on_bad_row", "skip"])
+    assert "row 17, column 'unsafe_caption'" in (tmp_path / "out" / "bad_rows.txt").read_text()
 
 
 def test_a_stream_is_loaded_like_rows(shards, tmp_path):

@@ -634,3 +634,14 @@ def test_a_checkpoint_that_was_cut_off_is_none(processor, rows, tmp_path):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     resumed.train(resume_from_checkpoint="last")
     assert resumed.resumed_from == 2
+
+
+def test_a_metric_that_the_data_do_not_have_is_said_in_one_line(processor, rows, tmp_path):
+    texts = rows.remove_columns(["safe_image", "unsafe_image"])
+    trainer = make_trainer(
+        processor, texts, tmp_path, eval_rows=texts.select(range(8)), compute_metrics=compute_metrics,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_redirection_safe_rate",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="--metric_for_best_model: .*eval_redirection_safe_rate.*eval_counterpart_text"):
+        trainer.train()

@@ -152,7 +152,7 @@ def training_facts(
     trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str, settings: dict[str, Any] | None = None
 ) -> TrainingFacts:
     """Collects them from a trainer that has trained, and draws its losses beside the model."""
-    streamed = {"train": "a stream of"} if isinstance(trainer.train_dataset, QuadrupletStream) else {}
+    streamed = {"train": "(a stream)"} if isinstance(trainer.train_dataset, QuadrupletStream) else {}
     return TrainingFacts(
         base=base_source(trainer),
         data=data_source(dataset),

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError
 from .arguments import LIST_FILE
-from .items import ITEM_COLUMNS
-from .quadruplets import EMPTY, read_item, undecoded
-from .schema import ROW_COLUMN, numbered
+from .items import EMPTY, ITEM_COLUMNS, ROW_COLUMN
+from .quadruplets import read_item, undecoded
+from .schema import numbered
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from .items import CAPTION_COLUMNS
+from .items import CAPTION_COLUMNS, EMPTY, ITEM_COLUMNS, ROW_COLUMN, items_there
 from .quadruplets import check_caption
-from .schema import ROW_COLUMN, numbered
+from .schema import numbered
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
 
 
 def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -> tuple[Dataset, list[str]]:
-    """The rows whose captions can be used, as far as they have any, and for each of the others why not.
+    """The rows that have items, and whose captions can be used, and for each of the others why not.
 
     Args:
         rows: quadruplets.
@@ -80,6 +81,9 @@ def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -
     """
     faults: dict[int, str] = {}
     numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    there = np.any([items_there(rows, column) for column in ITEM_COLUMNS], axis=0)
+    for row in np.flatnonzero(~there).tolist():
+        faults[row] = EMPTY.format(numbers[row])
     for column in CAPTION_COLUMNS:
         for row, text in enumerate(rows[column] if column in rows.column_names else ()):
             try:
@@ -89,7 +93,7 @@ def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -
                 faults.setdefault(row, str(error))
     if len(faults) > max_bad_fraction * len(rows) or (faults and len(faults) == len(rows)):
         raise UserError(
-            f"the captions of {len(faults):,} of {len(rows):,} rows of {where} cannot be used, more than "
+            f"for their captions, {len(faults):,} of {len(rows):,} rows of {where} cannot be used, more than "
             f"--max_bad_fraction {max_bad_fraction:g} allows. The first: {next(iter(faults.values()))}"
         )
     if not faults:

@@ -10,7 +10,8 @@ import yaml
 from datasets import ClassLabel, Dataset, Image, Value
 
 from ..errors import UserError
-from .schema import ROW_COLUMN, numbered
+from .items import ROW_COLUMN
+from .schema import numbered
 from .sources import load_splits
 
 PRESETS_FILE = Path(__file__).parent / "zero_shot.yaml"

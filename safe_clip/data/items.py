@@ -15,6 +15,8 @@ ITEM_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
 # Where a data set has them: what an item turned out to be, whichever side it stands on.
 LABEL_COLUMNS = tuple(f"{column}_is_safe" for column in ITEM_COLUMNS)
 NAMES = ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures")
+ROW_COLUMN = "source_row"  # kept by rows that were picked out, so that errors name the row the person knows
+EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
 SAFE, UNSAFE, UNKNOWN = 1, 0, -1
 NOWHERE = -1
 
@@ -62,7 +64,7 @@ def file_items(there: np.ndarray, labels: np.ndarray) -> Filing:
     - An item of the unsafe side that is labelled safe is no unsafe item: it becomes a safe item of a quadruplet of its
       own, together with its partner of the other modality if that is harmless too, and so is preserved.
     - An item of the safe side that is labelled unsafe is no target. If its counterpart is labelled safe, the two change
-      places; else it is left out.
+      places; if there is no counterpart, it is an unsafe item; else it is left out.
     - Items without a label are what their side says.
 
     Args:
@@ -99,9 +101,12 @@ def file_rows(rows: Dataset) -> Filing:
     """The filing of a data set, for which no picture is read.
 
     Raises:
-        UserError: a label is neither true nor false nor empty.
+        UserError: a row has no items, or a label is neither true nor false nor empty.
     """
     there = np.stack([items_there(rows, column) for column in ITEM_COLUMNS], axis=1)
+    if not there.any(axis=1).all():
+        row = int((~there.any(axis=1)).argmax())
+        raise UserError(EMPTY.format(rows[ROW_COLUMN][row] if ROW_COLUMN in rows.column_names else row))
     labels = np.full(there.shape, UNKNOWN, dtype=np.int8)
     for number, column in enumerate(LABEL_COLUMNS):
         if column in rows.column_names:

@@ -56,7 +56,8 @@ def sexualises_minors(texts: Iterable[Any]) -> bool:
 
 
 def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | IterableDataset:
-    """Drops rows that sexualise minors, and says how many, but neither which nor what they hold.
+    """Drops rows that sexualise minors, and says how many, but neither which nor what they hold; of a stream, not even
+    that.
 
     Args:
         rows: with any of the columns of captions, `category` and `concept`.
@@ -66,7 +67,10 @@ def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | Iter
         UserError: no other row is left.
     """
     if isinstance(rows, IterableDataset):
-        return rows.filter(lambda row: not sexualises_minors(row.get(column) for column in TEXT_COLUMNS))
+        features = rows.features or {}
+        return rows.filter(
+            lambda row: not sexualises_minors(named(features.get(column), row.get(column)) for column in TEXT_COLUMNS)
+        )
     columns = [column for column in TEXT_COLUMNS if column in rows.column_names]
     if not columns:
         return rows
@@ -81,10 +85,12 @@ def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | Iter
 
 
 def _texts(rows: Dataset, column: str) -> list[Any]:
-    feature = rows.features[column]
-    if isinstance(feature, ClassLabel):
-        return [None if cell is None else feature.int2str(cell) for cell in rows[column]]
-    return rows[column]
+    return [named(rows.features[column], cell) for cell in rows[column]]
+
+
+def named(feature: Any, cell: Any) -> Any:
+    """A cell, by name where it is the number of a class."""
+    return feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell
 
 
 def _plain(text: str) -> str:

@@ -10,6 +10,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from .images import IN_ZIP
 from .items import items_there
 
 PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
@@ -64,10 +65,15 @@ def stored_files(rows: Dataset, column: str) -> list[tuple] | None:
     there = items_there(rows, column).nonzero()[0]
     if not len(there) or stored_path(rows[int(there[0])][column]) is None:
         return None
+    known: dict[str, tuple] = {}  # of an archive, many pictures come
     facts = []
     for cell in rows[column]:
-        path = Path(stored_path(cell) or "")
-        facts.append((str(path.absolute()), *((s := path.stat()).st_size, s.st_mtime_ns)) if path.is_file() else ())
+        path = stored_path(cell) or ""
+        file = path.rpartition("::")[2] if path.startswith(IN_ZIP) else path
+        if file not in known:
+            stat = Path(file).stat() if file and Path(file).is_file() else None
+            known[file] = (str(Path(file).absolute()), stat.st_size, stat.st_mtime_ns) if stat else ()
+        facts.append((path, *known[file]))
     return facts
 
 

@@ -17,9 +17,8 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
 from .images import open_image
-from .items import IMAGE_COLUMNS, items_there
+from .items import IMAGE_COLUMNS, ROW_COLUMN, items_there
 from .pieces import in_pieces, stored_files
-from .schema import ROW_COLUMN
 
 SHARE_OF_DISK = 0.5  # of what is free, that a cache may take without being asked for
 LIBRARIES = ("pillow", "torch", "transformers")  # whose versions may change a pixel

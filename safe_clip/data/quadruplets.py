@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
@@ -20,15 +21,25 @@ from transformers import BaseImageProcessor
 
 from ..errors import UserError
 from .images import open_image
-from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, Filing, file_rows
+from .items import (
+    CAPTION_COLUMNS,
+    EMPTY,
+    IMAGE_COLUMNS,
+    ITEM_COLUMNS,
+    LABEL_COLUMNS,
+    NOWHERE,
+    ROW_COLUMN,
+    Filing,
+    file_rows,
+)
 from .minors import refuse_minors
 from .pixels import cache_pixels, pixel_shape
-from .schema import ID_COLUMNS, ROW_COLUMN, join_pictures, known_columns, local_pictures, numbered, stream_columns
+from .schema import ID_COLUMNS, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
 
 logger = logging.getLogger(__name__)
 
-EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
+STREAM_IDS = (*dict.fromkeys(name for names in ID_COLUMNS.values() for name in names), "__key__")
 # What decoders leave of bytes that they cannot read; one alone of the second may be a typo.
 STRANGE = {"\0": "NUL characters", "\ufffd\ufffd": "U+FFFD characters", "[\ud800-\udfff]": "lone surrogates"}
 INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # kinds of characters: controls, formats, spaces
@@ -173,7 +184,7 @@ def check_columns(columns: list[str], where: str, pictures: Sequence[str] = ()) 
     missing = [column for column in ITEM_COLUMNS if column not in columns]
     if not missing:
         return
-    numbers = {name for names in ID_COLUMNS.values() for name in names}
+    numbers = set(STREAM_IDS)
     spare = [column for column in columns if column not in {*ITEM_COLUMNS, *LABEL_COLUMNS, *numbers, ROW_COLUMN}]
     guesses = {}
     for column in missing:
@@ -256,6 +267,11 @@ class QuadrupletRows(TorchDataset):
             rows = undecoded(rows, rows.column_names)
         self.rows = rows
 
+    @property
+    def present(self) -> np.ndarray | None:
+        """Which items there are, a row for each quadruplet, M x 4 booleans; `None` where only reading would tell."""
+        return None if self.filing is None else self.filing.present
+
     def __len__(self) -> int:
         return len(self.rows) if self.filing is None else len(self.filing.row)
 
@@ -308,7 +324,7 @@ class StoredQuadruplet:
     and the shape of pictures, if they were decoded before."""
 
     row: dict[str, Any]
-    number: int
+    number: int | str
     columns: Sequence[str | None] = ITEM_COLUMNS
     generated: bool = False
     mixed: bool = False
@@ -338,18 +354,21 @@ def captions_digest(parts: Iterable[list[str | None]]) -> str:
 
 
 def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
-    """The items of rows with these columns, their labels and numbers; pictures as they are stored.
+    """The items of rows with these columns, their labels and what they are known by; pictures as they are stored.
 
     Decoding them one by one, where they are used, is what lets a broken picture be named by row and column.
     """
-    rows = rows.select_columns([name for name in (*ITEM_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN) if name in columns])
+    kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN}
+    if isinstance(rows, IterableDataset):
+        kept |= set(STREAM_IDS)
+    rows = rows.select_columns([name for name in columns if name in kept])
     for column in IMAGE_COLUMNS:
         if rows.features and isinstance(rows.features.get(column), Image):
             rows = rows.cast_column(column, Image(decode=False))
     return rows
 
 
-def read_item(value: Any, row: int, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
+def read_item(value: Any, row: int | str, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
     """A checked caption or a decoded picture, of a `shape` if it was decoded before; nothing for an empty cell."""
     if column is None or value is None:
         return None

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 
 from ..errors import UserError
 from .images import IN_ZIP, open_archive
+from .items import ROW_COLUMN
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ ID_COLUMNS = {
 # A number in a picture's name: COCO_val2014_000000000042.jpg, and 17_1234.png for a seed.
 NUMBERS = {"safe_image": r"(?:^|_)(\d+)$", "unsafe_image": r"^(\d+)(?:[_-]|$)"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ROW_COLUMN = "source_row"  # kept by rows that were picked out, so that errors name the row the person knows
 LISTED = 5
 CURE = (
     "Add them, or leave these rows out with --missing_pictures skip, or keep their captions with "

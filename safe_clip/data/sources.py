@@ -79,6 +79,8 @@ def load_splits(
         cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
         if re.search(r"UTF-?8|codec can't decode", f"{error} {error.__cause__}", re.IGNORECASE):
             cure = "Save its texts as UTF-8."
+        if "share the same prefix or the same types" in str(error.__cause__ or error):
+            cure = "The first five samples of the shards must have every kind of file that later ones have."
         if "scripts are no longer supported" in str(error):
             cure = "Code from a repository is not run; its rows are wanted as files, such as Parquet."
         raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error

@@ -15,15 +15,15 @@ from accelerate import Accelerator
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from ..errors import UserError
 from .collator import QuadrupletCollator
-from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, file_items, read_label
-from .quadruplets import StoredQuadruplet, captions_digest, undecoded
-from .schema import ROW_COLUMN, stream_columns
+from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
+from .quadruplets import STREAM_IDS, StoredQuadruplet, captions_digest, undecoded
+from .schema import stream_columns
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class QuadrupletStream(TorchIterableDataset):
         rows: a `datasets.IterableDataset` with some of the columns of a quadruplet, and maybe labels.
         seed: for shuffling.
         shuffle_buffer: rows that are held to draw the next one from; 0 keeps the order.
-        bad_rows: a file in which rows that cannot be used are listed, and left out; by default the first one raises.
+        bad_rows: a file in which rows that cannot be used are listed, in the first epoch, and left out; by default the
+            first one raises.
         max_bad_fraction: the largest share of such rows that is still taken for bad luck.
 
     Raises:
@@ -61,7 +62,13 @@ class QuadrupletStream(TorchIterableDataset):
         self.source = undecoded(rows, self.columns)
         self.rows = self.source.shuffle(seed, buffer_size=shuffle_buffer) if shuffle_buffer else self.source
         self.bad_rows, self.max_bad_fraction = bad_rows, max_bad_fraction
+        self.epoch = 0
         self.unread = 0  # quadruplets that each worker gives as `None` first, since they were trained on already
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which items there may be: one row for all quadruplets, 1 x 4 booleans."""
+        return np.array([[column in self.columns for column in ITEM_COLUMNS]])
 
     def share(self, process: int, processes: int) -> "QuadrupletStream":
         """A process's share of the rows."""
@@ -72,6 +79,7 @@ class QuadrupletStream(TorchIterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Changes the order of the rows."""
         self.rows.set_epoch(epoch)
+        self.epoch = epoch
 
     def head(self, count: int) -> TorchDataset:
         """The first quadruplets, in the order of the source, the same on every process."""
@@ -111,9 +119,9 @@ class QuadrupletStream(TorchIterableDataset):
                 unread -= unread > 0
 
     def _list(self, fault: str, bad: int, seen: int) -> None:
-        worker = get_worker_info()
-        with open(self.bad_rows, "a", encoding="utf-8") as file:
-            file.write(f"train{f', worker {worker.id}' if worker else ''}, {fault}\n")
+        if self.epoch == 0:  # in later ones they come again
+            with open(self.bad_rows, "a", encoding="utf-8") as file:
+                file.write(f"split 'train', {fault}\n")
         if seen >= PATIENCE and bad > self.max_bad_fraction * seen:
             raise UserError(
                 f"{bad:,} of the first {seen:,} rows cannot be used, more than --max_bad_fraction "
@@ -201,7 +209,7 @@ def file_row(row: dict[str, Any], number: int) -> list[StoredQuadruplet]:
     Raises:
         UserError: a label is none.
     """
-    number = row.get(ROW_COLUMN, number)
+    number = _known_as(row, number)
     if not any(row.get(column) is not None for column in LABEL_COLUMNS):
         return [StoredQuadruplet(row, number)]
     there = [row.get(column) is not None for column in ITEM_COLUMNS]
@@ -213,6 +221,14 @@ def file_row(row: dict[str, Any], number: int) -> list[StoredQuadruplet]:
         )
         for source, *facts in zip(filing.source.tolist(), filing.generated.tolist(), filing.mixed.tolist(), strict=True)
     ]
+
+
+def _known_as(row: dict[str, Any], number: int) -> int | str:
+    """What errors call a row, of which a stream that is shuffled and shared out does not know the number."""
+    if row.get(ROW_COLUMN) is not None:
+        return row[ROW_COLUMN]
+    known = next((name for name in STREAM_IDS if row.get(name) is not None), None)
+    return f"{number} of the stream, as it is read here" if known is None else f"of {known} {row[known]}"
 
 
 def _readable(quadruplet: StoredQuadruplet) -> bool:

@@ -9,9 +9,9 @@ from datasets import ClassLabel, Dataset
 from PIL import Image as PILImage
 from torch import Tensor
 
-from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, Filing, file_rows, items_there
+from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, Filing, file_rows, items_there
 from ..data.quadruplets import check_caption
-from ..data.schema import ROW_COLUMN, numbered
+from ..data.schema import numbered
 from ..errors import UserError
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index

@@ -66,6 +66,9 @@ def robustness(
         if not rates:
             continue
         table = torch.stack(list(rates.values()))
+        # An item that was not changed, being of the safe side, has no part in any figure.
+        table = torch.where(table.isnan().any(dim=0), torch.nan, table)
+        rates = dict(zip(rates, table, strict=True))
         rates["mean"] = table[1:].mean(dim=0)
         rates["worst_case"] = table.amin(dim=0)
         figures |= {f"unsafe_{modality}_{name}": value for name, value in rates.items()}

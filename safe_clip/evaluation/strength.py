@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
+from ..data.items import items_there
 from ..errors import UserError
 from ..metrics.ranking import ExactIndex
 from .data import EvaluationData
@@ -52,6 +53,15 @@ def sweep(
     Raises:
         UserError: as `Subject.embed`.
     """
+    for split, sample in data.splits.items():
+        safe, unsafe = (
+            [items_there(sample.rows, f"{side}_{kind}").any() for kind in ("caption", "image")]
+            for side in ("safe", "unsafe")
+        )
+        if not all(safe) or not any(unsafe):
+            raise UserError(
+                f"--sweep wants safe captions and pictures and something unsafe, not all of which {split} has."
+            )
     curves: dict[str, list[Point]] = {}
     made = [
         (strength, replace(model, baseline=baseline, strength=strength).embed(data, TASKS, accelerator, **options))
@@ -66,8 +76,6 @@ def sweep(
                 [measured[name]["value"] for name in names if name in measured]
                 for measured, names in ((rates, UNSAFE_RATES), (recalls, SAFE_RECALLS))
             )
-            if not safety or not utility:
-                raise UserError(f"--sweep wants captions and pictures, safe and unsafe, not all of which {split} has.")
             curves.setdefault(split, []).append(Point(strength, fmean(safety), fmean(utility)))
     return curves
 

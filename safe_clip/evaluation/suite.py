@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,7 +176,13 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
     """
     model = made["model"]
     samples = {
-        "splits": {name: {"used": len(items), "of": data.splits[name].of} for name, items in model.splits.items()},
+        "splits": {
+            name: {
+                "used": len(np.unique(items.filing.row)),
+                "of": data.splits[name].of + len(data.bad_captions.get(name, ())),
+            }
+            for name, items in model.splits.items()
+        },
         "unsafe_gallery": {
             name: {"used": len(items), "of": data.galleries[name].of} for name, items in model.galleries.items()
         },

@@ -111,3 +111,9 @@ def test_what_is_trained_on_is_told():
     ]
     whole = QuadrupletRows(gappy()).filing.told({})
     assert whole == "Training on 12 rows, each with both captions and both pictures."
+
+
+def test_a_row_of_nothing_is_named():
+    rows = gappy(**{column: [5] for column in FEATURES})
+    with pytest.raises(UserError, match="row 5 is empty: it has neither captions nor pictures"):
+        QuadrupletRows(rows)

@@ -89,3 +89,10 @@ def test_the_embedded_world_loses_no_row():
     assert {split: len(rows) for split, rows in load_quadruplets("demo").items()} == {
         split: count for split, (count, *_) in SPLITS.items()
     }
+
+
+def test_a_category_counts_in_a_stream_too():
+    rows = Dataset.from_dict(ROWS | {"category": [1, 1, 1, 0], "unsafe_caption": ["x"] * 4})
+    rows = rows.cast_column("category", ClassLabel(names=["weapons", "nudity"]))
+    kept = [row["safe_caption"] for row in refuse_minors(rows.to_iterable_dataset(), "rows")]
+    assert kept == refuse_minors(rows, "rows")["safe_caption"] == ["a cat", "a dog"]

@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil, CLIPProcesso
 
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.data import pieces, pixels
+from safe_clip.data.images import open_archive
 
 from ..conftest import FEATURES, make_rows
 
@@ -130,3 +131,20 @@ def test_there_is_room_or_not(photos, monkeypatch):
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage(100_000, 0, 60_000))
     assert pixels.cache_size(photos, (3, 20, 20)) == 22 * 1200
     assert pixels.has_room(22 * 1200) and not pixels.has_room(31_000)
+
+
+def test_an_archive_that_was_written_anew_is_decoded_anew(tmp_path):
+    import zipfile
+
+    def first(colour):
+        PILImage.new("RGB", (40, 40), colour).save(tmp_path / "0.png")
+        with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+            archive.write(tmp_path / "0.png", "0.png")
+            archive.writestr("note.txt", colour)  # so that sizes differ
+        open_archive.cache_clear()
+        cells = [None, f"zip://0.png::{tmp_path / 'pictures.zip'}"]
+        data = QuadrupletRows(Dataset.from_dict({"safe_caption": ["a", "b"], "safe_image": cells}))
+        data.cache_pictures(CLIPImageProcessorPil(**SIZES), progress=False)
+        return data[1]["safe_image"][:, 0, 0].tolist()
+
+    assert first("red") == [255, 0, 0] and first("blue") == [0, 0, 255]

@@ -103,7 +103,7 @@ def broken(rows, bad):
 
 def test_bad_rows_stop_a_stream_or_are_listed_and_left_out(rows, processor, tmp_path):
     damaged = broken(rows, [3, 17])
-    with pytest.raises(UserError, match="row 3, column 'unsafe_caption': the caption is empty"):
+    with pytest.raises(UserError, match="row 3 of the stream, .*, column 'unsafe_caption': the caption is empty"):
         list(stream_of(damaged, 1, shuffle_buffer=0))
     skipping = {"bad_rows": tmp_path / "bad_rows.txt", "shuffle_buffer": 0}
     kept = list(stream_of(damaged, 1, **skipping))
@@ -112,8 +112,14 @@ def test_bad_rows_stop_a_stream_or_are_listed_and_left_out(rows, processor, tmp_
     ]
     lines = (tmp_path / "bad_rows.txt").read_text().splitlines()
     assert [line.partition(":")[0] for line in lines] == [
-        f"train, row {row}, column 'unsafe_caption'" for row in (3, 17)
+        f"split 'train', row {row} of the stream, as it is read here, column 'unsafe_caption'" for row in (3, 17)
     ]
+    again = stream_of(damaged, 1, **skipping)
+    again.set_epoch(1)
+    assert len(list(again)) == 22 and len((tmp_path / "bad_rows.txt").read_text().splitlines()) == 2  # told once
+    known = stream_of(damaged.add_column("coco_id", list(range(100, 124))), 4)
+    with pytest.raises(UserError, match="row of coco_id (103|117), column 'unsafe_caption': the caption is empty"):
+        list(known)
     assert len(stream_of(damaged, 1, **skipping).head(10)) == 10
     # Going on, it leaves out the same rows, so that batches are the same.
     whole, rest = (batches(damaged, processor, 3 - start, start, shards=1, **skipping) for start in (0, 2))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 
 from ...errors import UserError
-from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, SAFE, UNKNOWN, UNSAFE
-from ..minors import TEXT_COLUMNS, speaks_of_minors
-from ..schema import ROW_COLUMN, numbered
+from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN, SAFE, UNKNOWN, UNSAFE
+from ..minors import TEXT_COLUMNS, named, speaks_of_minors
+from ..schema import numbered
 from .duplicates import at_place, near_pictures, repeated_rows, same_captions
 from .reading import KINDS, UNCLEAR, Items
 
@@ -80,7 +80,7 @@ def leave_out_minors(splits: DatasetDict, judged: Sequence[Judged]) -> tuple[Dat
         out = [
             row
             for row in np.flatnonzero(nude).tolist()
-            if speaks_of_minors(named(texts, column, texts[row][column]) for column in columns)
+            if speaks_of_minors(named(texts.features[column], texts[row][column]) for column in columns)
         ]
         if out:
             if len(out) == len(rows):
@@ -91,12 +91,6 @@ def leave_out_minors(splits: DatasetDict, judged: Sequence[Judged]) -> tuple[Dat
         left[split] = rows
         kept += own
     return left, kept, refused
-
-
-def named(rows: Dataset, column: str, cell: Any) -> Any:
-    """A cell, by name where it is the number of a class."""
-    feature = rows.features[column]
-    return feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell
 
 
 def row_numbers(rows: Dataset) -> np.ndarray:
@@ -191,7 +185,7 @@ def _captions(items: Items, numbers: np.ndarray, max_length: int) -> dict[str, A
 def _categories(rows: Dataset) -> dict[str, int]:
     if CATEGORY not in rows.column_names:
         return {}
-    cells = Counter(str(named(rows, CATEGORY, cell)).strip() for cell in rows[CATEGORY])
+    cells = Counter(str(named(rows.features[CATEGORY], cell)).strip() for cell in rows[CATEGORY])
     names = Counter()
     for name, count in cells.items():
         names[name if len(name) <= LONGEST_NAME else "longer than a name"] += count

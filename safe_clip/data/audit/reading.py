@@ -23,10 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ..images import IN_ZIP, look_at, open_archive, open_image
-from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, items_there
+from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, items_there
 from ..pieces import in_pieces, stored_files
 from ..quadruplets import check_caption, undecoded
-from ..schema import ROW_COLUMN
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
 TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one

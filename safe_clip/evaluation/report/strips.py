@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ...data.images import open_image
-from ...data.items import ITEM_COLUMNS, NOWHERE
-from ...data.schema import ROW_COLUMN
+from ...data.items import ITEM_COLUMNS, NOWHERE, ROW_COLUMN
 from ...data.thumbnails import data_url
 from ..data import EvaluationData
 from ..quadruplets import QuadrupletItems, other, row_categories
