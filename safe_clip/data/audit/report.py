@@ -77,10 +77,10 @@ def _lines(audit: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
         *((f"pictures: {kind}", lambda each, kind=kind: _of_kind(each, kind)) for kind in KINDS),
     ):
         counts = {split: count(each) for split, each in splits.items()}
-        if any(counts.values()):
+        if any(counts.values()) or not label.startswith("pictures:"):  # of which most data have none
             yield label, {split: f"{n:,}" for split, n in counts.items()}
     for kind, leaks in audit["leaks"].items():
-        if leaks:
+        if len(splits) > 1:
             counts = {split: sum(leak["split"] == split for leak in leaks) for split in splits}
             yield f"{kind} of an earlier split too", {split: f"{n:,}" for split, n in counts.items()}
 
