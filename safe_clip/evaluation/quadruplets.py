@@ -182,13 +182,16 @@ def stand(made: Mapping[int, Items | None], filing: Filing, number: int, dimensi
     return Items(embeds, ids, unreadable)
 
 
-def readable_rows(pictures: list[Items], where: str, max_bad_fraction: float | None = None) -> tuple[Tensor, list[str]]:
+def readable_rows(
+    pictures: list[Items], where: str, max_bad_fraction: float | None = None, left_out: int = 0
+) -> tuple[Tensor, list[str]]:
     """Finds the rows whose pictures, as far as there are any, could all be read.
 
     Args:
         pictures: the pictures of N rows, one `Items` a column.
         where: what the error calls the rows.
         max_bad_fraction: the largest share of other rows that is left out; by default the first one raises.
+        left_out: rows that were left out before, which count towards it.
 
     Returns:
         The numbers of the readable rows, and for each unreadable picture why.
@@ -198,7 +201,9 @@ def readable_rows(pictures: list[Items], where: str, max_bad_fraction: float | N
     """
     broken = {index for items in pictures for index in items.unreadable or {}}
     reasons = [reason for items in pictures for _, reason in sorted((items.unreadable or {}).items())]
-    if reasons and (max_bad_fraction is None or len(broken) > max_bad_fraction * len(pictures[0])):
+    if reasons and (
+        max_bad_fraction is None or left_out + len(broken) > max_bad_fraction * (left_out + len(pictures[0]))
+    ):
         cure = "Mend them, or leave them out with --on_bad_row skip"
         if max_bad_fraction is not None:
             cure = f"That is more than --max_bad_fraction {max_bad_fraction:g} allows"

@@ -64,7 +64,8 @@ def embed_everything(
     made = ModelEmbeddings(embedder.label, embedder.weights)
 
     def readable(where: str, pictures: list[Items]) -> Tensor:
-        keep, reasons = readable_rows(pictures, where, max_bad_fraction)
+        left_out = len(data.bad_captions.get(where, ()))
+        keep, reasons = readable_rows(pictures, where, max_bad_fraction, left_out)
         if reasons:
             made.unreadable[where] = reasons
         return keep

@@ -162,6 +162,8 @@ def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked
     assert "row 13, column 'unsafe_image': the picture cannot be read" in str(error.value)
     with pytest.raises(UserError, match=r"test: 2 of 11 pictures .* more than --max_bad_fraction 0\.3 allows"):
         readable_rows(pictures, "test", max_bad_fraction=0.3)
+    with pytest.raises(UserError, match="more than --max_bad_fraction 0.34 allows"):
+        readable_rows(pictures, "test", max_bad_fraction=0.34, left_out=1)  # 3 of 7
     keep, reasons = readable_rows(pictures, "test", max_bad_fraction=0.34)
     assert keep.tolist() == [0, 2, 4, 5] and len(reasons) == 2
     assert items.select(keep).unsafe_image.there.tolist() == [True, True, False, True]
