@@ -106,8 +106,7 @@ def run_train(*flags, processes=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("full", [False, True], ids=["lora", "full and checkpointed"])
+@pytest.mark.parametrize(("streaming", "full"), [(False, True), (True, False)])
 def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, full, model_dir, tmp_path):
     """Batches of two rows, of which half have captions alone and half pictures alone: towers idle on a process at
     times."""
