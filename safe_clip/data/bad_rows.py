@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError
 from .arguments import LIST_FILE
-from .items import EMPTY, ITEM_COLUMNS, ROW_COLUMN
-from .quadruplets import read_item, undecoded
+from .items import ROW_COLUMN
+from .quadruplets import StoredQuadruplet, undecoded
 from .schema import numbered
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,7 @@ class _Faults(TorchDataset):
 
     def __getitem__(self, index: int) -> str | None:
         row = self.rows[index]
-        number = row.get(ROW_COLUMN, index)
-        try:
-            items = [read_item(row.get(column), number, column) for column in ITEM_COLUMNS]
-        except UserError as error:
-            return str(error)
-        return None if any(item is not None for item in items) else EMPTY.format(number)
+        return StoredQuadruplet(row, row.get(ROW_COLUMN, index)).fault()
 
 
 def leave_out_bad_rows(

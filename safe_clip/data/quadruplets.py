@@ -344,6 +344,14 @@ class StoredQuadruplet:
             raise UserError(EMPTY.format(self.number))
         return {**items, "generated": self.generated, "mixed": self.mixed}
 
+    def fault(self) -> str | None:
+        """Why it cannot be read, or nothing."""
+        try:
+            self.read()
+        except UserError as error:
+            return str(error)
+        return None
+
 
 def captions_digest(parts: Iterable[list[str | None]]) -> str:
     """A digest of a column of captions, which comes in parts."""

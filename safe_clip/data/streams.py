@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import logging
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
@@ -24,8 +23,6 @@ from .collator import QuadrupletCollator
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
 from .quadruplets import STREAM_IDS, StoredQuadruplet, captions_digest, undecoded
 from .schema import stream_columns
-
-logger = logging.getLogger(__name__)
 
 SHUFFLE_BUFFER = 1000  # rows that are held to draw the next one from
 HEAD_ROWS = 1000  # by which a stream is known again
@@ -85,7 +82,7 @@ class QuadrupletStream(TorchIterableDataset):
         """The first quadruplets, in the order of the source, the same on every process."""
         quadruplets = (each for number, row in enumerate(self.source) for each in file_row(row, number))
         if self.bad_rows is not None:
-            quadruplets = filter(_readable, quadruplets)
+            quadruplets = (each for each in quadruplets if each.fault() is None)
         return _Head(list(itertools.islice(quadruplets, count)))
 
     @cached_property
@@ -229,14 +226,6 @@ def _known_as(row: dict[str, Any], number: int) -> int | str:
         return row[ROW_COLUMN]
     known = next((name for name in STREAM_IDS if row.get(name) is not None), None)
     return f"{number} of the stream, as it is read here" if known is None else f"of {known} {row[known]}"
-
-
-def _readable(quadruplet: StoredQuadruplet) -> bool:
-    try:
-        quadruplet.read()
-    except UserError:
-        return False
-    return True
 
 
 class _Head(TorchDataset):
