@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "UserError": "errors",
     "load_quadruplets": "data.quadruplets",
-    "QuadrupletRows": "data.quadruplets",
+    "QuadrupletRows": "data.rows",
     "QuadrupletCollator": "data.collator",
     "load_clip": "model",
     "load_processor": "model",

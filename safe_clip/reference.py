@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import CLIPConfig
 
 from .errors import UserError
+from .fingerprints import weights_digest
 
 # Ways of drawing an adapter's first weights that leave the original's own weights alone.
 HARMLESS_INITS = (True, False, "gaussian")
@@ -102,10 +105,22 @@ class FrozenReference:
         for weight, before in self.scalable(model):
             weight.lerp_(before.to(weight), 1 - strength)
 
+    @cached_property
+    def weights(self) -> str:
+        """A digest of the original's weights."""
+        model = self._copy if self._copy is not None else self._shared.get_base_model()
+        named = ((name.replace(".base_layer.", "."), weight) for name, weight in model.state_dict().items())
+        return weights_digest((name, weight) for name, weight in named if "lora_" not in name)
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The original's."""
+        return (self._copy if self._copy is not None else self._shared.get_base_model()).config
+
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return (self._copy or self._shared.get_base_model()).config.projection_dim
+        return self.config.projection_dim
 
     @property
     def logit_scale(self) -> float:

@@ -1,46 +1,58 @@
 """What the terms of an objective compare a batch with."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset, Subset
 
-from .data.collator import QuadrupletCollator, model_inputs, place
-from .errors import UserError
+from .data.collator import QuadrupletCollator
+from .data.rows import QuadrupletRows
+from .data.streams import QuadrupletStream
 from .objectives.base import Makeup, Objective, ReferenceEmbeds
 from .reference import FrozenReference
+from .reference_cache import MODALITIES, Embedder, ReferenceTable, embed_in_memory, embed_on_disk
 
-MODALITIES = ("text", "image")
+ANCHOR_ROWS = 8192  # of the training data, evenly spread, which anchors are drawn from
 
 
 class Targets:
     """Gives each batch the original's embeddings of its items and the anchors that its objective wants.
 
-    Training rows are embedded once, before training, since the original never changes: N x dimension float32 numbers
-    for captions and as many for pictures (twice that where the objective reads unsafe items too) stay on the device of
-    training. Other rows are embedded when they come. A missing item's numbers are NaN.
+    Training rows that are numbered are embedded once, before training, since the original never changes; others, and
+    those of evaluation, when they come. A missing item's numbers are NaN.
 
     Args:
         reference: the frozen original.
         objective: what the targets are for.
         accelerator: the trainer's, for its device, precision and other processes.
+
+    Attributes:
+        table: of the training rows, or `None`.
+        pairs: the embeddings that anchors are drawn from, on the device.
     """
 
     def __init__(self, reference: FrozenReference, objective: Objective, accelerator: Accelerator):
-        self.reference = reference
         self.accelerator = accelerator
         self.anchors = objective.anchors
-        self.sides = ("safe", "unsafe") if objective.reads_unsafe else ("safe",)
+        self.embed = Embedder(reference, accelerator, ("safe", "unsafe") if objective.reads_unsafe else ("safe",))
         self.rows: Dataset | None = None
-        self.table: dict[str, Tensor] = {}
-        self.pairs: dict[str, Tensor] = {}  # what anchors are drawn from
+        self.table: ReferenceTable | None = None
+        self.pairs: dict[str, Tensor] = {}
 
     def prepare(
-        self, rows: Dataset, collator: QuadrupletCollator, batch_size: int, workers: int = 0, progress: bool = True
+        self,
+        rows: QuadrupletRows | QuadrupletStream,
+        collator: QuadrupletCollator,
+        batch_size: int,
+        workers: int = 0,
+        progress: bool = True,
+        cache: bool = True,
     ) -> None:
-        """Embeds N training rows, each process its share of them; does nothing for rows that it has embedded already.
+        """Embeds training rows and what anchors are drawn from; does nothing for rows that it has embedded already.
 
         Args:
             rows: the training rows.
@@ -48,71 +60,73 @@ class Targets:
             batch_size: rows at a time.
             workers: processes that read pictures.
             progress: show a bar.
+            cache: embed all of them, once; else anchors alone. A stream's rows have no numbers to find them by.
 
         Raises:
-            UserError: a row cannot be used, or there are fewer rows than processes.
+            UserError: a row cannot be used.
         """
         if rows is self.rows:
             return
-        processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        if len(rows) < processes:
-            raise UserError(f"{len(rows)} training rows cannot be shared among {processes} processes; start fewer.")
-        mine = Subset(rows, range(process, len(rows), processes))
-        loader = DataLoader(mine, batch_size, collate_fn=collator, num_workers=workers)
-        bar = tqdm(loader, desc="Embedding the training rows by the original", disable=not (progress and process == 0))
-        parts = [self._embed(send_to_device(batch, self.accelerator.device)) for batch in bar]
-        self.table = {}
-        for name in parts[0]:
-            column = torch.cat([part[name] for part in parts])
-            # Rows were dealt out in turn; the last round may not have reached every process.
-            column = self.accelerator.gather(self.accelerator.pad_across_processes(column))
-            column = column.view(processes, -1, column.shape[-1]).transpose(0, 1)
-            self.table[name] = column.reshape(-1, column.shape[-1])[: len(rows)].contiguous()
-        there = torch.stack([~self.table[f"safe_{modality}"][:, 0].isnan() for modality in MODALITIES])
-        pairs = there.all(dim=0) if there.all(dim=0).any() else there.any(dim=0)
-        self.pairs = {
-            modality: column if pairs.all() else column[pairs]
-            for modality in MODALITIES
-            for column in [self.table[f"safe_{modality}"]]
-        }
+        how = collator, batch_size, workers, progress and self.accelerator.is_main_process
+        streamed = isinstance(rows, QuadrupletStream)
+        self.table = None
+        if cache and not streamed:
+            make = embed_in_memory if rows.filing is None else embed_on_disk
+            self.table = make(self.embed, rows, *how)
+        if self.anchors != 0:
+            if streamed:
+                table = embed_in_memory(self.embed, rows.head(ANCHOR_ROWS), *how)
+                numbers = range(len(table))
+            else:
+                numbers = self._spread(len(rows))
+                table = self.table or embed_in_memory(self.embed, Subset(rows, numbers), *how)
+                numbers = numbers if self.table else range(len(table))
+            self.pairs = self._pairs(table.take(np.array(numbers)))
         self.rows = rows
+
+    def _spread(self, count: int) -> Sequence[int]:
+        """The rows that anchors are drawn from: all where few or where the objective wants all."""
+        if self.anchors is None or count <= ANCHOR_ROWS:
+            return range(count)
+        return np.linspace(0, count - 1, ANCHOR_ROWS).astype(int).tolist()
+
+    def _pairs(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those that are whole; of data without any pair, all."""
+        there = torch.stack([~columns[f"safe_{modality}"][:, 0].isnan() for modality in MODALITIES])
+        pairs = there.all(dim=0) if there.all(dim=0).any() else there.any(dim=0)
+        return {modality: columns[f"safe_{modality}"][pairs].to(self.accelerator.device) for modality in MODALITIES}
+
+    def of(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Tensor]:
+        """The original's embeddings of a batch's items, by name.
+
+        Args:
+            inputs: what the collator made of B rows.
+            training: whether they are training rows, which the table has where there is one.
+        """
+        if training and self.table is not None and "row" in inputs:
+            taken = self.table.take(inputs["row"].cpu().numpy())
+            return {name: column.to(self.accelerator.device, non_blocking=True) for name, column in taken.items()}
+        return self.embed(inputs)
+
+    def draw(self, training: bool) -> dict[str, Tensor]:
+        """Anchors: drawn anew in training, the same on every process, else always the first ones."""
+        if not self.pairs:
+            return {}
+        pairs, count = self.pairs, len(self.pairs["text"])
+        if self.anchors is not None and self.anchors < count:
+            # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
+            drawn = torch.randint(count, (self.anchors,)) if training else torch.arange(self.anchors)
+            drawn = drawn.to(self.accelerator.device)
+            drawn = broadcast(drawn) if training and self.accelerator.num_processes > 1 else drawn
+            pairs = {modality: column[drawn] for modality, column in pairs.items()}
+        return {f"anchor_{modality}": column for modality, column in pairs.items()}
 
     def __call__(self, inputs: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
         """The targets of a batch.
 
         Args:
-            inputs: what the collator made of B rows.
-            training: whether they are training rows, which the table has where it was prepared. Anchors are then
-                drawn anew; else they are the first rows of the table.
+            inputs, training: as for `of`.
             progress: share of training that is done.
         """
-        if training and self.table and "row" in inputs:
-            values = {name: column[inputs["row"]] for name, column in self.table.items()}
-        else:
-            values = self._embed(inputs)
-        if self.pairs and self.anchors != 0:
-            pairs = self.pairs
-            count = len(pairs["text"])
-            if self.anchors is not None and self.anchors < count:
-                # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
-                drawn = torch.randint(count, (self.anchors,)) if training else torch.arange(self.anchors)
-                pairs = {modality: column[drawn.to(column.device)] for modality, column in pairs.items()}
-            values |= {f"anchor_{modality}": column for modality, column in pairs.items()}
         makeup = Makeup(inputs["present"], inputs["generated"], inputs["mixed"])
-        return ReferenceEmbeds(**values, makeup=makeup, progress=progress)
-
-    def _embed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        items = model_inputs(inputs, safe_only=self.sides == ("safe",))
-        embeds = (None, None)
-        if items:
-            with self.accelerator.autocast():
-                embeds = self.reference(**items)
-        present = inputs["present"]
-        values = {}
-        for number, (modality, made) in enumerate(zip(MODALITIES, embeds, strict=True)):
-            there = present[:, 2 * number : 2 * number + len(self.sides)]
-            if made is None:
-                made = torch.empty(0, self.reference.dimension, device=present.device)
-            for side, column in zip(self.sides, place(made.float(), there), strict=True):
-                values[f"{side}_{modality}"] = column
-        return values
+        return ReferenceEmbeds(**self.of(inputs, training), **self.draw(training), makeup=makeup, progress=progress)

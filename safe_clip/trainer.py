@@ -28,24 +28,24 @@ from transformers.trainer_utils import (
     TrainOutput,
 )
 
+from .data.augmentation import RandomCrop
 from .data.captions import check_captions
-from .data.collator import QuadrupletCollator, item_ids, model_inputs, place
+from .data.collator import QuadrupletCollator, item_ids
 from .data.pixels import cache_size, has_room, pixel_shape
-from .data.quadruplets import QuadrupletRows
+from .data.rows import QuadrupletRows
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
+from .loss import LossMixin
 from .model import accept_one_modality, check_processor, load_clip, load_processor, lora_config, train_towers
 from .objectives import build_objective
-from .objectives.base import Makeup, QuadrupletEmbeds
+from .objectives.base import Makeup
 from .publishing import DIGEST_FILE, PublishingMixin
 from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
-STREAM_ANCHORS = 4096  # of a stream, the first quadruplets, which anchors are drawn from
 
-
-class SafeCLIPTrainer(PublishingMixin, Trainer):
+class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
@@ -103,6 +103,8 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             raise UserError("a stream does not say how many rows it has, so --max_steps has to say how long to train.")
         if train_dataset is not None and not streamed:
             train_dataset = QuadrupletRows(train_dataset)
+        if train_dataset is not None and args.random_crop is not None:
+            train_dataset.augment = RandomCrop(args.random_crop)
 
         # The objective fixes the scale; left trainable it would get no gradient, which DDP refuses.
         model.logit_scale.requires_grad_(False)
@@ -190,17 +192,14 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
                 self._move_model_to_device(self.model, self.args.device)
             self._cache_pictures()
-            rows = self.train_dataset
-            if isinstance(rows, QuadrupletStream):
-                rows = rows.head(STREAM_ANCHORS) if self.objective.anchors != 0 else None
-            if rows is not None:
-                self.targets.prepare(
-                    rows,
-                    self.data_collator,
-                    self.args.eval_batch_size,
-                    self.args.dataloader_num_workers,
-                    progress=not self.args.disable_tqdm,
-                )
+            self.targets.prepare(
+                self.train_dataset,
+                self.data_collator,
+                self.args.eval_batch_size,
+                self.args.dataloader_num_workers,
+                progress=not self.args.disable_tqdm,
+                cache=self._may_cache_reference(),
+            )
         self.resumed_from = 0
         if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
@@ -225,16 +224,34 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
         rows, image_processor = self.train_dataset, self.processing_class.image_processor
         wanted, filing = self.args.cache_pictures, getattr(self.train_dataset, "filing", None)
-        shape = pixel_shape(image_processor) if wanted != "off" and filing is not None else None
+        whole = filing is not None and self.args.random_crop is None
+        shape = pixel_shape(image_processor) if wanted != "off" and whole else None
         if wanted == "on" and shape is None:
             raise UserError(
-                "--cache_pictures on wants rows of a data set, no stream, and an image processor whose pixels are "
-                "levels from 0 to 255."
+                "--cache_pictures on wants rows of a data set, no stream, no --random_crop, and an image processor "
+                "whose pixels are levels from 0 to 255."
             )
         if shape is None or (wanted == "auto" and not has_room(cache_size(rows.rows, shape))):
             return
-        with self.args.main_process_first():
-            rows.cache_pictures(image_processor, self.args.dataloader_num_workers, progress=not self.args.disable_tqdm)
+        progress = not self.args.disable_tqdm and self.args.process_index == 0
+        rows.cache_pictures(image_processor, self.args.dataloader_num_workers, progress, self.accelerator)
+
+    def _may_cache_reference(self) -> bool:
+        """Whether the original's embeddings of the training rows may be computed once; says so if not."""
+        if self.args.reference_cache == "off":
+            return False
+        why = None
+        if self.args.random_crop is not None:
+            why = "pictures are cropped at random (--random_crop), so that the original has to see each crop"
+        elif isinstance(self.train_dataset, QuadrupletStream):
+            why = "rows come in a stream, without numbers to find them by"
+        if why is not None:
+            self._say(f"The original is run at every step: {why}.")
+        return why is None
+
+    def _say(self, what: str) -> None:
+        if self.args.process_index == 0 and not self.args.disable_tqdm:
+            print(what, flush=True)
 
     def get_train_dataloader(self) -> DataLoader | StreamLoader:
         """Batches of the training rows; of a stream, the first after those that were trained on."""
@@ -271,49 +288,6 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
         found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")
         return sorted(filter(_is_whole, found), key=_step)
 
-    # ---- Loss ----
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
-        """The objective's loss of a batch, whose terms are added to the next log line.
-
-        Raises:
-            UserError: the loss is not finite.
-        """
-        # Evaluation is the same however far training is.
-        begun = model.training and self.state.max_steps > 0
-        progress = min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
-        reference = self.targets(inputs, model.training, progress)
-        embeds = self._embed(model, inputs)
-        loss, terms = self.objective(embeds, reference)
-        if not torch.isfinite(loss):
-            bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
-            raise self.not_finite(f"loss ({bad})")
-        sums = self._term_sums["train" if model.training else "eval"]
-        feeds = self.objective.feeds(reference.makeup, reference)
-        for name, weight in self.objective.weights.items():
-            if weight:
-                rows = feeds[name].sum().float()
-                value = terms[name].detach() if name in terms else torch.zeros_like(rows)
-                sums[name] += torch.stack([value * rows, rows])
-        return (loss, embeds) if return_outputs else loss
-
-    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> QuadrupletEmbeds:
-        """The trained model's embeddings of a batch: one forward for all that there is, through whatever wraps it."""
-        output = model(**model_inputs(inputs))
-        present = inputs["present"]
-        made = output.text_embeds if output.image_embeds is None else output.image_embeds
-        text, image = (
-            made.new_empty(0, made.shape[1]) if embeds is None else embeds
-            for embeds in (output.text_embeds, output.image_embeds)
-        )
-        return QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
-
     def not_finite(self, what: str) -> UserError:
         """The error for a loss or gradient that is infinite or not a number."""
         saved = [folder for folder in self._checkpoints() if _step(folder) <= self.state.global_step]
@@ -322,12 +296,6 @@ class SafeCLIPTrainer(PublishingMixin, Trainer):
             f"the {what} is not a finite number after step {self.state.global_step}; no weight was moved by it. Start "
             f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
         )
-
-    def _pop_term_means(self, mode: str) -> dict[str, float]:
-        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""
-        sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
-        self._term_sums[mode].clear()
-        return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
 
     # ---- Logging and evaluation ----
 

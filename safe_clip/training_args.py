@@ -1,5 +1,6 @@
 """The settings of a training run."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,17 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         cache_pictures (`str`, defaults to `"auto"`):
             Decode and resize the training pictures once and keep them as uint8, which takes 150 kB each at 224
             pixels: `on`, `off`, or `auto`, where it takes less than half of the free disk.
+        random_crop (`float`, *optional*):
+            Train on random parts of pictures, each of at least this share of the area, in (0, 1], such as 0.9. Of
+            evaluation pictures nothing is cut.
+        reference_cache (`str`, defaults to `"auto"`):
+            Embed the training rows by the original once and keep that on disk for later runs, which takes 6 kB a row
+            of two items at 768 dimensions: `off`, where the original is run at every step, or `auto`, which is off for
+            streams and under `random_crop`.
+        contrastive_batch_size (`int`, *optional*):
+            Quadruplets of all devices together whose items are compared with each other in a step. A multiple of
+            `per_device_train_batch_size` times the number of devices, which is the default: as many chunks are then
+            embedded one after the other, twice, and memory is that of one chunk.
         early_stopping_patience (`int`, *optional*):
             Stop after so many evaluations without an improvement of `metric_for_best_model`.
             Wants an `eval_strategy` and `load_best_model_at_end`.
@@ -92,6 +104,17 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default="auto",
         metadata={"help": "Decode and resize pictures once: on, off, or auto, where the disk has room enough."},
     )
+    random_crop: float | None = field(
+        default=None, metadata={"help": "Train on random parts of pictures, of at least this share of the area."}
+    )
+    reference_cache: str = field(
+        default="auto",
+        metadata={"help": "Embed training rows by the original once and keep that: auto, or off (at every step)."},
+    )
+    contrastive_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Quadruplets of a step, over all devices, that are compared; in chunks of the batch size."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
     )
@@ -113,7 +136,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
+        self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
         super().__post_init__()
+        if self.contrastive_batch_size is not None:
+            self._cut_into_chunks(self.world_size * max(1, self.n_gpu))  # several GPUs without a launcher
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
@@ -127,7 +153,29 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
         if self.cache_pictures not in ("auto", "on", "off"):
             raise UserError(f"--cache_pictures {self.cache_pictures}: it must be auto, on or off.")
+        if self.reference_cache not in ("auto", "off"):
+            raise UserError(f"--reference_cache {self.reference_cache}: it must be auto or off.")
+        if self.random_crop is not None and not 0 < self.random_crop <= 1:
+            raise UserError(f"--random_crop is {self.random_crop}; it must be above 0 and up to 1.")
         if not self.strength > 0:
             raise UserError(f"--strength is {self.strength}; it must be above 0, where the original lies.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")
+
+    def _cut_into_chunks(self, devices: int) -> None:
+        """Sets how many batches of each device make up a contrastive batch."""
+        if self.contrastive_batch_size is None:
+            return
+        at_once = self.per_device_train_batch_size * devices
+        chunks, rest = divmod(self.contrastive_batch_size, at_once)
+        if rest or chunks < 1:
+            raise UserError(
+                f"--contrastive_batch_size {self.contrastive_batch_size} must be a multiple of "
+                f"--per_device_train_batch_size {self.per_device_train_batch_size} x {devices} devices = {at_once}."
+            )
+        if self.gradient_accumulation_steps not in (1, chunks):
+            raise UserError(
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: with --contrastive_batch_size an "
+                f"optimizer step takes one contrastive batch, here of {chunks} chunks; leave it out."
+            )
+        self.gradient_accumulation_steps = chunks

@@ -2,11 +2,14 @@
 
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-# Before any library reads it: nothing in the tests may reach for a hub.
+# Before any library reads them: nothing in the tests may reach for a hub, nor find what an earlier run kept.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="safe-clip-tests-")
 
 import pytest
 import torch
@@ -30,6 +33,10 @@ FEATURES = Features(
         "unsafe_image": Image(),
     }
 )
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 from .arguments import LIST_FILE
 from .items import ROW_COLUMN
-from .quadruplets import StoredQuadruplet, undecoded
+from .rows import StoredQuadruplet, undecoded
 from .schema import numbered
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .items import CAPTION_COLUMNS, EMPTY, ITEM_COLUMNS, ROW_COLUMN, items_there
-from .quadruplets import check_caption
+from .rows import check_caption
 from .schema import numbered
 
 logger = logging.getLogger(__name__)

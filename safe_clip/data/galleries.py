@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from tqdm.contrib.concurrent import thread_map
 
 from ..errors import UserError
-from .quadruplets import ROW_COLUMN
+from .items import ROW_COLUMN
 from .sources import load_splits
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".urls")

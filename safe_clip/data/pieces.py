@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from accelerate import Accelerator
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
@@ -25,6 +26,7 @@ def in_pieces(
     generator: Callable[..., Iterator[dict]],
     desc: str,
     progress: bool,
+    accelerator: Accelerator | None = None,
 ) -> Dataset:
     """A row of results for each row, made in pieces of which each is cached, so that an interruption costs one.
 
@@ -35,21 +37,30 @@ def in_pieces(
         key: what a piece's results are known again by.
         generator: yields the results.
         desc, progress: of the bar.
+        accelerator: knows the processes that share the pieces out among themselves; by default this one makes all.
     """
     size = max(PIECE, -(-len(rows) // MOST_PIECES))
-    pieces = []
+    firsts = range(0, len(rows), size)
+
+    def made(first: int) -> Dataset:
+        piece = rows.select(range(first, min(first + size, len(rows))))
+        return Dataset.from_generator(
+            generator, features=features, gen_kwargs=arguments(piece, first), fingerprint=key(piece)
+        )
+
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # one for every piece
     try:
+        if accelerator is not None and accelerator.num_processes > 1:
+            mine = firsts[accelerator.process_index :: accelerator.num_processes]
+            for first in tqdm(mine, desc=f"{desc}: this process's share", disable=not progress, unit="piece"):
+                made(first)
+            accelerator.wait_for_everyone()
+        pieces = []
         with tqdm(total=len(rows), desc=desc, disable=not progress) as bar:
-            for first in range(0, len(rows), size):
-                piece = rows.select(range(first, min(first + size, len(rows))))
-                pieces.append(
-                    Dataset.from_generator(
-                        generator, features=features, gen_kwargs=arguments(piece, first), fingerprint=key(piece)
-                    )
-                )
-                bar.update(len(piece))
+            for first in firsts:
+                pieces.append(made(first))
+                bar.update(len(pieces[-1]))
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

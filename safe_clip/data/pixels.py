@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from PIL import Image
@@ -60,7 +61,11 @@ def has_room(size: int) -> bool:
 
 
 def cache_pixels(
-    rows: Dataset, image_processor: BaseImageProcessor, workers: int = 0, progress: bool = True
+    rows: Dataset,
+    image_processor: BaseImageProcessor,
+    workers: int = 0,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Dataset:
     """Decodes the pictures of rows, once: `datasets` keeps them, and a run that was interrupted goes on where it was.
 
@@ -69,6 +74,7 @@ def cache_pixels(
         image_processor: the model's.
         workers: processes that decode.
         progress: show a bar.
+        accelerator: knows the processes that share the work.
 
     Returns:
         The rows, whose cells of pictures hold the bytes of channels x height x width levels of 0 to 255.
@@ -89,7 +95,7 @@ def cache_pixels(
     def key(piece: Dataset) -> str:
         return Hasher.hash([piece._fingerprint, [stored_files(piece, column) for column in columns], made])
 
-    pixels = in_pieces(rows, features, arguments, key, _loaded, "Decoding pictures, once", progress)
+    pixels = in_pieces(rows, features, arguments, key, _loaded, "Decoding pictures, once", progress, accelerator)
     return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)
 
 

@@ -4,45 +4,20 @@ import difflib
 import json
 import logging
 import random
-import re
-import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import xxhash
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
-from torch.utils.data import Dataset as TorchDataset
-from transformers import BaseImageProcessor
+from datasets import Dataset, DatasetDict, Image, IterableDataset
 
 from ..errors import UserError
-from .images import open_image
-from .items import (
-    CAPTION_COLUMNS,
-    EMPTY,
-    IMAGE_COLUMNS,
-    ITEM_COLUMNS,
-    LABEL_COLUMNS,
-    NOWHERE,
-    ROW_COLUMN,
-    Filing,
-    file_rows,
-)
+from .items import IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
-from .pixels import cache_pixels, pixel_shape
-from .schema import ID_COLUMNS, join_pictures, known_columns, local_pictures, numbered, stream_columns
+from .schema import STREAM_IDS, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
 
 logger = logging.getLogger(__name__)
 
-STREAM_IDS = (*dict.fromkeys(name for names in ID_COLUMNS.values() for name in names), "__key__")
-# What decoders leave of bytes that they cannot read; one alone of the second may be a typo.
-STRANGE = {"\0": "NUL characters", "\ufffd\ufffd": "U+FFFD characters", "[\ud800-\udfff]": "lone surrogates"}
-INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # kinds of characters: controls, formats, spaces
 DEMO = "demo"
 SHARDS = 64  # into which rows of one file are cut, so that many processes and workers may share the stream
 STREAMED_ROWS = 1000  # of each split that is measured where training rows are streamed
@@ -206,184 +181,5 @@ def check_columns(columns: list[str], where: str, pictures: Sequence[str] = ()) 
     logger.warning("%s: what needs none is trained and measured.%s", lacks, elsewhere if absent else "")
 
 
-def check_caption(value: Any, row: int, column: str) -> str:
-    """Returns a caption if it is a text with something in it, and raises `UserError` otherwise."""
-    if not isinstance(value, str):
-        raise UserError(
-            f"row {row}, column '{column}': a caption must be text, not {type(value).__name__}. "
-            "Fill the cell or remove the row."
-        )
-    strange = next((name for mark, name in STRANGE.items() if re.search(mark, value)), None)
-    if strange:
-        raise UserError(
-            f"row {row}, column '{column}': the caption was read in the wrong encoding, or is no text: it holds "
-            f"{strange}. Mend the cell or remove the row."
-        )
-    if all(unicodedata.category(letter) in INVISIBLE for letter in value):
-        raise UserError(f"row {row}, column '{column}': the caption is empty. Fill the cell or remove the row.")
-    return value
-
-
 def _listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"'{name}'" for name in names)
-
-
-class QuadrupletRows(TorchDataset):
-    """Checked quadruplets of a data set, decoded one by one so that errors can name their cells.
-
-    Items may be missing, and where the data have labels, each item stands where `file_items` puts it, so that a row may
-    become two quadruplets.
-
-    Args:
-        rows: anything with a length and integer indexing that gives dictionaries with some of the columns
-            `safe_caption`, `unsafe_caption`, `safe_image`, `unsafe_image`, such as a `datasets.Dataset`, which alone
-            may have labels.
-
-    Each item is `{safe_caption, unsafe_caption: str or None, safe_image, unsafe_image: RGB PIL.Image or None, row: int,
-    generated, mixed: bool}`, where `row` is its own number here; the others as in `Filing`.
-
-    Attributes:
-        rows: the rows.
-        filing: where their items stand; `None` where rows are no `datasets.Dataset` and only their reading tells.
-        shape: of pictures that were decoded before.
-
-    Raises:
-        UserError: rows have none of the columns, or a label is none.
-    """
-
-    def __init__(self, rows: Any):
-        if isinstance(rows, IterableDataset | IterableDatasetDict):
-            raise UserError(
-                "a stream has no numbered rows; make a QuadrupletStream of it, or load it without --streaming."
-            )
-        if isinstance(rows, DatasetDict):
-            raise UserError(f"this is a dictionary of splits ({_listed(list(rows))}); name one, such as rows['train'].")
-        self.filing: Filing | None = None
-        self.shape: tuple[int, ...] | None = None
-        if isinstance(rows, Dataset):
-            if not set(ITEM_COLUMNS) & set(rows.column_names):
-                check_columns(rows.column_names, "the data set")
-            self.filing = file_rows(rows)
-            rows = undecoded(rows, rows.column_names)
-        self.rows = rows
-
-    @property
-    def present(self) -> np.ndarray | None:
-        """Which items there are, a row for each quadruplet, M x 4 booleans; `None` where only reading would tell."""
-        return None if self.filing is None else self.filing.present
-
-    def __len__(self) -> int:
-        return len(self.rows) if self.filing is None else len(self.filing.row)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.filing is None:
-            row = self.rows[index]
-            if not set(ITEM_COLUMNS) & set(row):
-                check_columns(list(row), f"row {index}")
-            return {**StoredQuadruplet(row, row.get(ROW_COLUMN, index)).read(), "row": index}
-        number = int(self.filing.row[index])
-        row = self.rows[number]
-        columns = [None if place == NOWHERE else ITEM_COLUMNS[place] for place in self.filing.source[index]]
-        facts = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
-        stored = StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts, self.shape)
-        return {**stored.read(), "row": index}
-
-    def cache_pictures(self, image_processor: BaseImageProcessor, workers: int = 0, progress: bool = True) -> None:
-        """Decodes and resizes all pictures once, so that they are read faster from then on: as uint8 tensors, 3 x
-        height x width.
-
-        Raises:
-            UserError: a picture cannot be read.
-        """
-        if self.shape is None:
-            self.shape = pixel_shape(image_processor)
-            self.rows = cache_pixels(self.rows, image_processor, workers, progress)
-
-    @cached_property
-    def digest(self) -> dict[str, Any]:
-        """What tells whether rows are those that they were: their number, and digests of each column of captions and of
-        which items there are, as labelled.
-
-        Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
-        """
-        digest = {"rows": len(self.rows)}
-        if self.filing is not None:
-            for column in CAPTION_COLUMNS:
-                if column in self.rows.column_names:
-                    parts = self.rows.select_columns([column]).iter(batch_size=1000)
-                    digest[column] = captions_digest(part[column] for part in parts)
-            digest["which items there are, or their labels,"] = xxhash.xxh3_128(
-                self.filing.source.tobytes()
-            ).hexdigest()
-        return digest
-
-
-@dataclass(frozen=True)
-class StoredQuadruplet:
-    """A quadruplet as its row stores it: for each of `ITEM_COLUMNS`, the column that its item is taken from, if any;
-    and the shape of pictures, if they were decoded before."""
-
-    row: dict[str, Any]
-    number: int | str
-    columns: Sequence[str | None] = ITEM_COLUMNS
-    generated: bool = False
-    mixed: bool = False
-    shape: tuple[int, ...] | None = None
-
-    def read(self) -> dict[str, Any]:
-        """What `QuadrupletRows` gives, without its number.
-
-        Raises:
-            UserError: an item cannot be used.
-        """
-        items = {
-            place: read_item(self.row.get(column), self.number, column, self.shape)
-            for place, column in zip(ITEM_COLUMNS, self.columns, strict=True)
-        }
-        if all(item is None for item in items.values()):
-            raise UserError(EMPTY.format(self.number))
-        return {**items, "generated": self.generated, "mixed": self.mixed}
-
-    def fault(self) -> str | None:
-        """Why it cannot be read, or nothing."""
-        try:
-            self.read()
-        except UserError as error:
-            return str(error)
-        return None
-
-
-def captions_digest(parts: Iterable[list[str | None]]) -> str:
-    """A digest of a column of captions, which comes in parts."""
-    state = xxhash.xxh3_128()
-    for captions in parts:
-        state.update(repr(captions).encode(errors="surrogatepass"))
-    return state.hexdigest()
-
-
-def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
-    """The items of rows with these columns, their labels and what they are known by; pictures as they are stored.
-
-    Decoding them one by one, where they are used, is what lets a broken picture be named by row and column.
-    """
-    kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN}
-    if isinstance(rows, IterableDataset):
-        kept |= set(STREAM_IDS)
-    rows = rows.select_columns([name for name in columns if name in kept])
-    for column in IMAGE_COLUMNS:
-        if rows.features and isinstance(rows.features.get(column), Image):
-            rows = rows.cast_column(column, Image(decode=False))
-    return rows
-
-
-def read_item(value: Any, row: int | str, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
-    """A checked caption or a decoded picture, of a `shape` if it was decoded before; nothing for an empty cell."""
-    if column is None or value is None:
-        return None
-    if column in CAPTION_COLUMNS:
-        return check_caption(value, row, column)
-    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
-        return None
-    if shape is not None:
-        return torch.frombuffer(bytearray(value), dtype=torch.uint8).view(shape)
-    return open_image(value, row, column)

@@ -27,6 +27,7 @@ ID_COLUMNS = {
     "safe_image": ("coco_id", "image_id", "image_coco_url"),
     "unsafe_image": ("prompt_id", "incremental_id", "coco_id", "image_id", "image_coco_url"),
 }
+STREAM_IDS = (*dict.fromkeys(name for names in ID_COLUMNS.values() for name in names), "__key__")
 # A number in a picture's name: COCO_val2014_000000000042.jpg, and 17_1234.png for a seed.
 NUMBERS = {"safe_image": r"(?:^|_)(\d+)$", "unsafe_image": r"^(\d+)(?:[_-]|$)"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from ..errors import UserError
 from .collator import QuadrupletCollator
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
-from .quadruplets import STREAM_IDS, StoredQuadruplet, captions_digest, undecoded
-from .schema import stream_columns
+from .rows import StoredQuadruplet, captions_digest, undecoded
+from .schema import STREAM_IDS, stream_columns
 
 SHUFFLE_BUFFER = 1000  # rows that are held to draw the next one from
 HEAD_ROWS = 1000  # by which a stream is known again
@@ -59,6 +59,7 @@ class QuadrupletStream(TorchIterableDataset):
         self.source = undecoded(rows, self.columns)
         self.rows = self.source.shuffle(seed, buffer_size=shuffle_buffer) if shuffle_buffer else self.source
         self.bad_rows, self.max_bad_fraction = bad_rows, max_bad_fraction
+        self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # as of `QuadrupletRows`
         self.epoch = 0
         self.unread = 0  # quadruplets that each worker gives as `None` first, since they were trained on already
 
@@ -101,7 +102,7 @@ class QuadrupletStream(TorchIterableDataset):
             try:
                 quadruplets = file_row(row, number)
                 if self.bad_rows is not None:  # bad rows must be found again, so that no others take their places
-                    quadruplets = [each.read() for each in quadruplets]
+                    quadruplets = [self._read(each) for each in quadruplets]
             except UserError as error:
                 if self.bad_rows is None:
                     raise
@@ -112,8 +113,12 @@ class QuadrupletStream(TorchIterableDataset):
                 if isinstance(each, dict):
                     yield each
                 else:
-                    yield None if unread else each.read()
+                    yield None if unread else self._read(each)
                 unread -= unread > 0
+
+    def _read(self, stored: StoredQuadruplet) -> dict[str, Any]:
+        quadruplet = stored.read()
+        return quadruplet if self.augment is None else self.augment(quadruplet)
 
     def _list(self, fault: str, bad: int, seen: int) -> None:
         if self.epoch == 0:  # in later ones they come again

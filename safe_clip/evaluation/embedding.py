@@ -1,7 +1,6 @@
 """Embedding texts and pictures once: cached on disk, resumable, shared among processes."""
 
 import contextlib
-import importlib.metadata
 import inspect
 import json
 import logging
@@ -14,7 +13,6 @@ from typing import Any
 
 import datasets
 import torch
-import xxhash
 from accelerate import Accelerator
 from datasets import Dataset, Image
 from datasets.fingerprint import Hasher
@@ -29,9 +27,10 @@ from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerB
 
 from ..data.collator import content_id
 from ..data.images import open_image
+from ..data.items import ROW_COLUMN
 from ..data.pieces import stored_files
-from ..data.quadruplets import ROW_COLUMN
 from ..errors import UserError
+from ..fingerprints import settings_of, weights_digest
 from .items import Items
 
 logger = logging.getLogger(__name__)
@@ -97,36 +96,22 @@ class Embedder:
     @cached_property
     def weights(self) -> str:
         """Changes with the model's weights, and with nothing else."""
-        weights = xxhash.xxh3_128()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return weights.hexdigest()
+        return weights_digest(self.model.state_dict().items())
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the model, the processor, the precision and the libraries."""
-        tokenizer = json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
-        # Set by every call, and no matter for the embeddings.
-        tokenizer.update(padding=None, truncation=None)
-        config = {**self.model.config.to_dict(), "_name_or_path": None}
         adapters = getattr(self.model, "peft_config", {})
-        image_processor = self.processor.image_processor
         return Hasher.hash(
             [
                 self.weights,
-                json.dumps(config, sort_keys=True, default=str),
                 {
                     name: json.dumps(adapter.to_dict(), sort_keys=True, default=str)
                     for name, adapter in adapters.items()
                 },
-                json.dumps(tokenizer, sort_keys=True),
-                self.max_length,
-                type(image_processor).__name__,
-                json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
+                settings_of(self.model.config, self.processor),
                 self.precision,
                 self.model.device.type,
-                [importlib.metadata.version(name) for name in ("torch", "transformers", "pillow")],
             ]
         )
 

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, Filing, file_rows, items_there
-from ..data.quadruplets import check_caption
+from ..data.rows import check_caption
 from ..data.schema import numbered
 from ..errors import UserError
 from ..metrics import load_metric

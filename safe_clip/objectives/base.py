@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 
@@ -68,16 +69,41 @@ class ReferenceEmbeds(NamedTuple):
     progress: float = 1.0
 
 
+# A function of the numbers of the rows that feed a term, at least one, and of places among these numbers. It gives a
+# value for each of these places, such that the term is the mean of the values of all places. What rows are compared
+# with may be all rows that feed the term, so that these are known however few places are asked for.
+Term = Callable[[Tensor, Tensor], Tensor]
+
+PLACES = 512  # that are asked for at once: logits of so many queries are held, whatever the size of a batch
+
+
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of `1 - cos` over the rows of two B x dimension tensors; in [0, 2]."""
-    return (1 - F.cosine_similarity(a, b, dim=-1)).mean()
+    """`1 - cos` of each row of two B x dimension tensors; in [0, 2]."""
+    return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
-def contrastive(queries: Tensor, targets: Tensor, logit_scale: float) -> Tensor:
-    """Symmetric InfoNCE over a batch whose i-th query belongs to its i-th target; at least 0."""
-    logits = logit_scale * F.normalize(queries, dim=-1) @ F.normalize(targets, dim=-1).T
-    labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+def cosine_term(trained: Tensor, target: Tensor) -> Term:
+    """The mean cosine distance of embeddings to their targets."""
+    return lambda rows, places: cosine_distance(trained[rows[places]], target[rows[places]])
+
+
+def contrastive(queries: Tensor, targets: Tensor, logit_scale: float, places: Tensor) -> Tensor:
+    """Symmetric InfoNCE over B rows whose i-th query belongs to its i-th target, at least 0.
+
+    Returns:
+        For each of some places among the rows, the mean of its query's and its target's cross-entropy over all rows.
+    """
+    queries, targets = F.normalize(queries, dim=-1), F.normalize(targets, dim=-1)
+
+    def entropy(asked: Tensor, pool: Tensor) -> Tensor:
+        return F.cross_entropy(logit_scale * asked[places] @ pool.T, places, reduction="none")
+
+    return (entropy(queries, targets) + entropy(targets, queries)) / 2
+
+
+def contrastive_term(trained: Tensor, target: Tensor, logit_scale: float) -> Term:
+    """Symmetric InfoNCE of embeddings and their targets among the rows that feed the term."""
+    return lambda rows, places: contrastive(trained[rows], target[rows], logit_scale, places)
 
 
 class Objective(nn.Module):
@@ -108,11 +134,8 @@ class Objective(nn.Module):
         if sum(self.weights.values()) == 0:
             raise UserError("--loss_weights switches every term off; leave at least one above 0.")
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Callable[[Tensor], Tensor]]:
-        """A function for each term, called where the term has a weight and rows that feed it.
-
-        It takes the numbers of these rows, at least one, and gives a scalar: a mean over them.
-        """
+    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Term]:
+        """A function for each term, called where the term has a weight and rows that feed it."""
         raise NotImplementedError
 
     def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
@@ -153,8 +176,16 @@ class Objective(nn.Module):
         """The loss of the terms that have a weight: their weighted sum."""
         return sum(self.weights[name] * term for name, term in terms.items())
 
-    def forward(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds, process: int = 0, processes: int = 1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of a batch.
+
+        Args:
+            embeds: by the trained model.
+            reference: by the original.
+            process, processes: where several have the same batch, which of them this is: each takes its share of the
+                rows, and what all return sums to the whole.
 
         Returns:
             The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
@@ -169,11 +200,24 @@ class Objective(nn.Module):
             for name, term in self.terms(embeds, reference._replace(makeup=makeup)).items():
                 rows = feeds[name].nonzero().flatten()
                 if self.weights[name] and len(rows):
-                    values[name] = term(rows)
+                    values[name] = _mean(term, rows, process, processes)
             if values:
                 return self.total(values), values
             # Every process takes part in every step, whatever it was dealt.
             return 0.0 * sum(items.nansum() for items in embeds), values
+
+
+def _mean(term: Term, rows: Tensor, process: int, processes: int) -> Tensor:
+    """A process's share of a term's mean over rows, which holds the logits of few rows at a time."""
+    parts = torch.arange(process, len(rows), processes, device=rows.device).split(PLACES)
+    if len(parts) == 1:
+        return _sum(term, rows, parts[0]) / len(rows)
+    sums = [checkpoint(_sum, term, rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.stack(sums).sum() / len(rows)
+
+
+def _sum(term: Term, rows: Tensor, places: Tensor) -> Tensor:
+    return term(rows, places).sum()
 
 
 def _float32(value):

@@ -1,10 +1,10 @@
 """The objective of Safe-CLIP (Poppi et al., ECCV 2024, arXiv 2311.16254, section 3.3)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive, cosine_distance
+from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive_term, cosine_term
 
 
 class SafeCLIPLoss(Objective):
@@ -63,14 +63,14 @@ class SafeCLIPLoss(Objective):
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
         originals = {"safe_text": reference.safe_text, "safe_image": reference.safe_image}
-
-        def term(name: str, items: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
+        terms = {}
+        for name, items in self.NEEDS.items():
             trained, target = getattr(embeds, items[0]), originals[items[-1]]
-            if name.endswith("_cosine"):
-                return lambda rows: cosine_distance(trained[rows], target[rows])
-            return lambda rows: contrastive(trained[rows], target[rows], self.logit_scale)
-
-        return {name: term(name, items) for name, items in self.NEEDS.items()}
+            cosine = name.endswith("_cosine")
+            terms[name] = (
+                cosine_term(trained, target) if cosine else contrastive_term(trained, target, self.logit_scale)
+            )
+        return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         return super().total(terms) / sum(self.weights.values()) / len(self.weights)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, cosine_distance
+from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_term
 
 
 class SafeRankingLoss(Objective):
@@ -105,8 +105,8 @@ class SafeRankingLoss(Objective):
         return feeds
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        def ranking(modality: str, other: str) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
-            """A term's function for queries of a modality, which search the other one."""
+        def ranking(modality: str, other: str) -> Callable[[Tensor], Term]:
+            """For queries of a modality, which search the other one, their term."""
             there = reference.makeup.having(f"safe_{other}")
             before, safe = getattr(reference, f"safe_{other}")[there], getattr(embeds, f"safe_{other}")[there]
             anchors = getattr(reference, f"anchor_{other}")
@@ -114,26 +114,32 @@ class SafeRankingLoss(Objective):
                 anchors = anchors[~anchors.isnan().any(dim=1)]
                 before, safe = torch.cat([before, anchors]), torch.cat([safe, anchors])
             unsafe = getattr(embeds, f"unsafe_{other}")[reference.makeup.having(f"unsafe_{other}")]
-            wanted = self.logit_scale * getattr(reference, f"safe_{modality}") @ before.T
-            return lambda queries: lambda rows: self.ranking(queries[rows], safe, unsafe, wanted[rows])
+            counterparts = getattr(reference, f"safe_{modality}")
 
-        def cosine(trained: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda rows: cosine_distance(trained[rows], target[rows])
+            def term_of(queries: Tensor) -> Term:
+                def term(rows: Tensor, places: Tensor) -> Tensor:
+                    asked = rows[places]
+                    wanted = self.logit_scale * counterparts[asked] @ before.T
+                    return self.ranking(queries[asked], safe, unsafe, wanted)
+
+                return term
+
+            return term_of
 
         text, image = ranking("text", "image"), ranking("image", "text")
         return {
-            "preservation_text_cosine": cosine(embeds.safe_text, reference.safe_text),
-            "preservation_image_cosine": cosine(embeds.safe_image, reference.safe_image),
+            "preservation_text_cosine": cosine_term(embeds.safe_text, reference.safe_text),
+            "preservation_image_cosine": cosine_term(embeds.safe_image, reference.safe_image),
             "preservation_text_ranking": text(embeds.safe_text),
             "preservation_image_ranking": image(embeds.safe_image),
             "redirection_text_ranking": text(embeds.unsafe_text),
             "redirection_image_ranking": image(embeds.unsafe_image),
-            "redirection_text_cosine": cosine(embeds.unsafe_text, reference.safe_text),
-            "redirection_image_cosine": cosine(embeds.unsafe_image, reference.safe_image),
+            "redirection_text_cosine": cosine_term(embeds.unsafe_text, reference.safe_text),
+            "redirection_image_cosine": cosine_term(embeds.unsafe_image, reference.safe_image),
         }
 
     def ranking(self, queries: Tensor, safe: Tensor, unsafe: Tensor, wanted: Tensor) -> Tensor:
-        """Mean divergence of how queries rank a union pool from how they should.
+        """Divergence of how queries rank a union pool from how they should.
 
         Args:
             queries: Q x dimension.
@@ -142,11 +148,11 @@ class SafeRankingLoss(Objective):
             wanted: logits of the safe items for each query, Q x G.
 
         Returns:
-            A scalar of at least 0.
+            Q values of at least 0.
         """
         logits = self.logit_scale * queries @ safe.T
         if len(unsafe):
             margin = math.log(self.unsafe_per_safe * len(safe) / len(unsafe))
             logits = torch.cat([logits, self.logit_scale * queries @ unsafe.T + margin], dim=1)
         given = F.log_softmax(logits, dim=1)[:, : len(safe)]
-        return F.kl_div(given, F.log_softmax(wanted, dim=1), reduction="batchmean", log_target=True)
+        return F.kl_div(given, F.log_softmax(wanted, dim=1), reduction="none", log_target=True).sum(dim=1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, cosine_distance
+from .base import PLACES, Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_distance, cosine_term
 
 
 class SaferCLIPLoss(Objective):
@@ -81,25 +81,29 @@ class SaferCLIPLoss(Objective):
         )
         asking = has("unsafe_text") & ~captions.isnan().all()
         if asking.any():
-            closeness[asking], nearest = (reference.unsafe_text[asking] @ captions.T).nan_to_num(-1).max(dim=1)
+            found = [
+                (queries @ captions.T).nan_to_num(-1).max(dim=1)
+                for queries in reference.unsafe_text[asking].split(PLACES)
+            ]
+            closeness[asking], nearest = (torch.cat(parts) for parts in zip(*found, strict=True))
             near_text[asking] = captions[nearest]
             if pictures is not None:
-                found = pictures[nearest]
-                near_image[asking] = torch.where(found.isnan(), near_image[asking], found)
+                theirs = pictures[nearest]
+                near_image[asking] = torch.where(theirs.isnan(), near_image[asking], theirs)
         share = self.first_share + (1 - self.first_share) * reference.progress
 
-        def easy(value: Callable, *tensors: Tensor) -> Callable[[Tensor], Tensor]:
-            def term(rows: Tensor) -> Tensor:
-                rows = rows[closeness[rows].topk(max(1, round(share * len(rows)))).indices]
-                return value(*(tensor[rows] for tensor in tensors))
+        def easy(value: Callable, *tensors: Tensor) -> Term:
+            def term(rows: Tensor, places: Tensor) -> Tensor:
+                count = max(1, round(share * len(rows)))
+                chosen = torch.zeros(len(rows), device=rows.device)
+                chosen[closeness[rows].topk(count).indices] = len(rows) / count  # so that the mean is over them alone
+                return chosen[places] * value(*(tensor[rows[places]] for tensor in tensors))
 
             return term
 
         return {
-            "preservation_text_cosine": lambda rows: cosine_distance(embeds.safe_text[rows], reference.safe_text[rows]),
-            "preservation_image_cosine": lambda rows: cosine_distance(
-                embeds.safe_image[rows], reference.safe_image[rows]
-            ),
+            "preservation_text_cosine": cosine_term(embeds.safe_text, reference.safe_text),
+            "preservation_image_cosine": cosine_term(embeds.safe_image, reference.safe_image),
             "redirection_text_cosine": easy(cosine_distance, embeds.unsafe_text, near_text),
             "redirection_image_cosine": easy(cosine_distance, embeds.unsafe_image, near_image),
             "redirection_text_relative": easy(relative, embeds.unsafe_text, near_image, reference.unsafe_image),
@@ -108,6 +112,6 @@ class SaferCLIPLoss(Objective):
 
 
 def relative(queries: Tensor, wanted: Tensor, unwanted: Tensor) -> Tensor:
-    """Mean of `log(1 + exp(cos(query, unwanted) - cos(query, wanted)))` over rows; in [0.12, 2.13]."""
+    """`log(1 + exp(cos(query, unwanted) - cos(query, wanted)))` of each row; in [0.12, 2.13]."""
     gap = F.cosine_similarity(queries, unwanted, dim=-1) - F.cosine_similarity(queries, wanted, dim=-1)
-    return F.softplus(gap).mean()
+    return F.softplus(gap)

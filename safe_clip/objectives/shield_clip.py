@@ -1,11 +1,9 @@
 """The objective of ShieldCLIP (2026, arXiv 2609.39688), after a summary of the paper."""
 
-from collections.abc import Callable
-from functools import partial
-
+import torch
 from torch import Tensor
 
-from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive, cosine_distance
+from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, contrastive_term, cosine_term
 
 
 class ShieldCLIPLoss(Objective):
@@ -50,32 +48,43 @@ class ShieldCLIPLoss(Objective):
         }
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        nce = partial(contrastive, logit_scale=self.logit_scale)
+        def over(items: tuple[str, ...], term: Term) -> Term:
+            """A term over those of its rows that have some items; 0 where none has."""
+            having = reference.makeup.having(*items)
 
-        def mean(rows: Tensor, items: tuple[str, ...], value: Callable, *tensors: Tensor) -> Tensor | float:
-            """A mean over those rows that have some items; 0 where none has."""
-            rows = rows[reference.makeup.having(*items)[rows]]
-            return value(*(tensor[rows] for tensor in tensors)) if len(rows) else 0.0
+            def among(rows: Tensor, places: Tensor) -> Tensor:
+                has = having[rows]
+                mine = has[places]
+                values = torch.zeros(len(places), device=rows.device)
+                if mine.any():
+                    theirs = (has.cumsum(dim=0) - 1)[places[mine]]  # places among the rows that have them
+                    values[mine] = term(rows[has], theirs) * (len(rows) / has.sum())
+                return values
 
-        def preserved(rows: Tensor) -> Tensor:
-            text, image = ("safe_text",), ("safe_image",)
-            return (
-                mean(rows, text, cosine_distance, embeds.safe_text, reference.safe_text)
-                + mean(rows, image, cosine_distance, embeds.safe_image, reference.safe_image)
-                + mean(rows, text + image, nce, embeds.safe_text, reference.safe_image)
-                + mean(rows, text + image, nce, embeds.safe_image, reference.safe_text)
-            )
+            return among
 
-        def redirected(rows: Tensor) -> Tensor:
-            text, image = ("unsafe_text", "safe_text"), ("unsafe_image", "safe_image")
-            return mean(rows, text, cosine_distance, embeds.unsafe_text, reference.safe_text) + mean(
-                rows, image, cosine_distance, embeds.unsafe_image, reference.safe_image
-            )
+        def cosine(trained: str, target: str) -> Term:
+            needs = dict.fromkeys((trained, target))
+            return over(tuple(needs), cosine_term(getattr(embeds, trained), getattr(reference, target)))
 
+        def nce(trained: str, target: str) -> Term:
+            term = contrastive_term(getattr(embeds, trained), getattr(reference, target), self.logit_scale)
+            return over((trained, target), term)
+
+        def together(*parts: Term) -> Term:
+            return lambda rows, places: sum(part(rows, places) for part in parts)
+
+        preserved = together(
+            cosine("safe_text", "safe_text"),
+            cosine("safe_image", "safe_image"),
+            nce("safe_text", "safe_image"),
+            nce("safe_image", "safe_text"),
+        )
+        redirected = together(cosine("unsafe_text", "safe_text"), cosine("unsafe_image", "safe_image"))
         return {
             "real": preserved,
             "safe": preserved,
             "redirect": redirected,
             "mixed": redirected,
-            "coherence": lambda rows: nce(embeds.unsafe_text[rows], embeds.unsafe_image[rows]),
+            "coherence": contrastive_term(embeds.unsafe_text, embeds.unsafe_image, self.logit_scale),
         }

@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from safe_clip import QuadrupletRows, UserError
 from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
-from safe_clip.data.quadruplets import ROW_COLUMN
+from safe_clip.data.items import ROW_COLUMN
 
 from ..conftest import FEATURES, make_rows
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
-from safe_clip.data import quadruplets
+from safe_clip.data import rows as reading
 from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
 from safe_clip.data.captions import check_captions
 from safe_clip.data.schema import ROW_COLUMN
@@ -191,7 +191,7 @@ def test_a_worker_that_is_killed_while_it_checks_rows_loses_none_silently(tmp_pa
             os.kill(os.getpid(), 9)
         return value
 
-    monkeypatch.setattr(quadruplets, "read_item", killed)
+    monkeypatch.setattr(reading, "read_item", killed)
     with pytest.raises((RuntimeError, OSError, EOFError)) as error:
         try:
             leave_out_bad_rows(rows, "split 'train'", tmp_path / "out", 1.0, workers=1)

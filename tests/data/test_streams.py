@@ -85,11 +85,11 @@ def test_going_on_in_the_middle_gives_the_batches_that_were_left(workers, rows, 
 
 
 def test_what_was_trained_on_is_not_decoded_again(rows, processor, monkeypatch):
-    from safe_clip.data import quadruplets
+    from safe_clip.data import rows as reading
 
     opened = []
-    open_image = quadruplets.open_image
-    monkeypatch.setattr(quadruplets, "open_image", lambda *cell: opened.append(cell) or open_image(*cell))
+    open_image = reading.open_image
+    monkeypatch.setattr(reading, "open_image", lambda *cell: opened.append(cell) or open_image(*cell))
     batches(rows, processor, 1, start=3)
     assert len(opened) == 2 * 5
 

@@ -71,10 +71,10 @@ def test_rankings_of_a_mixed_batch_search_all_that_is_there():
     before = torch.cat([reference.safe_image[[0, 2, 3, 4]], reference.anchor_image])
     unsafe = embeds.unsafe_image[[0, 3, 4]]
     wanted = 7.0 * reference.safe_text[text] @ before.T
-    expected = objective.ranking(embeds.unsafe_text[text], safe, unsafe, wanted)
+    expected = objective.ranking(embeds.unsafe_text[text], safe, unsafe, wanted).mean()
     assert terms["redirection_text_ranking"].item() == pytest.approx(expected.item(), rel=1e-5)
     # And a pool with no unsafe picture at all is a ranking of the safe ones.
-    none = objective.ranking(embeds.unsafe_text[text], safe, unsafe[:0], wanted)
+    none = objective.ranking(embeds.unsafe_text[text], safe, unsafe[:0], wanted).mean()
     assert torch.isfinite(none) and none < expected
 
 

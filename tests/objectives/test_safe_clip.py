@@ -36,14 +36,18 @@ def test_terms_and_total_by_hand():
 
 def test_cosine_distance_ignores_length():
     a, b = torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, -5.0]])
-    assert cosine_distance(a, b).item() == pytest.approx((1 - math.sqrt(0.5) + 2) / 2)
+    assert cosine_distance(a, b).tolist() == pytest.approx([1 - math.sqrt(0.5), 2])
 
 
 def test_contrastive_is_symmetric_in_rows_and_columns():
     # Both queries sit on the first target: rows see (1, 0), (1, 0); columns see (1, 1), (0, 0).
     queries = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    rows = (math.log(math.e + 1) - 1 + math.log(math.e + 1)) / 2
-    assert contrastive(queries, EYE, 1.0).item() == pytest.approx((rows + math.log(2)) / 2, abs=1e-6)
+    right, wrong, even = math.log(math.e + 1) - 1, math.log(math.e + 1), math.log(2)
+    assert contrastive(queries, EYE, 1.0, torch.arange(2)).tolist() == pytest.approx(
+        [(right + even) / 2, (wrong + even) / 2], abs=1e-6
+    )
+    # Of some places alone, the same: all rows are still what they are compared with.
+    assert contrastive(queries, EYE, 1.0, torch.tensor([1])).tolist() == pytest.approx([(wrong + even) / 2], abs=1e-6)
 
 
 def dense_loss(embeds, reference, scale, weights):

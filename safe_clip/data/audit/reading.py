@@ -25,7 +25,7 @@ from ...errors import UserError
 from ..images import IN_ZIP, look_at, open_archive, open_image
 from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, items_there
 from ..pieces import in_pieces, stored_files
-from ..quadruplets import check_caption, undecoded
+from ..rows import check_caption, undecoded
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
 TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one

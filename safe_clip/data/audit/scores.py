@@ -10,7 +10,7 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..quadruplets import read_item
+from ..rows import read_item
 from .classifiers import Classifier
 from .reading import Items, in_pieces
 

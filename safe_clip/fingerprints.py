@@ -1,0 +1,40 @@
+"""What embeddings depend on besides the items: by which they are known again in a cache."""
+
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from transformers import CLIPConfig, CLIPProcessor
+
+from . import __version__
+
+LIBRARIES = ("torch", "transformers", "pillow")
+
+
+def weights_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of named weights, whatever their order."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(weights, key=lambda each: each[0]):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def settings_of(config: CLIPConfig, processor: CLIPProcessor) -> list[Any]:
+    """All that tells one way of embedding from another, besides weights, device and precision."""
+    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    # Set by every call, and no matter for the embeddings.
+    tokenizer.update(padding=None, truncation=None)
+    image_processor = processor.image_processor
+    return [
+        json.dumps({**config.to_dict(), "_name_or_path": None}, sort_keys=True, default=str),
+        json.dumps(tokenizer, sort_keys=True),
+        config.text_config.max_position_embeddings,
+        type(image_processor).__name__,
+        json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
+        [__version__, *(importlib.metadata.version(name) for name in LIBRARIES)],
+    ]

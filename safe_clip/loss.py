@@ -1,0 +1,232 @@
+"""The loss of a step: of one batch on one device, or of many chunks on many, as if they were one batch."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from .data.collator import model_inputs, place
+from .objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
+
+CACHED = "cached"  # in a chunk's inputs, what is known of its step already
+
+
+@dataclass(frozen=True)
+class CachedGradient:
+    """What the first pass over a step's chunks found out for one of them.
+
+    Attributes:
+        loss: of the whole step.
+        gradients: of the loss by the chunk's embeddings.
+        random_state: before its forward, so that the second one drops the same.
+    """
+
+    loss: Tensor
+    gradients: QuadrupletEmbeds
+    random_state: tuple[Tensor, Tensor | None]
+
+
+class LossMixin:
+    """For a `Trainer` of a CLIP: the objective's loss over all quadruplets of a step.
+
+    Where processes share a step, the embeddings of all are gathered, each process computes the loss of its share of
+    the rows and the gradient of that by all embeddings, and gets back the sum of the gradients by its own. Where a step
+    has several chunks (`--contrastive_batch_size`), they are embedded without keeping activations first, and again,
+    with the gradients that are then known, one by one (GradCache, Gao et al., 2021, arXiv 2101.06983). Either way the
+    gradient by the weights is that of the whole step in one batch on one device.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[Any, None]:
+        """The batches of an optimizer step."""
+        if self.args.contrastive_batch_size is None or num_batches == 1:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        return _Chunks(self._chunks(epoch_iterator, num_batches), num_batches), None
+
+    def _chunks(self, batches: Iterator, count: int) -> Iterator[dict[str, Any]]:
+        """Runs the first pass over the chunks of a step, then gives each with what was found out."""
+        model = self.model_wrapped
+        model.train()
+        kept, states, embeds, targets = [], [], [], []
+        for _ in range(count):
+            inputs = self._prepare_inputs(next(batches))
+            states.append(_random_state(self.args.device))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                embeds.append(self._embed(model, inputs))
+            targets.append(self.targets.of(inputs, training=True) | _makeup(inputs))
+            kept.append(self._keep(inputs))
+            del inputs
+        whole = QuadrupletEmbeds(*map(torch.cat, zip(*embeds, strict=True)))
+        sizes = [len(part.safe_text) for part in embeds]
+        loss, gradients = self._contrast(whole, {name: torch.cat([t[name] for t in targets]) for name in targets[0]})
+        parts = zip(*(column.split(sizes) for column in gradients), strict=True)
+        for inputs, state, part in zip(kept, states, parts, strict=True):
+            yield self._again(inputs) | {CACHED: CachedGradient(loss, QuadrupletEmbeds(*part), state)}
+
+    def _keep(self, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """What a chunk is made of again with: the numbers of its rows where these read fast and always the same."""
+        rows = self.train_dataset
+        numbered = "row" in inputs and rows.augment is None
+        fast = numbered and (rows.shape is not None or "pixel_values" not in inputs)
+        return inputs["row"].cpu() if fast else send_to_device(inputs, "cpu")
+
+    def _again(self, kept: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(kept, dict):
+            return kept
+        return dict(self.data_collator([self.train_dataset[row] for row in kept.tolist()]))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
+        """The objective's loss of a batch, or of the whole step that it is a chunk of, whose terms are added to the
+        next log line.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        cached: CachedGradient | None = inputs.pop(CACHED, None)
+        if cached is not None:
+            with _replayed(cached.random_state, self.args.device):
+                embeds = self._embed(model, inputs)
+            loss = self._loss_with(cached.loss, cached.gradients, embeds, self.current_gradient_accumulation_steps)
+        elif model.training and self.accelerator.num_processes > 1:
+            targets = self.targets.of(inputs, training=True) | _makeup(inputs)
+            embeds = self._embed(model, inputs)
+            loss = self._loss_with(*self._contrast(embeds, targets), embeds)
+        else:
+            reference = self.targets(inputs, model.training, self._progress(model.training))
+            embeds = self._embed(model, inputs)
+            loss = self._objective_loss(embeds, reference, "train" if model.training else "eval")
+        return (loss, embeds) if return_outputs else loss
+
+    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> QuadrupletEmbeds:
+        """The trained model's embeddings of a batch: one forward for all that there is, through whatever wraps it."""
+        output = model(**model_inputs(inputs))
+        present = inputs["present"]
+        made = output.text_embeds if output.image_embeds is None else output.image_embeds
+        text, image = (
+            made.new_empty(0, made.shape[1]) if embeds is None else embeds
+            for embeds in (output.text_embeds, output.image_embeds)
+        )
+        return QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
+
+    def _progress(self, training: bool) -> float:
+        """Share of training that is done. Evaluation is the same however far training is."""
+        begun = training and self.state.max_steps > 0
+        return min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
+
+    def _contrast(self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor]) -> tuple[Tensor, QuadrupletEmbeds]:
+        """The loss over the rows of all processes and its gradients by this process's embeddings.
+
+        Args:
+            embeds: this process's, B x dimension each.
+            targets: the original's embeddings of the same rows, and what the rows are made of.
+        """
+        accelerator = self.accelerator
+        leaves = [column.detach().float() for column in embeds]
+        if accelerator.num_processes > 1:
+            # The last batches of a stream may differ in size: rows without any item have no part in anything.
+            leaves, targets = accelerator.gather(accelerator.pad_across_processes((leaves, targets)))
+        leaves = QuadrupletEmbeds(*(column.requires_grad_() for column in leaves))
+        makeup = Makeup(*(targets[name] for name in Makeup._fields))
+        targets = {name: column for name, column in targets.items() if name not in Makeup._fields}
+        reference = ReferenceEmbeds(**targets, **self.targets.draw(training=True), makeup=makeup)
+        reference = reference._replace(progress=self._progress(training=True))
+        with torch.enable_grad():
+            share = self._objective_loss(leaves, reference, "train", accelerator.process_index)
+            gradients = torch.autograd.grad(share, leaves, allow_unused=True)
+        # What is missing has no gradient, whatever was computed with its NaN.
+        gradients = [
+            torch.zeros_like(leaf) if gradient is None else gradient.masked_fill(leaf.isnan(), 0)
+            for leaf, gradient in zip(leaves, gradients, strict=True)
+        ]
+        loss = share.detach()
+        if accelerator.num_processes > 1:
+            loss, gradients = accelerator.reduce(loss), [accelerator.reduce(gradient) for gradient in gradients]
+            padded = len(gradients[0]) // accelerator.num_processes
+            first = accelerator.process_index * padded
+            gradients = [gradient[first : first + len(embeds.safe_text)] for gradient in gradients]
+        return loss, QuadrupletEmbeds(*gradients)
+
+    def _loss_with(
+        self, loss: Tensor, gradients: QuadrupletEmbeds, embeds: QuadrupletEmbeds, chunks: int = 1
+    ) -> Tensor:
+        """A tensor of the value of a loss, whose gradient by the weights comes from known ones by embeddings."""
+        parts = [
+            (gradient * column.float().nan_to_num()).sum() for gradient, column in zip(gradients, embeds, strict=True)
+        ]
+        # The trainer divides by the number of chunks, and gradients become a mean over processes.
+        carrier = torch.stack(parts).sum() * self.accelerator.num_processes * chunks
+        return loss + carrier - carrier.detach()
+
+    def _objective_loss(
+        self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds, mode: str, process: int | None = None
+    ) -> Tensor:
+        """The objective's loss of a batch, or a process's share of it; adds the terms to those that are logged next."""
+        shared = process is not None
+        process, processes = (process, self.accelerator.num_processes) if shared else (0, 1)
+        loss, terms = self.objective(embeds, reference, process, processes)
+        if not torch.isfinite(loss):
+            bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
+            raise self.not_finite(f"loss ({bad})")
+        feeds = self.objective.feeds(reference.makeup, reference)
+        for name, weight in self.objective.weights.items():
+            if weight:
+                rows = feeds[name].sum().float()
+                value = terms[name].detach() if name in terms else torch.zeros_like(rows)
+                # Each process has a share of the value, and counts as many of the rows.
+                self._term_sums[mode][name] += torch.stack([value * rows, rows / processes])
+        return loss
+
+    def _pop_term_means(self, mode: str) -> dict[str, float]:
+        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""
+        sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
+        self._term_sums[mode] = defaultdict(float)
+        return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
+
+
+class _Chunks:
+    """The batches of a step, as many as are said, made when they are asked for."""
+
+    def __init__(self, batches: Iterator[dict[str, Any]], count: int):
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.batches
+
+
+def _makeup(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: inputs[name] for name in Makeup._fields}
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Of the CPU, and of the device if that is another."""
+    return torch.get_rng_state(), None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+@contextlib.contextmanager
+def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Draws what was drawn after a random state, and leaves the random state of now as it is."""
+    now = _random_state(device)
+    _set_random_state(state, device)
+    try:
+        yield
+    finally:
+        _set_random_state(now, device)
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1])
