@@ -93,17 +93,19 @@ def main(argv: list[str]) -> None:
     if trainer.is_world_process_zero() and not script.streaming:
         print(trainer.train_dataset.filing.told(trainer.term_rows), flush=True)
 
-    def figures(when: str) -> dict[str, dict[str, float]]:
+    def figures(model: Any, when: str) -> dict[str, dict[str, float]]:
         return {
-            split: safe_clip.evaluate_quadruplets(trainer.model, processor, splits[split], desc=f"{split}, {when}")
+            split: safe_clip.evaluate_quadruplets(model, processor, splits[split], desc=f"{split}, {when}")
             for split in measured
         }
 
-    before = figures("before")
+    before = figures(trainer.model, "before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        results = {"before": before, "after": figures("after")}
+        # Where the model lies in shards, one process has no more of it than what was saved.
+        trained = safe_clip.load_clip(args.output_dir) if trainer.is_sharded else trainer.model
+        results = {"before": before, "after": figures(trained, "after")}
         Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
         print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
     write_model_card(trainer, splits, script.dataset, script.further)

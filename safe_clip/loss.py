@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
 
 from .data.collator import model_inputs, place
+from .errors import UserError
 from .objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
+from .publishing import step_of
 
 CACHED = "cached"  # in a chunk's inputs, what is known of its step already
 
@@ -191,6 +194,33 @@ class LossMixin:
         sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
         self._term_sums[mode] = defaultdict(float)
         return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
+
+    def not_finite(self, what: str) -> UserError:
+        """The error for a loss or gradient that is infinite or not a number."""
+        saved = [folder for folder in self._checkpoints() if step_of(folder) <= self.state.global_step]
+        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
+        return UserError(
+            f"the {what} is not a finite number after step {self.state.global_step}; no weight was moved by it. Start "
+            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
+        )
+
+
+class StopBeforeBadStep(TrainerCallback):
+    """Raises where a gradient is not finite, before the optimizer moves weights that a checkpoint would then keep.
+
+    Under float16 the gradient scaler skips such steps itself.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        if scaler is not None and scaler.is_enabled():
+            return
+        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
+            raise self.trainer.not_finite("gradient")
 
 
 class _Chunks:

@@ -216,3 +216,20 @@ def train_towers(model: nn.Module, text: bool, image: bool) -> None:
         held = (not text and "text_" in name) or (not image and ("vision_model" in name or "visual_projection" in name))
         if held:
             parameter.requires_grad_(False)
+
+
+def accept_sharding(model: CLIPModel) -> None:
+    """Makes a model one that FSDP2 and DeepSpeed can cut into shards.
+
+    They take no weight that is a single number, so the logit scale, which is not trained, becomes a buffer of the same
+    name; and accelerate asks for input embeddings, of which a CLIP has none that are its own.
+    """
+    if "logit_scale" in model._parameters:
+        scale = model.logit_scale.detach()
+        del model.logit_scale
+        model.register_buffer("logit_scale", scale)
+    model.get_input_embeddings = _no_embeddings
+
+
+def _no_embeddings() -> None:
+    return None

@@ -8,10 +8,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, ModelCard, ModelCardData, upload_folder
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
+from transformers import CLIPModel, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
@@ -45,16 +48,32 @@ class PublishingMixin:
                     self._save_args(Path(output_dir))
                     self._save_digest(Path(output_dir))
                     _make_public(Path(output_dir))
-            elif self.args.should_save:
-                self._save_drop_in(Path(output_dir or self.args.output_dir))
+            else:
+                model = self._whole_model()
+                if model is not None:
+                    self._save_drop_in(model, Path(output_dir or self.args.output_dir))
         except (OSError, SafetensorError) as error:  # a full disk, no right to write
             raise UserError(
                 f"{output_dir or self.args.output_dir} cannot be written ({error}). Make room there, or choose another "
                 "--output_dir; --resume_from_checkpoint goes on from a checkpoint, if there is one."
             ) from error
 
-    def _save_drop_in(self, folder: Path) -> None:
+    def _whole_model(self) -> CLIPModel | PeftModel | None:
+        """The model as one process has it, on those that save; shards are gathered, for which all have to call this."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+            return model if self.args.should_save else None
+        weights = self.accelerator.get_state_dict(model)  # on the first process alone
+        if not self.is_world_process_zero():
+            return None
+        with torch.random.fork_rng(devices=[]):
+            whole = CLIPModel(copy.deepcopy(model.config))
+            if isinstance(model, PeftModel):
+                whole = PeftModel(whole, copy.deepcopy(model.active_peft_config), model.active_adapter)
+        whole.load_state_dict(weights, assign=True)
+        return whole.eval()
+
+    def _save_drop_in(self, model: CLIPModel | PeftModel, folder: Path) -> None:
         if isinstance(model, PeftModel):
             kept = (folder / ADAPTER_DIR / "README.md").exists()
             model.save_pretrained(folder / ADAPTER_DIR)
@@ -76,6 +95,11 @@ class PublishingMixin:
         """Saves what tells the training rows from others, for going on from this checkpoint."""
         if self.train_dataset is not None:
             (folder / DIGEST_FILE).write_text(json.dumps(self.train_dataset.digest))
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints in the output directory, the newest last."""
+        found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")
+        return sorted(filter(is_whole, found), key=step_of)
 
     # ---- Hub ----
 
@@ -157,12 +181,15 @@ class PublishingMixin:
         the model ever after.
         """
         strategy = self.args.hub_strategy
+        if self.is_sharded and strategy != HubStrategy.END:
+            self.save_model(_internal_call=True)  # for which all processes are wanted
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
+        if not self.is_sharded:
+            self.save_model(_internal_call=True)
         common = {
             "repo_id": self.hub_model_id,
             "commit_message": f"Training in progress, step {self.state.global_step}",
@@ -179,6 +206,19 @@ class PublishingMixin:
             self.push_in_progress = PushInProgress(jobs)
         else:
             self.push_in_progress.jobs.extend(jobs)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's state, which is written last, is there and was not cut off by a full disk or a kill."""
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _make_public(folder: Path, has_card: bool = False) -> None:

@@ -12,18 +12,17 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.distributed.fsdp import StateDictType
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     CLIPModel,
     CLIPProcessor,
     EarlyStoppingCallback,
     Trainer,
-    TrainerCallback,
     TrainerState,
     set_seed,
 )
 from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     TrainOutput,
 )
@@ -33,16 +32,27 @@ from .data.captions import check_captions
 from .data.collator import QuadrupletCollator, item_ids
 from .data.pixels import cache_size, has_room, pixel_shape
 from .data.rows import QuadrupletRows
+from .data.sampling import SimilarLengths
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
-from .loss import LossMixin
-from .model import accept_one_modality, check_processor, load_clip, load_processor, lora_config, train_towers
+from .loss import LossMixin, StopBeforeBadStep
+from .model import (
+    accept_one_modality,
+    accept_sharding,
+    check_processor,
+    load_clip,
+    load_processor,
+    lora_config,
+    train_towers,
+)
 from .objectives import build_objective
 from .objectives.base import Makeup
-from .publishing import DIGEST_FILE, PublishingMixin
+from .publishing import DIGEST_FILE, PublishingMixin, is_whole
 from .reference import FrozenReference
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
+
+LENGTHS = 8  # of captions are multiples of this where each new one would have to be compiled
 
 
 class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
@@ -115,11 +125,11 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
                 model = get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
-        present = None if train_dataset is None else train_dataset.present
+        present, mixed = None if train_dataset is None else train_dataset.present, False
         if present is not None:
             text, image = present[:, :2].any(axis=1), present[:, 2:].any(axis=1)
             train_towers(model, bool(text.any()), bool(image.any()))
-            mixed = text.any() and image.any() and (streamed or not (text & image).all())
+            mixed = bool(text.any() and image.any() and (streamed or not (text & image).all()))
             if mixed and args.ddp_find_unused_parameters is None:
                 args.ddp_find_unused_parameters = True  # a process may be dealt rows of one modality
         self.reference = FrozenReference(model)
@@ -146,10 +156,11 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             tables = [table for table in tables if isinstance(table, Dataset)]
             check_captions(tables, processing_class.tokenizer, max_length)
 
+        multiple = LENGTHS if args.torch_compile else 1
         super().__init__(
             model,
             args,
-            data_collator=kwargs.pop("data_collator", QuadrupletCollator(processing_class, max_length)),
+            data_collator=kwargs.pop("data_collator", QuadrupletCollator(processing_class, max_length, multiple)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -158,10 +169,10 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         # `PeftModel.forward` takes **kwargs, which older Trainers read as a loss that is normalised already.
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("FSDP and DeepSpeed are not supported; run on one device or with DDP (accelerate launch).")
+            self._prepare_sharding(mixed)
         self.resumed_from = 0  # the step at which the last training began
         self.targets = Targets(self.reference, self.objective, self.accelerator)
-        self.add_callback(_StopBeforeBadStep(self))
+        self.add_callback(StopBeforeBadStep(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -182,7 +193,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
                     f"there is no checkpoint in {self.args.output_dir}; leave out --resume_from_checkpoint to begin."
                 )
             resume_from_checkpoint = str(saved[-1])
-        elif resume_from_checkpoint and not _is_whole(Path(resume_from_checkpoint)):
+        elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
             raise UserError(
                 f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a whole checkpoint."
             )
@@ -219,6 +230,29 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         if self.args.strength != 1:
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
+
+    def _prepare_sharding(self, mixed: bool) -> None:
+        """Makes the model ready for FSDP2 or DeepSpeed, or raises `UserError` for what they cannot do.
+
+        Args:
+            mixed: whether a process may be dealt rows of one modality, whose other tower the others would wait for.
+        """
+        plugin = self.accelerator.state.fsdp_plugin
+        how = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+        if plugin is not None and (plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT):
+            raise UserError(
+                "FSDP wants fsdp_version 2 and FULL_STATE_DICT checkpoints, as in configs/accelerate/fsdp2.yaml."
+            )
+        if mixed:
+            raise UserError(f"{how} wants rows that have all items, or a single modality; others train under DDP.")
+        if self.args.strength != 1 and not isinstance(self.model, PeftModel):
+            raise UserError(f"--strength with --full_finetuning wants DDP; under {how}, use LoRA or export it later.")
+        accept_sharding(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has the whole model while it is trained."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _cache_pictures(self) -> None:
         """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
@@ -268,6 +302,13 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             drop_last=self.args.dataloader_drop_last,
         )
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        rows = self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or getattr(rows, "filing", None) is None:
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return SimilarLengths(batch, rows, self.processing_class.tokenizer, self.args.seed)
+
     def _check_rows(self, checkpoint: Path) -> None:
         """Raises `UserError` unless the training rows are those that a checkpoint was made with."""
         file = checkpoint / DIGEST_FILE
@@ -282,20 +323,6 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
                 f"the training data are not those of {checkpoint}: {'; '.join(told)}. Go on with the data of then, or "
                 "leave out --resume_from_checkpoint and choose another --output_dir."
             )
-
-    def _checkpoints(self) -> list[Path]:
-        """Whole checkpoints in the output directory, the newest last."""
-        found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")
-        return sorted(filter(_is_whole, found), key=_step)
-
-    def not_finite(self, what: str) -> UserError:
-        """The error for a loss or gradient that is infinite or not a number."""
-        saved = [folder for folder in self._checkpoints() if _step(folder) <= self.state.global_step]
-        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
-        return UserError(
-            f"the {what} is not a finite number after step {self.state.global_step}; no weight was moved by it. Start "
-            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
-        )
 
     # ---- Logging and evaluation ----
 
@@ -329,34 +356,3 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         means = self._pop_term_means("eval")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's state, which is written last, is there and was not cut off by a full disk or a kill."""
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-class _StopBeforeBadStep(TrainerCallback):
-    """Raises where a gradient is not finite, before the optimizer moves weights that a checkpoint would then keep.
-
-    Under float16 the gradient scaler skips such steps itself.
-    """
-
-    def __init__(self, trainer: SafeCLIPTrainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        if scaler is not None and scaler.is_enabled():
-            return
-        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
-            raise self.trainer.not_finite("gradient")

@@ -62,6 +62,13 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Quadruplets. The in-batch negatives of the contrastive terms are the other rows.
         logging_steps (`float`, defaults to 10):
             Optimizer steps between two log lines, each with the mean of every loss term.
+        bf16 (`bool`, *optional*):
+            Compute in bfloat16, keeping float32 weights. By default where the device is faster in it: GPUs that have
+            it, CPUs with AVX512-BF16 or AMX.
+        dataloader_num_workers (`int`, *optional*):
+            Processes that read rows, for each device; by default up to 8 beside a GPU, none beside a model on the CPU.
+        dataloader_persistent_workers (`bool`, defaults to `True`):
+            They stay from one epoch to the next.
         remove_unused_columns (`bool`, defaults to `False`):
             Captions and pictures are not arguments of the model's `forward`, yet the collator wants them.
     """
@@ -80,6 +87,15 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Compute in bfloat16; by default where the device is faster in it."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read rows; by default up to 8 beside a GPU, else none."}
+    )
+    dataloader_persistent_workers: bool = field(
+        default=True, metadata={"help": "Processes that read rows stay from one epoch to the next."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Keep this off: the collator wants columns that `forward` does not name."}
     )
@@ -136,6 +152,18 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"  # by `accelerate launch`
+            self.bf16 = not self.fp16 and not asked and _fast_in_bfloat16(on_cpu)
+        if self.bf16 and on_cpu:
+            self.use_cpu = True  # without which bf16 is taken for a GPU's
+        if self.dataloader_num_workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self.dataloader_num_workers = 0 if on_cpu else min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
+        if self.accelerator_config is None and not on_cpu:
+            self.accelerator_config = {"non_blocking": True}
         self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
         super().__post_init__()
         if self.contrastive_batch_size is not None:
@@ -179,3 +207,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 f"optimizer step takes one contrastive batch, here of {chunks} chunks; leave it out."
             )
         self.gradient_accumulation_steps = chunks
+
+
+def _fast_in_bfloat16(on_cpu: bool) -> bool:
+    """Whether the device computes faster in bfloat16 than in float32."""
+    if not on_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))

@@ -37,6 +37,7 @@ def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None
         "disable_tqdm": True,
         "save_strategy": "no",
         "logging_steps": 1,
+        "bf16": False,
     }
     args = SafeCLIPTrainingArguments(output_dir=str(folder), **(defaults | settings))
     return SafeCLIPTrainer(

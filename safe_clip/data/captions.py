@@ -20,12 +20,28 @@ def _token_counts(batch: dict, indices: list[int], tokenizer: PreTrainedTokenize
     counts = {}
     indices = batch.get(ROW_COLUMN, indices)
     for column in CAPTION_COLUMNS:
-        cells = zip(indices, batch.get(column, ()), strict=column in batch)
-        texts = [check_caption(text, row, column) for row, text in cells if text is not None]
+        cells = batch.get(column, [None] * len(indices))
+        texts = [check_caption(text, row, column) for row, text in zip(indices, cells, strict=True) if text is not None]
         # Lengths before truncation are what is asked for, so the tokenizer's warning about them is noise.
-        lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]] if texts else []
-        counts[column] = lengths + [0] * (len(indices) - len(lengths))
+        lengths = iter(tokenizer(texts, truncation=False, verbose=False)["input_ids"] if texts else ())
+        counts[column] = [0 if text is None else len(next(lengths)) for text in cells]
     return counts
+
+
+def count_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The tokens of each row's captions before any is cut, 0 where there is none; a column for each of theirs.
+
+    Raises:
+        UserError: a caption cannot be used.
+    """
+    columns = [name for name in (*CAPTION_COLUMNS, ROW_COLUMN) if name in rows.column_names]
+    return rows.select_columns(columns).map(
+        partial(_token_counts, tokenizer=tokenizer),
+        batched=True,
+        with_indices=True,
+        remove_columns=columns,
+        desc="Checking captions",
+    )
 
 
 def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
@@ -46,14 +62,7 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
     for rows in data_sets:
         if not set(CAPTION_COLUMNS) & set(rows.column_names):
             continue
-        columns = [name for name in (*CAPTION_COLUMNS, ROW_COLUMN) if name in rows.column_names]
-        counts = rows.select_columns(columns).map(
-            partial(_token_counts, tokenizer=tokenizer),
-            batched=True,
-            with_indices=True,
-            remove_columns=columns,
-            desc="Checking captions",
-        )
+        counts = count_tokens(rows, tokenizer)
         lengths += [length for column in CAPTION_COLUMNS for length in counts[column] if length]
     cut = sum(length > max_length for length in lengths)
     if cut:

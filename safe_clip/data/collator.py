@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import xxhash
 from torch import Tensor
 from transformers import CLIPProcessor
@@ -24,6 +25,7 @@ class QuadrupletCollator:
     Args:
         processor: the model's `CLIPProcessor`.
         max_length: tokens at which captions are cut, the end token kept.
+        multiple: lengths are made multiples of this (or `max_length`), so that there are few of them.
 
     Returns:
         `row` (B integers), `generated` and `mixed` (B booleans), as the rows have them; `present` (B x 4 booleans),
@@ -34,6 +36,7 @@ class QuadrupletCollator:
 
     processor: CLIPProcessor
     max_length: int
+    multiple: int = 1
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         batch = {
@@ -47,12 +50,25 @@ class QuadrupletCollator:
             for columns in (CAPTION_COLUMNS, IMAGE_COLUMNS)
         )
         if captions:
-            batch |= self.processor.tokenizer(
-                captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-            )
+            batch |= self._tokens(captions)
         if pictures:
             batch["pixel_values"] = self._pixels(pictures)
         return batch
+
+    def _tokens(self, captions: list[str]) -> dict[str, Tensor]:
+        tokenizer = self.processor.tokenizer
+        tokens = tokenizer(
+            captions,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        longest = tokens["input_ids"].shape[1]
+        more = min(-(-longest // self.multiple) * self.multiple, self.max_length) - longest
+        fillers = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+        return {name: F.pad(tokens[name], (0, more), value=filler) for name, filler in fillers.items()}
 
     def _pixels(self, pictures: list[Any]) -> Tensor:
         if isinstance(pictures[0], Tensor):
@@ -61,9 +77,13 @@ class QuadrupletCollator:
 
 
 def model_inputs(batch: dict[str, Tensor], safe_only: bool = False) -> dict[str, Tensor]:
-    """What a CLIP's `forward` takes, for the items of a batch that there are, or for those of its safe side."""
+    """What a CLIP's `forward` takes, for the items of a batch that there are, or for those of its safe side.
+
+    No mask: captions are padded on the right, after the token that is pooled, which sees only what is before it. And
+    without one, attention is the fast, causal kind.
+    """
     captions, pictures = batch["present"].sum(dim=0)[::2].tolist() if safe_only else (None, None)
-    ends = {"input_ids": captions, "attention_mask": captions, "pixel_values": pictures}
+    ends = {"input_ids": captions, "pixel_values": pictures}
     inputs = {name: batch[name][:end] for name, end in ends.items() if name in batch}
     return {name: tensor for name, tensor in inputs.items() if len(tensor)}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
@@ -173,7 +174,7 @@ class StreamLoader:
                 if left:
                     left -= 1
                 else:
-                    yield batch
+                    yield send_to_device(batch, self.accelerator.device, non_blocking=True)
             if not seen:
                 raise UserError("the stream of training rows is empty.")
 
