@@ -1,6 +1,7 @@
 """The loss of a step: of one batch on one device, or of many chunks on many, as if they were one batch."""
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ class LossMixin:
         """The batches of an optimizer step."""
         if self.args.contrastive_batch_size is None or num_batches == 1:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        return _Chunks(self._chunks(epoch_iterator, num_batches), num_batches), None
+        # Pulled now: the trainer brings back the random state of a checkpoint after this, and a loader draws at its start.
+        batches = itertools.chain([next(epoch_iterator)], epoch_iterator)
+        return _Chunks(self._chunks(batches, num_batches), num_batches), None
 
     def _chunks(self, batches: Iterator, count: int) -> Iterator[dict[str, Any]]:
         """Runs the first pass over the chunks of a step, then gives each with what was found out."""

@@ -209,7 +209,7 @@ class Objective(nn.Module):
 
 def _mean(term: Term, rows: Tensor, process: int, processes: int) -> Tensor:
     """A process's share of a term's mean over rows, which holds the logits of few rows at a time."""
-    parts = torch.arange(process, len(rows), processes, device=rows.device).split(PLACES)
+    parts = torch.arange(len(rows), device=rows.device)[process::processes].split(PLACES)
     if len(parts) == 1:
         return _sum(term, rows, parts[0]) / len(rows)
     sums = [checkpoint(_sum, term, rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
