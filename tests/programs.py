@@ -19,6 +19,7 @@ import tempfile
 import types
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parent.parent
 # Which read nothing from the environment that a test sets.
@@ -28,6 +29,7 @@ PLAIN += ["jinja2", "torch.utils.tensorboard"]
 # Which read the Hub's address and their folders as they are imported.
 HUB = ["transformers.models.clip.modeling_clip", "transformers.models.clip.processing_clip", "transformers.trainer"]
 HUB += ["transformers.models.auto.modeling_auto", "datasets", "accelerate", "peft", "evaluate"]
+KEPT = 3
 
 
 def run_python(
@@ -53,8 +55,8 @@ def run_python(
         environments = [env | shared | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
     with tempfile.TemporaryDirectory() as folder:
         task = {"command": command, "cwd": str(cwd), "environments": environments, "out": folder}
-        server = _server(_of_the_hub(env) == _of_the_hub(os.environ))
-        previous = signal.signal(signal.SIGALRM, lambda *_: server.kill())
+        server = _server()
+        previous = signal.signal(signal.SIGALRM, lambda *_: _end(server))
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
             server.stdin.write(json.dumps(task) + "\n")
@@ -70,30 +72,78 @@ def run_python(
     return subprocess.CompletedProcess(command, int(answer), out, err)
 
 
-def _of_the_hub(environment) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(("HF_", "TRANSFORMERS_"))}
-
-
 @cache
-def _server(hub: bool) -> subprocess.Popen:
+def _server() -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # Asking for the number of GPUs may else start CUDA, which a fork cannot use then.
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     server = subprocess.Popen(
-        [sys.executable, __file__, *PLAIN, *(HUB if hub else [])],
+        [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
         text=True,
         start_new_session=True,
     )
-    atexit.register(server.kill)
+    atexit.register(_end, server)
     return server
 
 
-def _next_program() -> list[str]:
+def _end(server: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)  # and what it started
+    server.wait()
+
+
+def _import(names: list[str]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):  # the program that wants it says so
+            importlib.import_module(name)
+    gc.freeze()  # or each fork would go through all of it, and copy it, whenever it collects garbage
+
+
+def _become(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _next_task(tasks: TextIO, answers: TextIO) -> tuple[TextIO, TextIO]:
+    """Hands each task on to a fork that imported what reads the Hub's settings under those of the task, and returns in
+    a new such fork with the ends of its pipes. The settings of the last few tasks are kept."""
+    kept: dict[str, tuple[TextIO, TextIO]] = {}
+    for line in tasks:
+        environment = json.loads(line)["environments"][0]
+        settings = {name: value for name, value in environment.items() if name.startswith(("HF_", "TRANSFORMERS_"))}
+        settings.pop("HF_TOKEN", None)  # which is read when it is used
+        key = json.dumps(settings, sort_keys=True)
+        if key not in kept:
+            if len(kept) == KEPT:
+                for end in kept.pop(next(iter(kept))):
+                    end.close()
+                os.wait()
+            (read, write), (read_answer, write_answer) = os.pipe(), os.pipe()
+            if os.fork() == 0:
+                for number in (write, read_answer):
+                    os.close(number)
+                for ends in kept.values():
+                    for end in ends:
+                        end.close()
+                _become(environment)
+                _import(HUB)
+                return os.fdopen(read), os.fdopen(write_answer, "w")
+            os.close(read)
+            os.close(write_answer)
+            kept[key] = os.fdopen(write, "w"), os.fdopen(read_answer)
+        kept[key] = kept.pop(key)  # the last to be given up
+        send, answer = kept[key]
+        print(line, end="", file=send, flush=True)
+        print(answer.readline() or "1\n", end="", file=answers, flush=True)
+    sys.exit()
+
+
+def _next_program(tasks: TextIO, answers: TextIO) -> list[str]:
     """Forks for each task, and returns in the fork, with everything of its own but what is to be run."""
-    for line in sys.stdin:
+    for line in tasks:
         task, started, codes = json.loads(line), set(), []
         for environment in task["environments"]:
             process = os.fork()
@@ -102,8 +152,7 @@ def _next_program() -> list[str]:
                     opened = os.open(os.path.join(task["out"], name), os.O_RDWR | os.O_CREAT | os.O_APPEND)
                     os.dup2(opened, place)
                     os.close(opened)
-                os.environ.clear()
-                os.environ.update(environment)
+                _become(environment)
                 os.chdir(task["cwd"])
                 return task["command"]
             started.add(process)
@@ -114,7 +163,7 @@ def _next_program() -> list[str]:
             if codes[-1]:  # the others would wait for it
                 for process in started:
                     os.kill(process, signal.SIGTERM)
-        print(next(filter(None, codes), 0), flush=True)
+        print(next(filter(None, codes), 0), file=answers, flush=True)
     sys.exit()
 
 
@@ -138,8 +187,5 @@ def _run(kind: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        with contextlib.suppress(ImportError):  # the program that wants it says so
-            importlib.import_module(name)
-    gc.freeze()  # or each fork would go through all of it, and copy it, whenever it collects garbage
-    _run(*_next_program())
+    _import(PLAIN)
+    _run(*_next_program(*_next_task(sys.stdin, sys.stdout)))
