@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers import CLIPModel, CLIPTextModel, LlamaConfig, LlavaConfig, Lla
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, load_quadruplets, lora_config
 
 from .conftest import build_model
+from .programs import run_python
 
 README = Path(__file__).parent.parent / "README.md"
 pytestmark = pytest.mark.slow
@@ -123,7 +122,7 @@ def same(made, wanted, atol=1e-5):
         file = place / f"snippet_{name}.py"  # a bare name would shadow the library
         file.write_text(snippets()[name] + expected + check + '\nprint("as wanted")\n')
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "TQDM_DISABLE": "1"}
-        done = subprocess.run([sys.executable, file.name], cwd=place, env=environment, capture_output=True, text=True)
+        done = run_python(file.name, cwd=place, env=environment)
         assert done.returncode == 0 and "as wanted" in done.stdout, done.stderr[-3000:]
 
     return run
@@ -132,9 +131,8 @@ def same(made, wanted, atol=1e-5):
 def command(name: str, place: Path) -> None:
     words = snippets()[name].split()
     assert words[0] == "python"
-    root = str(README.parent)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    done = subprocess.run([sys.executable, *words[1:]], cwd=place, env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(README.parent)}
+    done = run_python(*words[1:], cwd=place, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from safe_clip import UserError
 from safe_clip.errors import explained, run
+
+from .programs import run_python
 
 ROOT = Path(__file__).parent.parent
 FULL, KILLED, MEMORY = "the disk is full (", "a process that reads rows was ended", "the device has too little memory ("
@@ -147,9 +148,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_script(before: str, name: str, *flags: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", before + RUN, str(ROOT / name), *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(cwd / "hf")}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return run_python("-c", before + RUN, ROOT / name, *flags, cwd=cwd, env=environment)
 
 
 @pytest.mark.slow

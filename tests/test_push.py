@@ -19,6 +19,7 @@ from safe_clip.card.results import eval_results
 from safe_clip.evaluation.table import cell
 
 from .hub import IMPATIENT, TOKEN, Hub
+from .programs import run_python
 
 ROOT = Path(__file__).parent.parent
 HF = str(Path(sys.executable).with_name("hf"))
@@ -57,6 +58,8 @@ def hub():
 def run(command: list[str], hub: Hub, home: Path, token: str | None = TOKEN) -> subprocess.CompletedProcess:
     environment = {**os.environ, **hub.environment(str(home / "hf"), token), "PYTHONPATH": str(ROOT)}
     home.mkdir(exist_ok=True)
+    if command[0] == sys.executable:
+        return run_python(*command[1:], cwd=home, env=environment)
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
 
 

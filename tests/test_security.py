@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from safe_clip import load_processor
 
 from .hub import Hub
+from .programs import run_python
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,8 +82,7 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
             ("data", "user/climbing"),
         ]
         environment = {**os.environ, **hub.environment(str(world / "hf")), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", LOAD, json.dumps(wanted)]
-        done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
+        done = run_python("-c", LOAD, json.dumps(wanted), cwd=world, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert said["user/plain"] == said["user/both"] == "loaded"

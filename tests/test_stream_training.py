@@ -15,6 +15,7 @@ from safe_clip import UserError, lora_config
 from safe_clip.objectives import OBJECTIVES
 
 from .conftest import FEATURES, make_rows
+from .programs import run_python
 from .test_trainer import NO_DROPOUT, largest_difference, make_trainer, weights
 
 ROOT = Path(__file__).parent.parent
@@ -98,11 +99,7 @@ def shards(tmp_path_factory):
     return str(folder)
 
 
-def run_train(*flags, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(ROOT / "train.py"), *flags, "--report_to", "none", "--use_cpu"]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
@@ -119,7 +116,8 @@ def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, full, model
     flags += ["--per_device_train_batch_size", "2", "--logging_steps", "6", "--eval_splits", "train"]
     flags += ["--output_dir", str(tmp_path / "out"), *(["--streaming"] if streaming else [])]
     flags += ["--full_finetuning", "true", "--gradient_checkpointing", "true"] if full else []
-    done = run_train(*flags, processes=2)
+    flags += ["--report_to", "none", "--use_cpu"]
+    done = run_python(ROOT / "train.py", *flags, cwd=tmp_path, env=ENVIRONMENT, processes=2)
     assert done.returncode == 0, done.stderr
     assert "'redirection_text_cosine'" in done.stdout and "'redirection_image_cosine'" in done.stdout
     assert "_contrastive'" not in done.stdout
@@ -140,8 +138,10 @@ def test_two_processes_with_workers_train_on_a_stream_of_files(model_dir, shards
         "--dataloader_num_workers",
         "2",
     ]
-    flags += ["--per_device_train_batch_size", "4", "--logging_steps", "1"]
-    done = run_train(*flags, "--output_dir", str(tmp_path / "two"), processes=2)
+    flags += ["--per_device_train_batch_size", "4", "--logging_steps", "1", "--output_dir", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train.py"), *flags]
+    command += ["--report_to", "none", "--use_cpu"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert set(results["after"]) == {"test"}

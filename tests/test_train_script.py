@@ -9,28 +9,26 @@ import torch
 
 from .conftest import load_script
 from .hub import Hub
+from .programs import run_python
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.slow  # each test starts Python, torch and transformers anew
+pytestmark = pytest.mark.slow
 
 
-def run_train(*flags, cwd=ROOT, **env):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *flags],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+def run_train(*flags, cwd=ROOT):
+    return run_python(ROOT / "train.py", *flags, cwd=cwd)
 
 
 def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text(f"model: {model_dir}\ndataset: {dataset_dir}\nmax_steps: 3\nlora_alpha: 16\n")
     flags = ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--report_to", "none"]
-    done = run_train(str(config), *flags, "--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1")
+    flags += ["--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1"]
+    # As a person starts it.
+    command = [sys.executable, str(ROOT / "train.py"), str(config), *flags]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"Fine-tuning {model_dir} on {dataset_dir}; settings from {config}."
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -123,8 +121,7 @@ def test_what_the_hub_refuses_is_said_in_one_line_before_training(hub, model_dir
     names = {"DATA": dataset_dir, "MODEL": model_dir}
     cases = [[*(names.get(flag, flag) for flag in flags), "--output_dir", "out"] for flags, _ in REFUSED]
     environment = {**os.environ, **hub.environment(str(tmp_path / "hf"), token=None), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", ALL, str(ROOT / "train.py"), json.dumps(cases)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    done = run_python("-c", ALL, ROOT / "train.py", json.dumps(cases), cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     for (flags, message), said in zip(REFUSED, json.loads(done.stdout.splitlines()[-1]), strict=True):
         assert said.startswith(message.replace("DATA", dataset_dir)) and "\n" not in said, flags

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.data.streams import QuadrupletStream, StreamLoader
 
 from ..conftest import FEATURES, make_rows
+from ..programs import run_python
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -167,9 +166,9 @@ def test_two_processes_with_workers_see_every_row_once_an_epoch(tmp_path):
     last."""
     cases = [(48, 4, 2), (48, 3, 2), (50, 4, 2), (31, 1, 0)]  # rows, files, workers of each process
     (tmp_path / "shared.py").write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "shared.py")]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path), json.dumps(cases)], check=True, env=env, timeout=200)
+    command = [tmp_path / "shared.py", tmp_path, json.dumps(cases)]
+    run_python(*command, cwd=tmp_path, env=env, processes=2, timeout=200).check_returncode()
     seen = [json.loads((tmp_path / str(process)).read_text()) for process in (0, 1)]
     for (count, *_), *shares in zip(cases, *seen, strict=True):
         assert len(shares[0]) == len(shares[1])

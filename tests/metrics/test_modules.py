@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluate
@@ -9,6 +7,8 @@ import torch
 
 from safe_clip.metrics import load_metric
 from safe_clip.metrics.ranking import ExactIndex
+
+from ..programs import run_python
 
 METRICS = Path(__file__).parents[2] / "safe_clip" / "metrics"
 NAMES = ("recall_at_k", "safe_rate", "neighbour_overlap")
@@ -38,13 +38,8 @@ def test_evaluate_loads_them_offline_in_a_fresh_process(tmp_path):
         f"recall = evaluate.load('{METRICS}/recall_at_k')\n"
         f"print(recall.compute(queries={QUERIES}, references=[[0], [1], [2]], gallery={GALLERY}, k=[1, 2]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=METRICS.parents[1],
-        env={"PATH": "/usr/bin", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    env = {"PATH": "/usr/bin", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+    done = run_python("-c", code, cwd=METRICS.parents[1], env=env)
     assert done.returncode == 0, done.stderr
     figures = eval(done.stdout.splitlines()[-1])
     assert figures == pytest.approx({"recall_at_1": 2 / 3, "recall_at_2": 1.0, "median_rank": 1.0})
