@@ -49,7 +49,7 @@ class LossMixin:
         """The batches of an optimizer step."""
         if self.args.contrastive_batch_size is None or num_batches == 1:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        # Pulled now: the trainer brings back the random state of a checkpoint after this, and a loader draws at its start.
+        # Pulled now: a loader draws as it starts, and after this the trainer brings back a checkpoint's random state.
         batches = itertools.chain([next(epoch_iterator)], epoch_iterator)
         return _Chunks(self._chunks(batches, num_batches), num_batches), None
 
