@@ -1,8 +1,7 @@
 """Training by several processes, whose step is the step of one process on the same global batch."""
 
+import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ import torch
 from transformers import CLIPModel
 
 from safe_clip.objectives import OBJECTIVES
+
+from .programs import run_python
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +33,7 @@ AcceleratorState.__init__ = with_fsdp
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
+import datasets
 import numpy as np
 import torch
 from datasets import load_from_disk
@@ -42,6 +44,7 @@ from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, load_clip, loa
 
 model, data, out, cases = sys.argv[1:]
 processes = int(os.environ.get("WORLD_SIZE", "1"))
+datasets.config.HF_DATASETS_CACHE = f"{out}/cache"  # of its own, else it would find what another launch embedded
 processor, rows = load_processor(model), load_from_disk(data)["train"]
 table = rows.with_format("arrow")[:].to_pylist()
 for number, row in enumerate(table):
@@ -90,14 +93,11 @@ for name, settings in json.loads(cases).items():
 """
 
 
-def run(folder: Path, cases: str, model_dir: str, dataset_dir: str, processes: int) -> None:
+def run(folder: Path, cases: dict, model_dir: str, dataset_dir: str, processes: int) -> None:
     (folder / "program.py").write_text(FSDP_ON_CPU + PROGRAM)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, str(folder / "program.py"), model_dir, dataset_dir, str(folder), cases]
+    command = folder / "program.py", model_dir, dataset_dir, folder, json.dumps(cases)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # Each launch has a cache of its own, else it would find what the other one embedded.
-    env["HF_DATASETS_CACHE"] = str(folder / f"cache-{processes}")
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = run_python(*command, cwd=folder, env=env, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -122,12 +122,10 @@ SHARDED = {
 
 @pytest.fixture(scope="module")
 def trained(model_dir, dataset_dir, tmp_path_factory) -> dict[str, Path]:
-    import json
-
     folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two", "sharded")}
-    run(folders["one"], json.dumps(CASES), model_dir, dataset_dir, 1)
-    run(folders["two"], json.dumps(CASES), model_dir, dataset_dir, 2)
-    run(folders["sharded"], json.dumps(SHARDED), model_dir, dataset_dir, 2)
+    run(folders["one"], CASES, model_dir, dataset_dir, 1)
+    run(folders["two"], CASES, model_dir, dataset_dir, 2)
+    run(folders["sharded"], SHARDED, model_dir, dataset_dir, 2)
     return folders
 
 

@@ -1,8 +1,3 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -106,37 +101,3 @@ def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
     table = targets.table.take(np.arange(len(rows)))
     assert torch.equal(made.anchor_text, table["safe_text"][::3])
     assert torch.equal(made.anchor_image, table["safe_image"][::3])
-
-
-SHARED = """
-import sys, torch
-from accelerate import Accelerator
-from datasets import load_from_disk
-from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, load_clip, load_processor
-from safe_clip.objectives import SaferCLIPLoss
-from safe_clip.targets import Targets
-
-model, data, out = sys.argv[1:]
-accelerator = Accelerator(cpu=True)
-rows = QuadrupletRows(load_from_disk(data)["train"].select(range(23)))
-targets = Targets(FrozenReference(load_clip(model)), SaferCLIPLoss(), accelerator)
-targets.prepare(rows, QuadrupletCollator(load_processor(model), 77), 4, progress=False)
-torch.save((accelerator.num_processes, targets.table), f"{out}/{accelerator.num_processes}-{accelerator.process_index}")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_table_that_one_makes(model_dir, dataset_dir, tmp_path):
-    (tmp_path / "shared.py").write_text(SHARED)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    for count in ("1", "2"):
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if count == "2" else []
-        command = [sys.executable, *launcher, str(tmp_path / "shared.py"), model_dir, dataset_dir, str(tmp_path)]
-        subprocess.run(command, check=True, env=env, timeout=200)
-    _, alone = torch.load(tmp_path / "1-0")
-    for process in (0, 1):
-        count, shared = torch.load(tmp_path / f"2-{process}")
-        assert count == 2 and shared.keys() == alone.keys()
-        for name, column in alone.items():
-            assert column.shape == shared[name].shape == (23, 24)
-            assert (column - shared[name]).abs().max() < 1e-5, name
