@@ -39,7 +39,7 @@ from safe_clip import SafeCLIPLoss, SafeCLIPTrainer, SafeCLIPTrainingArguments, 
 from safe_clip.data.collator import model_inputs, place
 from safe_clip.objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
 
-DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 RATE = 1e-3
 MATRIX = {"cpu": 4096}  # side of the product whose speed is the peak; on a GPU 8192
 

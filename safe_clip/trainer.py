@@ -35,6 +35,7 @@ from .data.rows import QuadrupletRows
 from .data.sampling import SimilarLengths
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
+from .fast import make_fast
 from .loss import LossMixin, StopBeforeBadStep
 from .model import (
     accept_one_modality,
@@ -132,6 +133,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             mixed = bool(text.any() and image.any() and (streamed or not (text & image).all()))
             if mixed and args.ddp_find_unused_parameters is None:
                 args.ddp_find_unused_parameters = True  # a process may be dealt rows of one modality
+        make_fast(model, args.device)
         self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after

@@ -22,6 +22,7 @@ ROOMS = [
     "data",
     "model",
     "fingerprints",
+    "fast",
     "interpolation",
     "reference",
     "reference_cache",
