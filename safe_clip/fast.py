@@ -3,9 +3,12 @@
 What is here was kept because `benchmarks/step.py` says that it pays; docs/scaling.md has the figures.
 """
 
+from types import MethodType
+
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
@@ -33,7 +36,20 @@ def make_fast(model: nn.Module, device: torch.device) -> None:
         if isinstance(module, BaseTunerLayer):
             # Else inputs go to the adapter's float32 and, under autocast, back again.
             module.cast_input_dtype_enabled = False
+        if type(module) is Linear:
+            module.forward = MethodType(_lora_forward, module)
     if device.type == "cpu":
         # The backward of the fused kernel takes several times as long there as that of plain matrix products.
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         base.set_attn_implementation("eager")
+
+
+def _lora_forward(self: Linear, x: Tensor, *args, **kwargs) -> Tensor:
+    """That of PEFT's plain LoRA; the update is scaled while it is narrow, and added by the product that makes it."""
+    name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+    plain = name in self.lora_A and name not in self.lora_variant and not self.lora_bias[name]
+    if self.disable_adapters or self.merged or not plain or args or kwargs:
+        return Linear.forward(self, x, *args, **kwargs)
+    result = self.base_layer(x)
+    narrow = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
+    return torch.addmm(result.flatten(0, -2), narrow.flatten(0, -2), self.lora_B[name].weight.T).view_as(result)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
 
 from .data.collator import model_inputs, place
 from .errors import UserError
@@ -180,9 +180,9 @@ class LossMixin:
         shared = process is not None
         process, processes = (process, self.accelerator.num_processes) if shared else (0, 1)
         loss, terms = self.objective(embeds, reference, process, processes)
-        if not torch.isfinite(loss):
-            bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
-            raise self.not_finite(f"loss ({bad})")
+        self._losses = [*self._losses, (loss.detach(), terms)] if mode == "train" else [(loss.detach(), terms)]
+        if mode == "eval" or self._scaler() is not None:
+            self._check_losses()  # else the gradient tells, for which the device is waited for anyway
         feeds = self.objective.feeds(reference.makeup, reference)
         for name, weight in self.objective.weights.items():
             if weight:
@@ -198,6 +198,35 @@ class LossMixin:
         self._term_sums[mode] = defaultdict(float)
         return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
 
+    # ---- What is not finite ----
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's length, for the log; raises if that is no number, before weights move that would be kept.
+
+        Under float16 the gradient scaler skips such steps itself.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self._scaler() is None and not math.isfinite(grad_norm):
+            self._check_losses()
+            raise self.not_finite("gradient")
+        self._losses = []
+        return grad_norm
+
+    def _scaler(self) -> Any:
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler if scaler is not None and scaler.is_enabled() else None
+
+    def _check_losses(self) -> None:
+        """Raises `UserError` if one of the losses since the last step is not finite."""
+        for loss, terms in self._losses:
+            if not torch.isfinite(loss):
+                bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
+                raise self.not_finite(f"loss ({bad})")
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing: the trainer's estimate, for language models, goes through all weights at every step."""
+        return 0
+
     def not_finite(self, what: str) -> UserError:
         """The error for a loss or gradient that is infinite or not a number."""
         saved = [folder for folder in self._checkpoints() if step_of(folder) <= self.state.global_step]
@@ -206,24 +235,6 @@ class LossMixin:
             f"the {what} is not a finite number after step {self.state.global_step}; no weight was moved by it. Start "
             f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
         )
-
-
-class StopBeforeBadStep(TrainerCallback):
-    """Raises where a gradient is not finite, before the optimizer moves weights that a checkpoint would then keep.
-
-    Under float16 the gradient scaler skips such steps itself.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        if scaler is not None and scaler.is_enabled():
-            return
-        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
-            raise self.trainer.not_finite("gradient")
 
 
 class _Chunks:

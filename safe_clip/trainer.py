@@ -36,7 +36,7 @@ from .data.sampling import SimilarLengths
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
 from .fast import make_fast
-from .loss import LossMixin, StopBeforeBadStep
+from .loss import LossMixin
 from .model import (
     accept_one_modality,
     accept_sharding,
@@ -140,6 +140,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         self.objective = build_objective(
             args.objective, args.logit_scale or self.reference.logit_scale, args.loss_weights, args.objective_options
         )
+        self._losses = []  # since the last step
         # Of each term, the sum over rows and their number.
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self.term_rows = None  # how many quadruplets of the training data feed each term
@@ -174,7 +175,6 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             self._prepare_sharding(mixed)
         self.resumed_from = 0  # the step at which the last training began
         self.targets = Targets(self.reference, self.objective, self.accelerator)
-        self.add_callback(StopBeforeBadStep(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 

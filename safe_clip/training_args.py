@@ -69,6 +69,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Processes that read rows, for each device; by default up to 8 beside a GPU, none beside a model on the CPU.
         dataloader_persistent_workers (`bool`, defaults to `True`):
             They stay from one epoch to the next.
+        logging_nan_inf_filter (`bool`, defaults to `False`):
+            A loss that is not finite ends training, so that looking for it, which waits for the device, is not needed.
         remove_unused_columns (`bool`, defaults to `False`):
             Captions and pictures are not arguments of the model's `forward`, yet the collator wants them.
     """
@@ -95,6 +97,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     )
     dataloader_persistent_workers: bool = field(
         default=True, metadata={"help": "Processes that read rows stay from one epoch to the next."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Keep this off: a loss that is not finite ends training with what to do."}
     )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Keep this off: the collator wants columns that `forward` does not name."}
