@@ -35,7 +35,7 @@ from .data.rows import QuadrupletRows
 from .data.sampling import SimilarLengths
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
-from .fast import make_fast
+from .fast import casts_kept, make_fast
 from .loss import LossMixin
 from .model import (
     accept_one_modality,
@@ -220,7 +220,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         try:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            with contextlib.nullcontext() if self.is_sharded else casts_kept(self.model):
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
             # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is
             # lost; before training began there is nothing to close.

@@ -1,5 +1,6 @@
 """The settings of a training run."""
 
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from .config import changed
 from .errors import UserError
 from .names import public
 from .objectives import OBJECTIVES, build_objective
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -171,8 +175,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             self.accelerator_config = {"non_blocking": True}
         self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
         super().__post_init__()
-        if self.contrastive_batch_size is not None:
-            self._cut_into_chunks(self.world_size * max(1, self.n_gpu))  # several GPUs without a launcher
+        if self.n_gpu > 1:
+            logger.warning("Of %d GPUs one is used; start with `accelerate launch` or torchrun for all.", self.n_gpu)
+            self._n_gpu = 1  # what torch.nn.DataParallel makes of a model has not its ways of computing
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
