@@ -13,7 +13,6 @@ from .errors import UserError
 from .names import public
 from .objectives import OBJECTIVES, build_objective
 
-
 logger = logging.getLogger(__name__)
 
 
