@@ -37,6 +37,7 @@ from transformers import CLIPModel, CLIPProcessor, TrainerCallback
 
 from safe_clip import SafeCLIPLoss, SafeCLIPTrainer, SafeCLIPTrainingArguments, lora_config
 from safe_clip.data.collator import model_inputs, place
+from safe_clip.fast import casts_kept
 from safe_clip.objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -158,15 +159,16 @@ def bare_way(trainer: SafeCLIPTrainer, steps: int) -> tuple[list[float], int]:
                 yield {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
 
     seconds, stream = [], batches()
-    for _ in range(steps):
-        start = now()
-        loss = loss_of(next(stream))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(now() - start)
-    with FlopCounterMode(display=False) as counter:
-        loss_of(next(stream)).backward()
+    with casts_kept(model):
+        for _ in range(steps):
+            start = now()
+            loss = loss_of(next(stream))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(now() - start)
+        with FlopCounterMode(display=False) as counter:
+            loss_of(next(stream)).backward()
     return seconds, counter.get_total_flops()
 
 
