@@ -71,7 +71,8 @@ class Targets:
         streamed = isinstance(rows, QuadrupletStream)
         self.table = None
         if cache and not streamed:
-            make = embed_in_memory if rows.filing is None else embed_on_disk
+            known = rows.filing is not None and isinstance(collator, QuadrupletCollator)
+            make = embed_on_disk if known else embed_in_memory  # whose rows or tensors nothing can be known again by
             self.table = make(self.embed, rows, *how)
         if self.anchors != 0:
             if streamed:
