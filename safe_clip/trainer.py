@@ -240,7 +240,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         Args:
             mixed: whether a process may be dealt rows of one modality, whose other tower the others would wait for.
         """
-        plugin = self.accelerator.state.fsdp_plugin
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         how = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
         if plugin is not None and (plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT):
             raise UserError(

@@ -236,6 +236,6 @@ def test_what_shards_cannot_do_is_said_at_once(version, kind, mixed, said, proce
 
 def test_strength_of_all_weights_wants_them_whole(processor, rows, tmp_path):
     trainer = make_trainer(processor, rows, tmp_path, None, strength=0.5)
-    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=None))
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace())
     with pytest.raises(UserError, match="--strength with --full_finetuning wants DDP; under DeepSpeed, use LoRA"):
         trainer._prepare_sharding(False)
