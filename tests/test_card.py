@@ -261,6 +261,7 @@ def test_the_card_tells_what_was_trained(trained, dataset_dir, model_dir):
         *("hub_model_id", "disable_tqdm", "use_cpu"),
     }
     assert "rank 4, alpha 8, dropout 0, on" in training and "for 3 steps on 1 x" in training
+    assert f", computing in {'bfloat16' if trainer.args.bf16 else 'float32'}" in training
     assert "- Energy: not measured" in training
     assert "torchvision" in training and re.search(r"torch \d+\.\d+.*pillow \d+", training)
     width, height = Image.open(folder / "loss_curves.png").size

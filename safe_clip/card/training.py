@@ -202,7 +202,9 @@ def _duration(trainer: SafeCLIPTrainer) -> str:
     time = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
     last, begun = trainer.state.global_step, trainer.resumed_from
     steps = f"steps {begun + 1:,} to {last:,} alone, being resumed," if begun else f"{last:,} steps"
-    return f"{time} for {steps} on {count} x {name}"
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(trainer.accelerator.mixed_precision)
+    computed = f", computing in {precision or trainer.accelerator.mixed_precision}"
+    return f"{time} for {steps} on {count} x {name}{computed}"
 
 
 def _processor() -> str:
