@@ -106,6 +106,7 @@ class Hub:
             "HF_ENDPOINT": self.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": home,
+            "HF_DATASETS_CACHE": f"{home}/datasets",
             "HF_HUB_DISABLE_XET": "1",  # whose protocol is not HTTP alone
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_TOKEN": token or "",

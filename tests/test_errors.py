@@ -148,7 +148,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_script(before: str, name: str, *flags: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(cwd / "hf")}
+    caches = {"HF_HOME": str(cwd / "hf"), "HF_DATASETS_CACHE": str(cwd / "hf" / "datasets")}  # of its own
+    environment = os.environ | {"PYTHONPATH": str(ROOT), **caches}
     return run_python("-c", before + RUN, ROOT / name, *flags, cwd=cwd, env=environment)
 
 
