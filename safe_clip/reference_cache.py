@@ -98,6 +98,11 @@ class ReferenceTable:
         return {name: torch.from_numpy(column) for name, column in taken.items()}
 
 
+def table_size(embedder: Embedder, count: int) -> int:
+    """Bytes that the table of so many rows takes."""
+    return count * len(embedder.names) * embedder.reference.dimension * np.dtype(np.float32).itemsize
+
+
 def embed_in_memory(
     embedder: Embedder, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, progress: bool
 ) -> ReferenceTable:

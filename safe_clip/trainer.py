@@ -50,6 +50,7 @@ from .objectives import build_objective
 from .objectives.base import Makeup
 from .publishing import DIGEST_FILE, PublishingMixin, is_whole
 from .reference import FrozenReference
+from .reference_cache import table_size
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
@@ -282,6 +283,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             why = "pictures are cropped at random (--random_crop), so that the original has to see each crop"
         elif isinstance(self.train_dataset, QuadrupletStream):
             why = "rows come in a stream, without numbers to find them by"
+        elif not has_room(size := table_size(self.targets.embed, len(self.train_dataset))):
+            why = f"what it says of the training rows, {size / 1e9:,.0f} GB, would take over half of the free disk"
         if why is not None:
             self._say(f"The original is run at every step: {why}.")
         return why is None

@@ -44,7 +44,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         reference_cache (`str`, defaults to `"auto"`):
             Embed the training rows by the original once and keep that on disk for later runs, which takes 6 kB a row
             of two items at 768 dimensions: `off`, where the original is run at every step, or `auto`, which is off for
-            streams and under `random_crop`.
+            streams, under `random_crop`, and where it would take over half of the free disk.
         contrastive_batch_size (`int`, *optional*):
             Quadruplets of all devices together whose items are compared with each other in a step. A multiple of
             `per_device_train_batch_size` times the number of devices, which is the default: as many chunks are then

@@ -168,6 +168,20 @@ def test_cropped_pictures_are_embedded_as_they_come_and_it_says_why(processor, r
         make_trainer(processor, rows, tmp_path, reference_cache="on")
 
 
+def test_a_table_that_the_disk_has_no_room_for_is_not_made(processor, rows, tmp_path, monkeypatch, capsys):
+    from safe_clip import trainer as module
+
+    monkeypatch.setattr(module, "has_room", lambda size: size < 24 * 2 * 24 * 4)  # of two items of 24 numbers a row
+    trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip", disable_tqdm=False)
+    trainer.train()
+    assert trainer.targets.table is None
+    assert "what it says of the training rows, 0 GB, would take over half of the free disk" in capsys.readouterr().out
+    monkeypatch.setattr(module, "has_room", lambda size: size <= 24 * 2 * 24 * 4)
+    trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip", cache_pictures="off")
+    trainer.train()
+    assert len(trainer.targets.table) == 24
+
+
 def test_the_original_of_a_table_is_the_original(processor, rows, tmp_path):
     trainer = make_trainer(processor, rows, tmp_path, max_steps=2)
     trainer.train()
