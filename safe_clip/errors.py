@@ -25,7 +25,8 @@ SHORTAGES = {
     ),
     r"OutOfMemoryError|out of memory|can't allocate memory": (
         "the device has too little memory",
-        "Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, and a smaller "
+        "Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (or, for as many to be "
+        "compared with each other, with --contrastive_batch_size), and a smaller "
         "--per_device_eval_batch_size (of eval.py: --batch_size).",
     ),
 }

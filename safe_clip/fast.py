@@ -35,11 +35,11 @@ def make_fast(model: nn.Module, device: torch.device) -> None:
     for module in list(model.modules()):
         if isinstance(getattr(module, "activation_fn", None), QuickGELUActivation):
             module.activation_fn = QuickGELU()
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, BaseTunerLayer) and len({weight.dtype for weight in module.parameters()}) == 1:
             # Else inputs go to the adapter's float32 and, under autocast, back again.
             module.cast_input_dtype_enabled = False
-        if type(module) is Linear:
-            module.forward = MethodType(_lora_forward, module)
+            if type(module) is Linear:
+                module.forward = MethodType(_lora_forward, module)
     if device.type == "cpu":
         # The backward of the fused kernel takes several times as long there as that of plain matrix products.
         base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -64,6 +64,7 @@ def casts_kept(model: nn.Module) -> Iterator[None]:
     Takes half of their memory more. They must not be changed meanwhile, nor cut into shards.
     """
     frozen = [module for module in model.modules() if type(module) is nn.Linear and not module.weight.requires_grad]
+    frozen = [module for module in frozen if "forward" not in vars(module)]  # what others made of it is theirs
     for module in frozen:
         module.forward = MethodType(_frozen_linear, module)
     try:
@@ -80,6 +81,7 @@ def _frozen_linear(self: nn.Linear, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(x.device.type)
     kept = self.__dict__.get("_cast")
     if kept is None or kept[0].dtype != dtype or kept[0].device != x.device:
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        kept = self.__dict__["_cast"] = self.weight.detach().to(dtype), bias
+        with torch.inference_mode(False), torch.no_grad():  # for training, though others may come first
+            bias = None if self.bias is None else self.bias.to(dtype)
+            kept = self.__dict__["_cast"] = self.weight.to(dtype), bias
     return F.linear(x, *kept)

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from .data.collator import model_inputs, place
+from .data.collator import QuadrupletCollator, model_inputs, place
 from .errors import UserError
 from .objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
 from .publishing import step_of
@@ -76,7 +76,7 @@ class LossMixin:
     def _keep(self, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """What a chunk is made of again with: the numbers of its rows where these read fast and always the same."""
         rows = self.train_dataset
-        numbered = "row" in inputs and rows.augment is None
+        numbered = "row" in inputs and rows.augment is None and type(self.data_collator) is QuadrupletCollator
         fast = numbered and (rows.shape is not None or "pixel_values" not in inputs)
         return inputs["row"].cpu() if fast else send_to_device(inputs, "cpu")
 
@@ -206,7 +206,7 @@ class LossMixin:
         Under float16 the gradient scaler skips such steps itself.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        if self._scaler() is None and not math.isfinite(grad_norm):
+        if grad_norm is not None and self._scaler() is None and not math.isfinite(grad_norm):
             self._check_losses()
             raise self.not_finite("gradient")
         self._losses = []
@@ -230,9 +230,11 @@ class LossMixin:
     def not_finite(self, what: str) -> UserError:
         """The error for a loss or gradient that is infinite or not a number."""
         saved = [folder for folder in self._checkpoints() if step_of(folder) <= self.state.global_step]
+        # DeepSpeed steps as it goes backward.
+        moved = "weights may have moved by it" if self.is_deepspeed_enabled else "no weight was moved by it"
         resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
         return UserError(
-            f"the {what} is not a finite number after step {self.state.global_step}; no weight was moved by it. Start "
+            f"the {what} is not a finite number after step {self.state.global_step}; {moved}. Start "
             f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
         )
 

@@ -76,6 +76,11 @@ class FrozenReference:
                 parameter.requires_grad_(requires_grad)
         return output.text_embeds, output.image_embeds
 
+    def put_away(self) -> None:
+        """Frees the device of a copy, until it is called again."""
+        if self._copy is not None:
+            self._copy.to("cpu")
+
     def scalable(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         """Weights that hold all of what training changed, each with what it was: for LoRA one factor of every update.
 

@@ -136,7 +136,7 @@ def embed_on_disk(
             settings_of(embedder.reference.config, collator.processor),
             collator.max_length,
             rows.fingerprint,
-            accelerator.mixed_precision,
+            accelerator.mixed_precision if accelerator.native_amp else "no",  # as under DeepSpeed
             accelerator.device.type,
         ]
     )

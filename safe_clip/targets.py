@@ -1,5 +1,6 @@
 """What the terms of an objective compare a batch with."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from .objectives.base import Makeup, Objective, ReferenceEmbeds
 from .reference import FrozenReference
 from .reference_cache import MODALITIES, Embedder, ReferenceTable, embed_in_memory, embed_on_disk
 
-ANCHOR_ROWS = 8192  # of the training data, evenly spread, which anchors are drawn from
+ANCHOR_ROWS = 8192  # of the training data, evenly spread, which anchors are drawn from, if not more are wanted
 
 
 class Targets:
@@ -71,25 +72,33 @@ class Targets:
         streamed = isinstance(rows, QuadrupletStream)
         self.table = None
         if cache and not streamed:
-            known = rows.filing is not None and isinstance(collator, QuadrupletCollator)
+            known = rows.filing is not None and type(collator) is QuadrupletCollator
             make = embed_on_disk if known else embed_in_memory  # whose rows or tensors nothing can be known again by
             self.table = make(self.embed, rows, *how)
         if self.anchors != 0:
-            if streamed:
-                table = embed_in_memory(self.embed, rows.head(ANCHOR_ROWS), *how)
+            numbers = self._spread(len(rows)) if not streamed else None
+            table = self.table
+            if table is None:
+                plain = copy.copy(rows)
+                plain.augment = None  # anchors are the same in every training
+                few = plain.head(self.most) if streamed else Subset(plain, numbers)
+                table = embed_in_memory(self.embed, few, *how)
                 numbers = range(len(table))
-            else:
-                numbers = self._spread(len(rows))
-                table = self.table or embed_in_memory(self.embed, Subset(rows, numbers), *how)
-                numbers = numbers if self.table else range(len(table))
             self.pairs = self._pairs(table.take(np.array(numbers)))
+        if self.table is not None:
+            self.embed.reference.put_away()
         self.rows = rows
+
+    @property
+    def most(self) -> int:
+        """Rows that anchors are drawn from, at most."""
+        return max(ANCHOR_ROWS, self.anchors or 0)
 
     def _spread(self, count: int) -> Sequence[int]:
         """The rows that anchors are drawn from: all where few or where the objective wants all."""
-        if self.anchors is None or count <= ANCHOR_ROWS:
+        if self.anchors is None or count <= self.most:
             return range(count)
-        return np.linspace(0, count - 1, ANCHOR_ROWS).astype(int).tolist()
+        return np.linspace(0, count - 1, self.most).astype(int).tolist()
 
     def _pairs(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Those that are whole; of data without any pair, all."""

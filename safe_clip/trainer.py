@@ -241,17 +241,24 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         Args:
             mixed: whether a process may be dealt rows of one modality, whose other tower the others would wait for.
         """
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        state = self.accelerator.state
+        plugin = getattr(state, "fsdp_plugin", None)
         how = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
         if plugin is not None and (plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT):
             raise UserError(
                 "FSDP wants fsdp_version 2 and FULL_STATE_DICT checkpoints, as in configs/accelerate/fsdp2.yaml."
+            )
+        if getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", None) == 3:
+            raise UserError(
+                "DeepSpeed's ZeRO-3 leaves no weights to save; use ZeRO-2, or configs/accelerate/fsdp2.yaml."
             )
         if mixed:
             raise UserError(f"{how} wants rows that have all items, or a single modality; others train under DDP.")
         if self.args.strength != 1 and not isinstance(self.model, PeftModel):
             raise UserError(f"--strength with --full_finetuning wants DDP; under {how}, use LoRA or export it later.")
         accept_sharding(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        # The original embeds the training rows before there are shards.
+        self._move_model_to_device(self.model, self.args.device)
 
     @property
     def is_sharded(self) -> bool:
@@ -262,7 +269,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
         rows, image_processor = self.train_dataset, self.processing_class.image_processor
         wanted, filing = self.args.cache_pictures, getattr(self.train_dataset, "filing", None)
-        whole = filing is not None and self.args.random_crop is None
+        whole = filing is not None and rows.augment is None
         shape = pixel_shape(image_processor) if wanted != "off" and whole else None
         if wanted == "on" and shape is None:
             raise UserError(
@@ -281,6 +288,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         why = None
         if self.args.random_crop is not None:
             why = "pictures are cropped at random (--random_crop), so that the original has to see each crop"
+        elif self.train_dataset.augment is not None:
+            why = "pictures are changed as they are read, so that the original has to see each change"
         elif isinstance(self.train_dataset, QuadrupletStream):
             why = "rows come in a stream, without numbers to find them by"
         elif not has_room(size := table_size(self.targets.embed, len(self.train_dataset))):

@@ -160,6 +160,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
+        float32 = self.bf16 is False and not self.fp16
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"  # by `accelerate launch`
@@ -174,6 +175,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             self.accelerator_config = {"non_blocking": True}
         self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
         super().__post_init__()
+        if float32:
+            self.mixed_precision = "no"  # was asked for here, whatever `accelerate launch` was told
         if self.n_gpu > 1:
             logger.warning("Of %d GPUs one is used; start with `accelerate launch` or torchrun for all.", self.n_gpu)
             self._n_gpu = 1  # what torch.nn.DataParallel makes of a model has not its ways of computing
@@ -204,6 +207,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         if self.contrastive_batch_size is None:
             return
         at_once = self.per_device_train_batch_size * devices
+        if self.auto_find_batch_size:
+            raise UserError("--auto_find_batch_size would change --contrastive_batch_size; use one of them.")
         chunks, rest = divmod(self.contrastive_batch_size, at_once)
         if rest or chunks < 1:
             raise UserError(

@@ -9,7 +9,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel
 
-from safe_clip import QuadrupletCollator, QuadrupletRows, SafeCLIPTrainingArguments, UserError, lora_config
+from safe_clip import (
+    QuadrupletCollator,
+    QuadrupletRows,
+    SafeCLIPTrainer,
+    SafeCLIPTrainingArguments,
+    UserError,
+    lora_config,
+)
 from safe_clip import training_args as module
 from safe_clip.data.collator import model_inputs
 from safe_clip.data.sampling import SimilarLengths
@@ -91,6 +98,31 @@ def test_casts_that_are_kept_are_the_casts(processor, inputs):
     assert isinstance(merged, CLIPModel) and merged.text_projection.weight.dtype == torch.float32
 
 
+def test_casts_are_for_training_whoever_comes_first(processor, inputs):
+    model = get_peft_model(build_model(processor), MOVED)
+    make_fast(model, CPU)
+    mine = model.get_base_model().text_projection
+    mine.forward = lambda x: torch.nn.functional.linear(x, 2 * mine.weight)  # what others made of a layer stays
+    with casts_kept(model), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            first = model(**inputs)
+        text, _, gradients = made(model, inputs)
+    assert torch.equal(text, first.text_embeds) and gradients
+    assert "forward" in vars(mine)
+
+
+def test_a_base_in_half_precision_trains_as_it_did(processor, rows, tmp_path):
+    base = build_model(processor).to(torch.bfloat16)
+    args = SafeCLIPTrainingArguments(
+        str(tmp_path), report_to="none", disable_tqdm=True, bf16=False, max_steps=2, logging_steps=1,
+        per_device_train_batch_size=8, save_strategy="no",
+    )  # fmt: skip
+    trainer = SafeCLIPTrainer(base, args, rows, processing_class=processor)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
+
+
 def test_bfloat16_trains_about_what_float32_trains(processor, rows, tmp_path):
     losses = {}
     for bf16 in (False, True):
@@ -110,6 +142,7 @@ def test_bfloat16_trains_about_what_float32_trains(processor, rows, tmp_path):
         ({"amx_bf16": True}, False, None, False),
         ({}, True, None, True),
         ({"amx_bf16": True}, None, "fp16", False),
+        ({"amx_bf16": True}, False, "bf16", False),
     ],
 )
 def test_bfloat16_where_the_device_is_faster_in_it(able, given, launched, expected, tmp_path, monkeypatch):
@@ -118,7 +151,8 @@ def test_bfloat16_where_the_device_is_faster_in_it(able, given, launched, expect
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     args = SafeCLIPTrainingArguments(str(tmp_path), report_to="none", bf16=given)
     assert args.bf16 is expected
-    assert args.mixed_precision == ("bf16" if expected else launched or "no")
+    asked = launched if given is None else None  # a flag counts for more than what was launched with
+    assert args.mixed_precision == ("bf16" if expected else asked or "no")
     assert "bf16" not in args.changed or given is not None
     assert args.dataloader_num_workers == 0 and args.dataloader_persistent_workers is False
 
@@ -232,6 +266,13 @@ def test_what_shards_cannot_do_is_said_at_once(version, kind, mixed, said, proce
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match=said):
         trainer._prepare_sharding(mixed)
+
+
+def test_shards_of_weights_alone_are_refused(processor, rows, tmp_path):
+    trainer = make_trainer(processor, rows, tmp_path)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+    with pytest.raises(UserError, match="ZeRO-3 leaves no weights to save"):
+        trainer._prepare_sharding(False)
 
 
 def test_strength_of_all_weights_wants_them_whole(processor, rows, tmp_path):

@@ -152,6 +152,8 @@ def test_a_contrastive_batch_is_made_of_whole_chunks(tmp_path, monkeypatch):
         made(per_device_train_batch_size=8, contrastive_batch_size=30)
     with pytest.raises(UserError, match=r"--contrastive_batch_size 4 must be a multiple"):
         made(per_device_train_batch_size=8, contrastive_batch_size=4)
+    with pytest.raises(UserError, match="--auto_find_batch_size would change --contrastive_batch_size"):
+        made(per_device_train_batch_size=8, contrastive_batch_size=32, auto_find_batch_size=True)
     with pytest.raises(UserError, match="here of 4 chunks; leave it out"):
         made(per_device_train_batch_size=8, contrastive_batch_size=32, gradient_accumulation_steps=2)
 

@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from safe_clip import QuadrupletRows, UserError
+from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.data import pieces
 from safe_clip.objectives import OBJECTIVES
 from safe_clip.reference_cache import ReferenceTable
@@ -127,6 +127,60 @@ def test_rows_that_are_no_data_set_are_embedded_in_memory(processor, tmp_path):
         trained.append(weights(trainer))
         assert len(trainer.targets.table) == 24
     assert largest_difference(*trained) < 1e-5
+
+
+class Shouting(QuadrupletCollator):
+    """Makes something else of captions, which nothing in a cache tells."""
+
+    def __call__(self, rows):
+        return super().__call__([{**row, "safe_caption": row["safe_caption"][2:]} for row in rows])
+
+
+def test_what_another_collator_makes_is_not_taken_for_ours(processor, rows, tmp_path):
+    tables = []
+    for collator in (QuadrupletCollator, Shouting):
+        trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip")
+        trainer.data_collator = collator(processor, 77)
+        trainer.train()
+        tables.append(trainer.targets.table.take(np.arange(24)))
+    assert (tables[0]["safe_text"] - tables[1]["safe_text"]).abs().max() > 0.01
+    assert torch.equal(tables[0]["safe_image"], tables[1]["safe_image"])
+
+
+def test_rows_that_are_changed_as_they_are_read_are_embedded_as_they_come(processor, rows, tmp_path, capsys):
+    trainer = make_trainer(processor, rows, tmp_path, max_steps=2, objective="safe_clip", disable_tqdm=False)
+    trainer.train_dataset.augment = lambda quadruplet: quadruplet
+    calls = count_originals(trainer)
+    trainer.train()
+    assert sum(calls) == 16 and trainer.targets.table is None and trainer.train_dataset.shape is None
+    assert "pictures are changed as they are read" in capsys.readouterr().out
+
+
+def test_anchors_are_whole_pictures_and_a_seed_trains_the_same_weights(processor, rows, tmp_path):
+    trained = []
+    for noise in (0, 5):
+        trainer = make_trainer(processor, rows, tmp_path, random_crop=0.5, objective="safe_ranking", seed=3)
+        torch.rand(noise)
+        trainer.train()
+        trained.append(weights(trainer))
+    assert largest_difference(*trained) == 0
+    plain = make_trainer(processor, rows, tmp_path, objective="safe_ranking", max_steps=1)
+    plain.train()
+    for modality, pairs in plain.targets.pairs.items():
+        assert (pairs - trainer.targets.pairs[modality]).abs().max() < 1e-5
+
+
+def test_as_many_anchors_as_are_asked_for(processor, rows, tmp_path, monkeypatch):
+    from safe_clip import targets as module
+
+    monkeypatch.setattr(module, "ANCHOR_ROWS", 6)
+    for cache in ("auto", "off"):
+        for anchors, expected in ((4, 6), (10, 10), (50, 24)):
+            options = {"objective": "safe_ranking", "objective_options": {"anchors": anchors}, "max_steps": 1}
+            trainer = make_trainer(processor, rows, tmp_path, reference_cache=cache, **options)
+            trainer.train()
+            assert len(trainer.targets.pairs["text"]) == expected
+            assert len(trainer.targets.draw(training=True)["anchor_text"]) == min(anchors, expected)
 
 
 def test_the_table_is_read_from_disk_and_not_held(processor, rows, tmp_path):

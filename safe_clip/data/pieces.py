@@ -1,5 +1,6 @@
 """Results for every row, kept piece by piece, so that an interruption costs one piece."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def in_pieces(
             for first in tqdm(mine, desc=f"{desc}: this process's share", disable=not progress, unit="piece"):
                 made(first)
             accelerator.wait_for_everyone()
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+            if here < accelerator.num_processes:  # machines without a common disk have to make those of the others
+                for first in firsts[accelerator.local_process_index :: here]:
+                    made(first)
+                accelerator.wait_for_everyone()
         pieces = []
         with tqdm(total=len(rows), desc=desc, disable=not progress) as bar:
             for first in firsts:

@@ -47,7 +47,8 @@ class SafeRankingLoss(Objective):
     Args:
         logit_scale: `S`; the trainer gives the original's own.
         weights: `{term: weight >= 0}` in place of the table's; a term of weight 0 is not computed.
-        anchors: `K`, safe pairs drawn for each batch; 0 for the batch alone.
+        anchors: `K`, safe pairs drawn for each batch, from 8,192 training rows or as many as that; 0 for the batch
+            alone.
         unsafe_per_safe: `u`, above 0.
 
     Raises:
