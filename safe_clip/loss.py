@@ -110,7 +110,8 @@ class LossMixin:
         else:
             reference = self.targets(inputs, model.training, self._progress(model.training))
             embeds = self._embed(model, inputs)
-            loss = self._objective_loss(embeds, reference, "train" if model.training else "eval")
+            loss, terms = self.objective(embeds, reference)
+            self._note(loss, terms, reference, "train" if model.training else "eval")
         return (loss, embeds) if return_outputs else loss
 
     def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> QuadrupletEmbeds:
@@ -146,15 +147,19 @@ class LossMixin:
         targets = {name: column for name, column in targets.items() if name not in Makeup._fields}
         reference = ReferenceEmbeds(**targets, **self.targets.draw(training=True), makeup=makeup)
         reference = reference._replace(progress=self._progress(training=True))
+        loss, terms = torch.zeros((), device=leaves.safe_text.device), {}
+        shares = self.objective.pieces(leaves, reference, accelerator.process_index, accelerator.num_processes)
         with torch.enable_grad():
-            share = self._objective_loss(leaves, reference, "train", accelerator.process_index)
-            gradients = torch.autograd.grad(share, leaves, allow_unused=True)
+            for name, value in shares:  # backward at once, so that the logits of few rows are held
+                weighted = self.objective.total({name: value})
+                weighted.backward(retain_graph=True)  # of what the pieces have in common
+                loss, terms[name] = loss + weighted.detach(), terms.get(name, 0) + value.detach()
+                del value, weighted
+        self._note(loss, terms, reference, "train", accelerator.num_processes)
         # What is missing has no gradient, whatever was computed with its NaN.
         gradients = [
-            torch.zeros_like(leaf) if gradient is None else gradient.masked_fill(leaf.isnan(), 0)
-            for leaf, gradient in zip(leaves, gradients, strict=True)
+            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.masked_fill(leaf.isnan(), 0) for leaf in leaves
         ]
-        loss = share.detach()
         if accelerator.num_processes > 1:
             loss, gradients = accelerator.reduce(loss), [accelerator.reduce(gradient) for gradient in gradients]
             padded = len(gradients[0]) // accelerator.num_processes
@@ -173,13 +178,15 @@ class LossMixin:
         carrier = torch.stack(parts).sum() * self.accelerator.num_processes * chunks
         return loss + carrier - carrier.detach()
 
-    def _objective_loss(
-        self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds, mode: str, process: int | None = None
-    ) -> Tensor:
-        """The objective's loss of a batch, or a process's share of it; adds the terms to those that are logged next."""
-        shared = process is not None
-        process, processes = (process, self.accelerator.num_processes) if shared else (0, 1)
-        loss, terms = self.objective(embeds, reference, process, processes)
+    def _note(
+        self, loss: Tensor, terms: dict[str, Tensor], reference: ReferenceEmbeds, mode: str, processes: int = 1
+    ) -> None:
+        """Adds terms to those that are logged next, of which each of several processes has a share.
+
+        Raises:
+            UserError: the loss is not finite, where the gradient would not tell.
+        """
+        terms = {name: value.detach() for name, value in terms.items()}
         self._losses = [*self._losses, (loss.detach(), terms)] if mode == "train" else [(loss.detach(), terms)]
         if mode == "eval" or self._scaler() is not None:
             self._check_losses()  # else the gradient tells, for which the device is waited for anyway
@@ -187,10 +194,8 @@ class LossMixin:
         for name, weight in self.objective.weights.items():
             if weight:
                 rows = feeds[name].sum().float()
-                value = terms[name].detach() if name in terms else torch.zeros_like(rows)
-                # Each process has a share of the value, and counts as many of the rows.
+                value = terms.get(name, torch.zeros_like(rows))
                 self._term_sums[mode][name] += torch.stack([value * rows, rows / processes])
-        return loss
 
     def _pop_term_means(self, mode: str) -> dict[str, float]:
         """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""

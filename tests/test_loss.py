@@ -1,6 +1,7 @@
 """A step in chunks, whose gradient is that of the whole step at once."""
 
 import shutil
+from collections import defaultdict
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_a_contrastive_batch_is_made_of_whole_chunks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_loss_over_few_rows_at_a_time_and_in_shares_is_the_loss(objective, monkeypatch):
+def test_a_loss_over_few_rows_at_a_time_and_in_shares_is_the_loss(objective):
     generator = torch.Generator().manual_seed(0)
 
     def drawn(count):
@@ -173,22 +174,29 @@ def test_a_loss_over_few_rows_at_a_time_and_in_shares_is_the_loss(objective, mon
     reference = ReferenceEmbeds(**values, anchor_text=drawn(5), anchor_image=drawn(5), makeup=makeup, progress=0.5)
     items = [drawn(11).masked_fill(~present[:, [column]], torch.nan) for column in range(4)]
 
-    def computed(processes):
+    def computed(processes=None, places=None):
         leaves = QuadrupletEmbeds(*(each.clone().requires_grad_() for each in items))
-        shares = [OBJECTIVES[objective](7.0)(leaves, reference, process, processes) for process in range(processes)]
-        loss = sum(loss for loss, _ in shares)
+        chosen = OBJECTIVES[objective](7.0)
+        if processes is None:
+            loss, terms = chosen(leaves, reference)
+        else:
+            terms = defaultdict(float)
+            for process in range(processes):
+                for name, value in chosen.pieces(leaves, reference, process, processes, places):
+                    assert value.dtype == torch.float32
+                    terms[name] += value
+            loss = chosen.total(terms)
         loss.backward()
-        terms = {name: sum(terms[name].item() for _, terms in shares) for name in shares[0][1]}
+        terms = {name: value.item() for name, value in terms.items()}
         return (
             loss.item(),
             terms,
             [leaf.grad.masked_fill(~there[:, None], 0) for leaf, there in zip(leaves, present.T, strict=True)],
         )
 
-    loss, terms, gradients = computed(1)
+    loss, terms, gradients = computed()
     for places, processes in ((3, 1), (512, 2), (2, 3), (512, 20)):
-        monkeypatch.setattr(base, "PLACES", places)
-        other, other_terms, other_gradients = computed(processes)
+        other, other_terms, other_gradients = computed(processes, places)
         assert other == pytest.approx(loss, rel=1e-5) and other_terms == pytest.approx(terms, rel=1e-5)
         for gradient, other_gradient in zip(gradients, other_gradients, strict=True):
             assert torch.allclose(gradient, other_gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())

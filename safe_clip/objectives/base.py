@@ -1,12 +1,12 @@
 """What objectives share: what they are given, how their terms are weighted and summed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 
@@ -74,7 +74,7 @@ class ReferenceEmbeds(NamedTuple):
 # with may be all rows that feed the term, so that these are known however few places are asked for.
 Term = Callable[[Tensor, Tensor], Tensor]
 
-PLACES = 512  # that are asked for at once: logits of so many queries are held, whatever the size of a batch
+PLACES = 128  # that are asked for at once where a batch is large: logits of so many queries are held
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -176,48 +176,54 @@ class Objective(nn.Module):
         """The loss of the terms that have a weight: their weighted sum."""
         return sum(self.weights[name] * term for name, term in terms.items())
 
-    def forward(
-        self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds, process: int = 0, processes: int = 1
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss of a batch.
+    def pieces(
+        self,
+        embeds: QuadrupletEmbeds,
+        reference: ReferenceEmbeds,
+        process: int = 0,
+        processes: int = 1,
+        at_once: int | None = PLACES,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The terms that have a weight and rows that feed them, few rows at a time.
 
         Args:
             embeds: by the trained model.
             reference: by the original.
-            process, processes: where several have the same batch, which of them this is: each takes its share of the
-                rows, and what all return sums to the whole.
+            process, processes: where several have the same batch, which of them this is: each takes its share of rows.
+            at_once: rows of a piece, so that the logits of no more have to be held; `None` for all.
 
-        Returns:
-            The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
+        Yields:
+            A term's name and a scalar in float32; all of a term's, by all processes, sum to its value.
         """
         # Logits of up to 100 have no business in half precision.
-        with torch.autocast(embeds.safe_text.device.type, enabled=False):
+        exact = partial(torch.autocast, embeds.safe_text.device.type, enabled=False)
+        with exact():
             embeds = QuadrupletEmbeds(*map(_float32, embeds))
             reference = ReferenceEmbeds(*map(_float32, reference))
             makeup = reference.makeup or Makeup.whole(len(embeds.safe_text), embeds.safe_text.device)
             feeds = self.feeds(makeup, reference)
-            values = {}
-            for name, term in self.terms(embeds, reference._replace(makeup=makeup)).items():
-                rows = feeds[name].nonzero().flatten()
-                if self.weights[name] and len(rows):
-                    values[name] = _mean(term, rows, process, processes)
-            if values:
-                return self.total(values), values
-            # Every process takes part in every step, whatever it was dealt.
-            return 0.0 * sum(items.nansum() for items in embeds), values
+            terms = self.terms(embeds, reference._replace(makeup=makeup))
+        for name, term in terms.items():
+            rows = feeds[name].nonzero().flatten()
+            if not self.weights[name] or not len(rows):
+                continue
+            places = torch.arange(len(rows), device=rows.device)[process::processes]
+            for piece in places.split(at_once or len(rows)):
+                with exact():
+                    value = term(rows, piece).sum() / len(rows)
+                yield name, value
 
+    def forward(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the loss of a batch.
 
-def _mean(term: Term, rows: Tensor, process: int, processes: int) -> Tensor:
-    """A process's share of a term's mean over rows, which holds the logits of few rows at a time."""
-    parts = torch.arange(len(rows), device=rows.device)[process::processes].split(PLACES)
-    if len(parts) == 1:
-        return _sum(term, rows, parts[0]) / len(rows)
-    sums = [checkpoint(_sum, term, rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.stack(sums).sum() / len(rows)
-
-
-def _sum(term: Term, rows: Tensor, places: Tensor) -> Tensor:
-    return term(rows, places).sum()
+        Returns:
+            The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
+        """
+        values = dict(self.pieces(embeds, reference, at_once=None))
+        if values:
+            return self.total(values), values
+        # Every process takes part in every step, whatever it was dealt.
+        return 0.0 * sum(items.float().nansum() for items in embeds), values
 
 
 def _float32(value):
