@@ -74,7 +74,13 @@ class ReferenceEmbeds(NamedTuple):
 # with may be all rows that feed the term, so that these are known however few places are asked for.
 Term = Callable[[Tensor, Tensor], Tensor]
 
-PLACES = 128  # that are asked for at once where a batch is large: logits of so many queries are held
+LOGITS = 2**18  # of queries among all that they are compared with, that are held at once where a batch is large
+LEAST = 16  # queries that are asked for at once
+
+
+def few_of(count: int) -> int:
+    """Queries whose logits among so many are few enough to be held at once."""
+    return max(LEAST, LOGITS // count)
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -182,7 +188,7 @@ class Objective(nn.Module):
         reference: ReferenceEmbeds,
         process: int = 0,
         processes: int = 1,
-        at_once: int | None = PLACES,
+        at_once: int | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
         """The terms that have a weight and rows that feed them, few rows at a time.
 
@@ -190,7 +196,7 @@ class Objective(nn.Module):
             embeds: by the trained model.
             reference: by the original.
             process, processes: where several have the same batch, which of them this is: each takes its share of rows.
-            at_once: rows of a piece, so that the logits of no more have to be held; `None` for all.
+            at_once: rows of a piece, so that the logits of no more have to be held; by default `few_of` them.
 
         Yields:
             A term's name and a scalar in float32; all of a term's, by all processes, sum to its value.
@@ -208,7 +214,7 @@ class Objective(nn.Module):
             if not self.weights[name] or not len(rows):
                 continue
             places = torch.arange(len(rows), device=rows.device)[process::processes]
-            for piece in places.split(at_once or len(rows)):
+            for piece in places.split(at_once or few_of(len(rows))):
                 with exact():
                     value = term(rows, piece).sum() / len(rows)
                 yield name, value
@@ -219,7 +225,7 @@ class Objective(nn.Module):
         Returns:
             The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
         """
-        values = dict(self.pieces(embeds, reference, at_once=None))
+        values = dict(self.pieces(embeds, reference, at_once=len(embeds.safe_text)))
         if values:
             return self.total(values), values
         # Every process takes part in every step, whatever it was dealt.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import PLACES, Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_distance, cosine_term
+from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_distance, cosine_term, few_of
 
 
 class SaferCLIPLoss(Objective):
@@ -83,7 +83,7 @@ class SaferCLIPLoss(Objective):
         if asking.any():
             found = [
                 (queries @ captions.T).nan_to_num(-1).max(dim=1)
-                for queries in reference.unsafe_text[asking].split(PLACES)
+                for queries in reference.unsafe_text[asking].split(few_of(len(captions)))
             ]
             closeness[asking], nearest = (torch.cat(parts) for parts in zip(*found, strict=True))
             near_text[asking] = captions[nearest]
