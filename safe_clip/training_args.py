@@ -92,7 +92,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
-    bf16: bool | None = field(
+    bf16: bool = field(  # or None; but by that type the command line's parser would want a value after the flag
         default=None, metadata={"help": "Compute in bfloat16; by default where the device is faster in it."}
     )
     dataloader_num_workers: int | None = field(

@@ -18,6 +18,7 @@ from safe_clip import (
     lora_config,
 )
 from safe_clip import training_args as module
+from safe_clip.config import parse_arguments
 from safe_clip.data.collator import model_inputs
 from safe_clip.data.sampling import SimilarLengths
 from safe_clip.fast import QuickGELU, casts_kept, make_fast
@@ -155,6 +156,16 @@ def test_bfloat16_where_the_device_is_faster_in_it(able, given, launched, expect
     assert args.mixed_precision == ("bf16" if expected else asked or "no")
     assert "bf16" not in args.changed or given is not None
     assert args.dataloader_num_workers == 0 and args.dataloader_persistent_workers is False
+
+
+def test_flags_of_precision(tmp_path):
+    def parsed(*flags):
+        words = ["--output_dir", str(tmp_path), "--report_to", "none", *flags]
+        return parse_arguments([SafeCLIPTrainingArguments], words)[0]
+
+    assert parsed("--bf16").bf16 is True and parsed("--bf16", "true").bf16 is True
+    assert parsed("--bf16", "false").bf16 is False
+    assert parsed("--bf16").changed["bf16"] is True and "bf16" not in parsed().changed
 
 
 def test_workers_beside_a_gpu(tmp_path, monkeypatch):
