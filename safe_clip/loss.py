@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .data.collator import QuadrupletCollator, model_inputs, place
 from .errors import UserError
-from .objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
+from .objectives.base import QuadrupletEmbeds, ReferenceEmbeds
 from .publishing import step_of
 
 CACHED = "cached"  # in a chunk's inputs, what is known of its step already
@@ -63,7 +63,7 @@ class LossMixin:
             states.append(_random_state(self.args.device))
             with torch.no_grad(), self.compute_loss_context_manager():
                 embeds.append(self._embed(model, inputs))
-            targets.append(self.targets.of(inputs, training=True) | _makeup(inputs))
+            targets.append(self.targets.of(inputs, training=True))
             kept.append(self._keep(inputs))
             del inputs
         whole = QuadrupletEmbeds(*map(torch.cat, zip(*embeds, strict=True)))
@@ -104,7 +104,7 @@ class LossMixin:
                 embeds = self._embed(model, inputs)
             loss = self._loss_with(cached.loss, cached.gradients, embeds, self.current_gradient_accumulation_steps)
         elif model.training and self.accelerator.num_processes > 1:
-            targets = self.targets.of(inputs, training=True) | _makeup(inputs)
+            targets = self.targets.of(inputs, training=True)
             embeds = self._embed(model, inputs)
             loss = self._loss_with(*self._contrast(embeds, targets), embeds)
         else:
@@ -143,10 +143,7 @@ class LossMixin:
             # The last batches of a stream may differ in size: rows without any item have no part in anything.
             leaves, targets = accelerator.gather(accelerator.pad_across_processes((leaves, targets)))
         leaves = QuadrupletEmbeds(*(column.requires_grad_() for column in leaves))
-        makeup = Makeup(*(targets[name] for name in Makeup._fields))
-        targets = {name: column for name, column in targets.items() if name not in Makeup._fields}
-        reference = ReferenceEmbeds(**targets, **self.targets.draw(training=True), makeup=makeup)
-        reference = reference._replace(progress=self._progress(training=True))
+        reference = self.targets.complete(targets, training=True, progress=self._progress(training=True))
         loss, terms = torch.zeros((), device=leaves.safe_text.device), {}
         shares = self.objective.pieces(leaves, reference, accelerator.process_index, accelerator.num_processes)
         with torch.enable_grad():
@@ -255,10 +252,6 @@ class _Chunks:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.batches
-
-
-def _makeup(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: inputs[name] for name in Makeup._fields}
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

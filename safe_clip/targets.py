@@ -76,15 +76,15 @@ class Targets:
             make = embed_on_disk if known else embed_in_memory  # whose rows or tensors nothing can be known again by
             self.table = make(self.embed, rows, *how)
         if self.anchors != 0:
-            numbers = self._spread(len(rows)) if not streamed else None
-            table = self.table
-            if table is None:
+            if self.table is not None:
+                few = self.table.take(np.array(self._spread(len(rows))))
+            else:
                 plain = copy.copy(rows)
                 plain.augment = None  # anchors are the same in every training
-                few = plain.head(self.most) if streamed else Subset(plain, numbers)
-                table = embed_in_memory(self.embed, few, *how)
-                numbers = range(len(table))
-            self.pairs = self._pairs(table.take(np.array(numbers)))
+                chosen = plain.head(self.most) if streamed else Subset(plain, self._spread(len(rows)))
+                table = embed_in_memory(self.embed, chosen, *how)
+                few = table.take(np.arange(len(table)))
+            self.pairs = self._pairs(few)
         if self.table is not None:
             self.embed.reference.put_away()
         self.rows = rows
@@ -107,7 +107,7 @@ class Targets:
         return {modality: columns[f"safe_{modality}"][pairs].to(self.accelerator.device) for modality in MODALITIES}
 
     def of(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Tensor]:
-        """The original's embeddings of a batch's items, by name.
+        """The original's embeddings of a batch's items, by name, and what the batch is made of: B rows of each.
 
         Args:
             inputs: what the collator made of B rows.
@@ -115,8 +115,22 @@ class Targets:
         """
         if training and self.table is not None and "row" in inputs:
             taken = self.table.take(inputs["row"].cpu().numpy())
-            return {name: column.to(self.accelerator.device, non_blocking=True) for name, column in taken.items()}
-        return self.embed(inputs)
+            values = {name: column.to(self.accelerator.device, non_blocking=True) for name, column in taken.items()}
+        else:
+            values = self.embed(inputs)
+        return values | {name: inputs[name] for name in Makeup._fields}
+
+    def complete(self, values: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
+        """The targets of rows, of one batch or of several, out of what `of` gives for them; anchors are drawn here.
+
+        Args:
+            values: as from `of`.
+            training: whether they are training rows.
+            progress: share of training that is done.
+        """
+        makeup = Makeup(*(values[name] for name in Makeup._fields))
+        embeds = {name: column for name, column in values.items() if name not in Makeup._fields}
+        return ReferenceEmbeds(**embeds, **self.draw(training), makeup=makeup, progress=progress)
 
     def draw(self, training: bool) -> dict[str, Tensor]:
         """Anchors: drawn anew in training, the same on every process, else always the first ones."""
@@ -138,5 +152,4 @@ class Targets:
             inputs, training: as for `of`.
             progress: share of training that is done.
         """
-        makeup = Makeup(inputs["present"], inputs["generated"], inputs["mixed"])
-        return ReferenceEmbeds(**self.of(inputs, training), **self.draw(training), makeup=makeup, progress=progress)
+        return self.complete(self.of(inputs, training), training, progress)

@@ -108,7 +108,8 @@ def test_both_passes_drop_the_same(processor, rows, tmp_path):
     trainer.model.train()
     made = [trainer._embed(trainer.model, batch) for batch in batches]
     whole = QuadrupletEmbeds(*map(torch.cat, zip(*made, strict=True)))
-    reference = ReferenceEmbeds(**{name: torch.cat([each[name] for each in targets]) for name in targets[0]})
+    joined = {name: torch.cat([each[name] for each in targets]) for name in targets[0]}
+    reference = trainer.targets.complete(joined, training=False)
     loss, _ = trainer.objective(whole, reference)
     loss.backward()
     expected = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
