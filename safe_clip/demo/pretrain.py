@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    CLIPTextModel,
     CLIPTokenizer,
+    CLIPVisionModel,
     Trainer,
     TrainingArguments,
 )
@@ -98,6 +101,24 @@ def load_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
     return CLIPTokenizer(model_max_length=MAX_LENGTH).train_new_from_iterator(
         texts, vocab_size=VOCAB_SIZE, show_progress=False
     )
+
+
+def text_tower() -> CLIPTextModel:
+    """The embedded base's text encoder, in float32 and evaluation mode."""
+    base = CLIPModel.from_pretrained(BASE_DIR, dtype=torch.float32)
+    return _filled(CLIPTextModel(base.config.text_config), "text_model", base)
+
+
+def vision_tower() -> CLIPVisionModel:
+    """The embedded base's vision tower, in float32 and evaluation mode."""
+    base = CLIPModel.from_pretrained(BASE_DIR, dtype=torch.float32)
+    return _filled(CLIPVisionModel(base.config.vision_config), "vision_model", base)
+
+
+def _filled(tower: nn.Module, name: str, base: CLIPModel) -> nn.Module:
+    # Not by `from_pretrained`, which reports every weight of the other tower.
+    getattr(tower, name, tower).load_state_dict(getattr(base, name).state_dict())
+    return tower.eval()
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:

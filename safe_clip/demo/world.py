@@ -117,18 +117,43 @@ def _caption(objects: list[_Placed], template: tuple[str, str, str]) -> str:
     return (opening + things + ending).replace(",,", ",").rstrip(",")
 
 
-def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[Concept, ...]) -> dict:
-    """Draws one quadruplet.
+@dataclass(frozen=True)
+class Quadruplet:
+    """A scene and its unsafe counterpart, not yet drawn.
 
-    Args:
-        seed: any string; the same string draws the same quadruplet.
-        styles: art styles to choose from; a quadruplet keeps to one.
-        unsafe_concepts: the stand-ins to choose from, each category equally often.
-
-    Returns:
-        `safe_caption`, `unsafe_caption` (str), `safe_image`, `unsafe_image` (RGB pictures of
-        `IMAGE_SIZE` pixels), and the stand-in's `category` and `concept` (str), its usual name.
+    Attributes:
+        safe: the objects of the safe scene.
+        shown: those of the unsafe scene, in the order in which they are drawn.
+        told: those of the unsafe scene, in the order of the caption.
+        intruder: the stand-in.
+        template: how captions are put together.
+        style: the art.
+        ground: the colour behind.
     """
+
+    safe: list[_Placed]
+    shown: list[_Placed]
+    told: list[_Placed]
+    intruder: Concept
+    template: tuple[str, str, str]
+    style: str
+    ground: tuple[int, ...]
+
+    def picture(self, side: str) -> Image.Image:
+        """The scene of the `"safe"` or the `"unsafe"` side: an RGB picture of `IMAGE_SIZE` pixels."""
+        return _draw(self.safe if side == "safe" else self.shown, self.style, self.ground)
+
+    def caption(self, side: str) -> str:
+        """Of a side."""
+        return _caption(self.safe if side == "safe" else self.told, self.template)
+
+    def concepts(self, side: str) -> list[Concept]:
+        """What the picture of a side shows."""
+        return [item.concept for item in (self.safe if side == "safe" else self.shown)]
+
+
+def compose_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[Concept, ...]) -> Quadruplet:
+    """Chooses what a quadruplet shows and where; arguments as for `draw_quadruplet`."""
     rng = random.Random(seed)
     everyday = everyday_concepts()
     style = rng.choice(styles)
@@ -153,13 +178,29 @@ def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[C
         shown = told = list(safe)
         told[replaced] = _Placed(intruder, _phrase(rng, intruder, bare), old.size, old.left, old.top)
 
+    return Quadruplet(safe, shown, told, intruder, template, style, ground)
+
+
+def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[Concept, ...]) -> dict:
+    """Draws one quadruplet.
+
+    Args:
+        seed: any string; the same string draws the same quadruplet.
+        styles: art styles to choose from; a quadruplet keeps to one.
+        unsafe_concepts: the stand-ins to choose from, each category equally often.
+
+    Returns:
+        `safe_caption`, `unsafe_caption` (str), `safe_image`, `unsafe_image` (RGB pictures of
+        `IMAGE_SIZE` pixels), and the stand-in's `category` and `concept` (str), its usual name.
+    """
+    made = compose_quadruplet(seed, styles, unsafe_concepts)
     return {
-        "safe_caption": _caption(safe, template),
-        "safe_image": _draw(safe, style, ground),
-        "unsafe_caption": _caption(told, template),
-        "unsafe_image": _draw(shown, style, ground),
-        "category": category,
-        "concept": without_article(intruder.names[0]),
+        "safe_caption": made.caption("safe"),
+        "safe_image": made.picture("safe"),
+        "unsafe_caption": made.caption("unsafe"),
+        "unsafe_image": made.picture("unsafe"),
+        "category": made.intruder.category,
+        "concept": without_article(made.intruder.names[0]),
     }
 
 
