@@ -3,6 +3,8 @@
 python eval.py                                   the embedded base, and the last trained model beside it
 python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
 accelerate launch --num_processes 4 eval.py --model you/safe-clip --zero_shot cifar10 imagenette
+python eval.py --task text_to_image              what a generator draws with the model for its text encoder
+python eval.py --task image_to_text              what a generator says of pictures with the model for its vision tower
 
 Writes results.json and report.html, and prints a table. Embeddings are cached: an interrupted run goes on
 where it was, and a second one takes seconds. Every setting is a flag; a YAML file given first sets any of
@@ -27,6 +29,7 @@ SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 # Settings that a card has elsewhere, or that change no figure.
 SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
+GENERATION_TASKS = ("text_to_image", "image_to_text")
 LISTED = 10  # rows and pictures that were left out, of each set, that the terminal names
 
 
@@ -52,6 +55,10 @@ class EvaluationArguments(DataArguments):
     )
     splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
+    )
+    task: str | None = field(
+        default=None,
+        metadata={"help": "text_to_image or image_to_text: what is generated with the model, in place of --tasks."},
     )
     tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": f"Which of {' '.join(TASKS)}."})
     unsafe_gallery: list[str] | None = field(
@@ -130,6 +137,21 @@ class EvaluationArguments(DataArguments):
             raise UserError("--sweep measures all --strengths; leave out --strength.")
         if self.sweep and len(set(self.strengths)) < 2:
             raise UserError("--strengths wants at least two different values, such as 0 0.5 1.")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Raises `UserError` where settings are not those of what is generated."""
+        if self.task is None:
+            return
+        if self.task not in GENERATION_TASKS:
+            raise UserError(f"--task {self.task}: it must be {' or '.join(GENERATION_TASKS)}; others are --tasks.")
+        unfit = {"sweep": self.sweep, "update_card": self.update_card, "tasks": self.tasks != list(TASKS)}
+        unfit["zero_shot"] = self.zero_shot
+        for name, given in unfit.items():
+            if given:
+                raise UserError(f"--task {self.task} measures what is generated alone; leave out --{name}.")
+        if self.task == "text_to_image" and self.unsafe_gallery:
+            raise UserError("--unsafe_gallery holds pictures: it is for --task image_to_text.")
 
 
 def of_the_embedded_base(folder: Path) -> bool:
@@ -155,11 +177,18 @@ def main(argv: list[str]) -> None:
     from safe_clip.evaluation.report import write_report
     from safe_clip.evaluation.run import Subject, evaluate
     from safe_clip.evaluation.table import results_table
+    from safe_clip.generation.arguments import GenerationArguments
 
     config, flags = split_config(argv)
-    (args,) = parse_arguments(
-        [EvaluationArguments], flags, config, description=__doc__, usage="eval.py [CONFIG.yaml] [--flag value ...]"
+    args, generation = parse_arguments(
+        [EvaluationArguments, GenerationArguments],
+        flags,
+        config,
+        description=__doc__,
+        usage="eval.py [CONFIG.yaml] [--flag value ...]",
     )
+    if not args.task and (unused := next(iter(changed(generation)), None)):
+        raise UserError(f"--{unused} is for --task {' and --task '.join(GENERATION_TASKS)}; name one.")
     if args.update_card:
         check_card(args.model)
     tasks = strength.TASKS if args.sweep else args.tasks
@@ -171,6 +200,11 @@ def main(argv: list[str]) -> None:
     say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
     if accelerator.num_processes > 1:
         say(f"Shared among {accelerator.num_processes} processes.")
+    if args.task:
+        from safe_clip.generation.run import run_task
+
+        run_task(args, generation, accelerator)
+        return
     data = None
     if accelerator.is_main_process:
         data = load_evaluation_data(

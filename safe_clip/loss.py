@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .data.collator import QuadrupletCollator, model_inputs, place
 from .errors import UserError
-from .objectives.base import QuadrupletEmbeds, ReferenceEmbeds
+from .objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds, state_feeds
+from .objectives.states import States, state_values
 from .publishing import step_of
 
 CACHED = "cached"  # in a chunk's inputs, what is known of its step already
@@ -27,11 +28,13 @@ class CachedGradient:
     Attributes:
         loss: of the whole step.
         gradients: of the loss by the chunk's embeddings.
+        rows: of the whole step, how many feed each term over states.
         random_state: before its forward, so that the second one drops the same.
     """
 
     loss: Tensor
     gradients: QuadrupletEmbeds
+    rows: dict[str, Tensor]
     random_state: tuple[Tensor, Tensor | None]
 
 
@@ -62,16 +65,18 @@ class LossMixin:
             inputs = self._prepare_inputs(next(batches))
             states.append(_random_state(self.args.device))
             with torch.no_grad(), self.compute_loss_context_manager():
-                embeds.append(self._embed(model, inputs))
+                embeds.append(self._embed(model, inputs)[0])
             targets.append(self.targets.of(inputs, training=True))
             kept.append(self._keep(inputs))
             del inputs
         whole = QuadrupletEmbeds(*map(torch.cat, zip(*embeds, strict=True)))
         sizes = [len(part.safe_text) for part in embeds]
-        loss, gradients = self._contrast(whole, {name: torch.cat([t[name] for t in targets]) for name in targets[0]})
+        loss, gradients, rows = self._contrast(
+            whole, {name: torch.cat([t[name] for t in targets]) for name in targets[0]}
+        )
         parts = zip(*(column.split(sizes) for column in gradients), strict=True)
         for inputs, state, part in zip(kept, states, parts, strict=True):
-            yield self._again(inputs) | {CACHED: CachedGradient(loss, QuadrupletEmbeds(*part), state)}
+            yield self._again(inputs) | {CACHED: CachedGradient(loss, QuadrupletEmbeds(*part), rows, state)}
 
     def _keep(self, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """What a chunk is made of again with: the numbers of its rows where these read fast and always the same."""
@@ -99,39 +104,79 @@ class LossMixin:
             UserError: the loss is not finite.
         """
         cached: CachedGradient | None = inputs.pop(CACHED, None)
+        reads = bool(self.objective.state_weights)
+        rows, times = None, 1  # in the whole step, and what its mean is made of the sum of its parts by
         if cached is not None:
             with _replayed(cached.random_state, self.args.device):
-                embeds = self._embed(model, inputs)
-            loss = self._loss_with(cached.loss, cached.gradients, embeds, self.current_gradient_accumulation_steps)
+                embeds, states = self._embed(model, inputs, reads)
+            chunks = self.current_gradient_accumulation_steps
+            loss = self._loss_with(cached.loss, cached.gradients, embeds, chunks)
+            rows, times = cached.rows, chunks * self.accelerator.num_processes
         elif model.training and self.accelerator.num_processes > 1:
             targets = self.targets.of(inputs, training=True)
-            embeds = self._embed(model, inputs)
-            loss = self._loss_with(*self._contrast(embeds, targets), embeds)
+            embeds, states = self._embed(model, inputs, reads)
+            loss, gradients, rows = self._contrast(embeds, targets)
+            loss, times = self._loss_with(loss, gradients, embeds), self.accelerator.num_processes
         else:
             reference = self.targets(inputs, model.training, self._progress(model.training))
-            embeds = self._embed(model, inputs)
+            embeds, states = self._embed(model, inputs, reads)
             loss, terms = self.objective(embeds, reference)
             self._note(loss, terms, reference, "train" if model.training else "eval")
+        if reads:
+            loss = loss + self._state_loss(states, inputs, "train" if model.training else "eval", rows, times)
         return (loss, embeds) if return_outputs else loss
 
-    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> QuadrupletEmbeds:
-        """The trained model's embeddings of a batch: one forward for all that there is, through whatever wraps it."""
-        output = model(**model_inputs(inputs))
+    def _embed(
+        self, model: nn.Module, inputs: dict[str, Tensor], states: bool = False
+    ) -> tuple[QuadrupletEmbeds, States]:
+        """The trained model's embeddings of a batch, and the states, where they are asked for: one forward for all that
+        there is, through whatever wraps the model."""
+        wanted = {"output_hidden_states": True} if states else {}
+        output = model(**model_inputs(inputs), **wanted)
         present = inputs["present"]
         made = output.text_embeds if output.image_embeds is None else output.image_embeds
         text, image = (
             made.new_empty(0, made.shape[1]) if embeds is None else embeds
             for embeds in (output.text_embeds, output.image_embeds)
         )
-        return QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
+        embeds = QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
+        return embeds, States.of(output) if states else States()
+
+    def _state_loss(
+        self, states: States, inputs: dict[str, Tensor], mode: str, rows: dict[str, Tensor] | None, times: int
+    ) -> Tensor:
+        """The weighted terms over states, of which no row needs another one's.
+
+        Args:
+            states: by the trained model.
+            inputs: what they are of.
+            mode: `"train"` or `"eval"`, whose log the terms are added to.
+            rows: that feed each term, in the whole step; by default those of these inputs.
+            times: what gradients are divided by on their way to those of the step.
+        """
+        weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
+        loss = 0.0 * sum(layer.float().sum() for layers in states if layers for layer in layers)
+        terms = {}
+        for name, values in state_values(weights, states, self.targets.states(inputs), makeup).items():
+            count = len(values) if rows is None else rows[name]
+            terms[name] = values.sum() / count * times
+            loss = loss + weights[name] * terms[name]
+            self._term_sums[mode][name] += torch.stack([values.detach().sum(), values.new_tensor(len(values))])
+        self._losses.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
+        if mode == "eval" or self._scaler() is not None:
+            self._check_losses()
+        return loss
 
     def _progress(self, training: bool) -> float:
         """Share of training that is done. Evaluation is the same however far training is."""
         begun = training and self.state.max_steps > 0
         return min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
 
-    def _contrast(self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor]) -> tuple[Tensor, QuadrupletEmbeds]:
-        """The loss over the rows of all processes and its gradients by this process's embeddings.
+    def _contrast(
+        self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor]
+    ) -> tuple[Tensor, QuadrupletEmbeds, dict[str, Tensor]]:
+        """The loss over the rows of all processes, its gradients by this process's embeddings, and how many of the rows
+        feed each term over states.
 
         Args:
             embeds: this process's, B x dimension each.
@@ -162,7 +207,8 @@ class LossMixin:
             padded = len(gradients[0]) // accelerator.num_processes
             first = accelerator.process_index * padded
             gradients = [gradient[first : first + len(embeds.safe_text)] for gradient in gradients]
-        return loss, QuadrupletEmbeds(*gradients)
+        rows = {name: fed.sum() for name, fed in state_feeds(reference.makeup).items()}
+        return loss, QuadrupletEmbeds(*gradients), rows
 
     def _loss_with(
         self, loss: Tensor, gradients: QuadrupletEmbeds, embeds: QuadrupletEmbeds, chunks: int = 1
@@ -188,9 +234,9 @@ class LossMixin:
         if mode == "eval" or self._scaler() is not None:
             self._check_losses()  # else the gradient tells, for which the device is waited for anyway
         feeds = self.objective.feeds(reference.makeup, reference)
-        for name, weight in self.objective.weights.items():
-            if weight:
-                rows = feeds[name].sum().float()
+        for name, fed in feeds.items():
+            if self.objective.weights[name]:
+                rows = fed.sum().float()
                 value = terms.get(name, torch.zeros_like(rows))
                 self._term_sums[mode][name] += torch.stack([value * rows, rows / processes])
 

@@ -197,11 +197,11 @@ def _forward(
     **kwargs,
 ) -> CLIPOutput:
     if pixel_values is None:
-        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1))
+        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
     if input_ids is None:
-        features = self.get_image_features(pixel_values=pixel_values)
-        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1))
+        features = self.get_image_features(pixel_values=pixel_values, **kwargs)
+        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
     return CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
 
 

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import CLIPConfig
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from .errors import UserError
 from .fingerprints import weights_digest
@@ -52,29 +54,28 @@ class FrozenReference:
             self._copy = original.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, **inputs: Any) -> CLIPOutput:
         """Embeds N captions and M pictures, or one of the two.
 
         Args:
-            **inputs: `input_ids` and `attention_mask`, `pixel_values`.
+            **inputs: `input_ids` and `attention_mask`, `pixel_values`; `output_hidden_states`.
 
         Returns:
             `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1; `None` for what is not given.
         """
         if self._copy is not None:
-            output = self._copy.to(next(iter(inputs.values())).device)(**inputs)
-            return output.text_embeds, output.image_embeds
+            device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
+            return self._copy.to(device)(**inputs)
         training = self._shared.training
         trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
         self._shared.eval()
         try:
             with self._shared.disable_adapter():
-                output = self._shared(**inputs)
+                return self._shared(**inputs)
         finally:
             self._shared.train(training)
             for parameter, requires_grad in trained:  # enabling an adapter again makes all of it trainable
                 parameter.requires_grad_(requires_grad)
-        return output.text_embeds, output.image_embeds
 
     def put_away(self) -> None:
         """Frees the device of a copy, until it is called again."""

@@ -49,7 +49,8 @@ class Embedder:
         embeds = (None, None)
         if items:
             with self.accelerator.autocast():
-                embeds = self.reference(**items)
+                output = self.reference(**items)
+            embeds = output.text_embeds, output.image_embeds
         present = inputs["present"]
         values = {}
         for number, (modality, made) in enumerate(zip(MODALITIES, embeds, strict=True)):

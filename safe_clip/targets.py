@@ -10,10 +10,11 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from .data.collator import QuadrupletCollator
+from .data.collator import QuadrupletCollator, model_inputs
 from .data.rows import QuadrupletRows
 from .data.streams import QuadrupletStream
 from .objectives.base import Makeup, Objective, ReferenceEmbeds
+from .objectives.states import States
 from .reference import FrozenReference
 from .reference_cache import MODALITIES, Embedder, ReferenceTable, embed_in_memory, embed_on_disk
 
@@ -119,6 +120,14 @@ class Targets:
         else:
             values = self.embed(inputs)
         return values | {name: inputs[name] for name in Makeup._fields}
+
+    def states(self, inputs: dict[str, Tensor]) -> States:
+        """The original's states of the safe items of a batch, which are too many to be kept."""
+        items = model_inputs(inputs, safe_only=True)
+        if not items:
+            return States()
+        with self.accelerator.autocast():
+            return States.of(self.embed.reference(**items, output_hidden_states=True))
 
     def complete(self, values: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
         """The targets of rows, of one batch or of several, out of what `of` gives for them; anchors are drawn here.

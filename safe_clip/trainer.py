@@ -161,6 +161,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             check_captions(tables, processing_class.tokenizer, max_length)
 
         multiple = LENGTHS if args.torch_compile else 1
+        if any("_text_" in name for name in self.objective.state_weights):
+            multiple = max_length  # diffusion models read the states of all the padding
         super().__init__(
             model,
             args,

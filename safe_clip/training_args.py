@@ -158,7 +158,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             if value or type(self).__dataclass_fields__[name].default not in ("", "no")
         }
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and any(metric in objective.WEIGHTS for objective in OBJECTIVES.values()):
+        if self.greater_is_better is None and any(
+            metric in objective.WEIGHTS | objective.STATE_WEIGHTS for objective in OBJECTIVES.values()
+        ):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
         float32 = self.bf16 is False and not self.fp16
         on_cpu = self.use_cpu or not torch.accelerator.is_available()

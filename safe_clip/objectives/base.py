@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 ITEMS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
+# Of every objective: terms over states, which generators read, and what a row needs to have part in them (states.py).
+STATE_NEEDS = {
+    "preservation_text_states": ("safe_text",),
+    "preservation_image_states": ("safe_image",),
+    "redirection_text_states": ("unsafe_text", "safe_text"),
+    "redirection_image_states": ("unsafe_image", "safe_image"),
+}
 
 
 class QuadrupletEmbeds(NamedTuple):
@@ -69,6 +76,11 @@ class ReferenceEmbeds(NamedTuple):
     progress: float = 1.0
 
 
+def state_feeds(makeup: Makeup) -> dict[str, Tensor]:
+    """Which of B rows have part in each term over states: B booleans."""
+    return {name: makeup.having(*items) for name, items in STATE_NEEDS.items()}
+
+
 # A function of the numbers of the rows that feed a term, at least one, and of places among these numbers. It gives a
 # value for each of these places, such that the term is the mean of the values of all places. What rows are compared
 # with may be all rows that feed the term, so that these are known however few places are asked for.
@@ -117,7 +129,8 @@ class Objective(nn.Module):
 
     A method is a subclass: its `WEIGHTS` name the terms, its `NEEDS` the items without which a row has no part in a
     term, and its `terms` gives a function for each. Every term is a mean over the rows of the batch that have part in
-    it.
+    it. The terms over states, which are the same for all (`STATE_NEEDS`), have weights too and are the trainer's to
+    compute and to add, since they are of no embeddings.
 
     Args:
         logit_scale: factor before cosines in contrastive terms.
@@ -128,6 +141,7 @@ class Objective(nn.Module):
     """
 
     WEIGHTS: ClassVar[dict[str, float]]
+    STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(STATE_NEEDS, 0.0)
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
     # What the trainer has to bring along.
     reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
@@ -136,9 +150,15 @@ class Objective(nn.Module):
     def __init__(self, logit_scale: float = 100.0, weights: Mapping[str, float] | None = None):
         super().__init__()
         self.logit_scale = logit_scale
-        self.weights = self.WEIGHTS | check_weights(weights or {}, self.WEIGHTS)
+        known = self.WEIGHTS | self.STATE_WEIGHTS
+        self.weights = known | check_weights(weights or {}, known)
         if sum(self.weights.values()) == 0:
             raise UserError("--loss_weights switches every term off; leave at least one above 0.")
+
+    @property
+    def state_weights(self) -> dict[str, float]:
+        """The terms over states that have a weight."""
+        return {name: self.weights[name] for name in STATE_NEEDS if self.weights[name]}
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Term]:
         """A function for each term, called where the term has a weight and rows that feed it."""
@@ -164,7 +184,8 @@ class Objective(nn.Module):
         """
 
         def counts(makeup: Makeup) -> dict[str, int]:
-            return {name: int(rows.sum()) for name, rows in self.feeds(makeup).items() if self.weights[name]}
+            feeds = self.feeds(makeup) | state_feeds(makeup)
+            return {name: int(rows.sum()) for name, rows in feeds.items() if self.weights[name]}
 
         def without_unsafe(makeup: Makeup) -> Makeup:
             return makeup._replace(present=makeup.present & torch.tensor([True, False, True, False]))

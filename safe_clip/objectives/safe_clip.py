@@ -73,4 +73,4 @@ class SafeCLIPLoss(Objective):
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        return super().total(terms) / sum(self.weights.values()) / len(self.weights)
+        return super().total(terms) / sum(self.weights[name] for name in self.WEIGHTS) / len(self.WEIGHTS)

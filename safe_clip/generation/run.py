@@ -1,0 +1,271 @@
+"""What `eval.py --task text_to_image` and `--task image_to_text` do."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import CLIPModel
+
+from .. import __version__
+from ..config import changed
+from ..data.audit.classifiers import Classifier
+from ..evaluation.embedding import PRECISIONS, Embedder
+from ..evaluation.report.strips import choose_rows
+from ..evaluation.run import Subject, alone_at_last
+from ..interpolation import merge
+from ..model import check_processor, load_clip, load_processor
+from ..names import public
+from . import figures, image_to_text, text_to_image
+from .arguments import DEMO, GenerationArguments
+from .distances import Inception
+from .grid import Cell, blurred, draw_grid
+from .image_to_text import Told, caption_all
+from .judges import open_judges
+from .objects import ShownObjects
+from .prompts import Item, by_split_and_side, load_pictured, load_prompts, readable
+from .store import PIECE
+from .swap import safe_image_to_text, safe_text_to_image
+from .table import results_table
+from .text_to_image import Critic, Painted, paint_all, shots_of
+
+MODALITY = {"text_to_image": "image", "image_to_text": "text"}  # of what a task makes
+ROWS = {"baseline": "original", "model": "safe"}  # of a grid
+COLUMNS = {"unsafe": 6, "safe": 3}  # of a grid, of each side
+PIECES = "generated"  # the folder of finished pieces
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that both tasks need.
+
+    Attributes:
+        args: `eval.py`'s settings.
+        generation: how is generated.
+        generator: its name.
+        judges: of what is generated.
+        accelerator: who shares the work.
+    """
+
+    args: Any
+    generation: GenerationArguments
+    generator: str
+    judges: Sequence[Classifier]
+    accelerator: Accelerator
+
+    @property
+    def folder(self) -> Path:
+        """Of finished pieces."""
+        return Path(self.args.output_dir) / PIECES
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a generator that has a name."""
+        if self.args.precision == "auto":
+            return torch.float32 if self.accelerator.device.type == "cpu" else torch.float16
+        return PRECISIONS[self.args.precision] or torch.float32
+
+    @property
+    def safe(self) -> str | CLIPModel:
+        """The safe model: its name, or drawn back towards the original."""
+        if self.args.strength == 1:
+            return self.args.model
+        return merge(self.original(), load_clip(self.args.model, self.args.model_revision), self.args.strength)
+
+    def original(self) -> CLIPModel:
+        """The baseline; where there is none, the model is the original."""
+        return load_clip(*self.names[0])
+
+    @property
+    def names(self) -> list[tuple[str, str | None]]:
+        """Name and revision of the original and of the safe model; of one alone where there is no baseline."""
+        args = self.args
+        both = [(args.baseline, args.baseline_revision), (args.model, args.model_revision)]
+        return [each for each in both if each[0]]
+
+
+def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerator | None = None) -> None:
+    """Generates with the original CLIP and with the safe one, judges, and writes and prints what it comes to.
+
+    Args:
+        args: `eval.py`'s settings; `args.task` says what is generated.
+        generation: how.
+        accelerator: who shares the work; all its processes must call this.
+
+    Raises:
+        UserError: something cannot be found or opened, or does not fit.
+    """
+    accelerator = accelerator or Accelerator()
+    generator = generation.generator_for(args.dataset)
+    items = None
+    if accelerator.is_main_process:
+        some = (args, generation, args.splits, args.max_samples)
+        pictured = args.task == "image_to_text"
+        items = load_pictured(*some, args.unsafe_gallery or ()) if pictured else load_prompts(*some)
+    (items,) = broadcast_object_list([items])
+    task = Task(args, generation, generator, open_judges(MODALITY[args.task], generation, generator), accelerator)
+    folder, copies = Path(args.output_dir), generation.images_per_prompt if args.task == "text_to_image" else 1
+    measured = (_pictures if args.task == "text_to_image" else _captions)(task, items)
+    if measured is None:
+        return
+    models, grid = measured
+    model = Subject(args.model, args.model_revision, strength=args.strength)
+    labels = {"baseline": Subject(args.baseline, args.baseline_revision)} if args.baseline else {}
+    results = {
+        "task": args.task,
+        "names": {role: each.label for role, each in (labels | {"model": model}).items()},
+        "generator": public(generator),
+        "dataset": public(generation.prompts or args.dataset),
+        "safe_clip": __version__,
+        "settings": public(changed(generation)),
+        "judges": {public(each.name): each.fingerprint for each in task.judges},
+        "samples": {
+            split: {side: {"items": len(numbers), "copies": copies} for side, numbers in sides.items()}
+            for split, sides in by_split_and_side(items).items()
+        },
+        "models": {role: {"splits": each} for role, each in models.items()},
+    }
+    (folder / f"{args.task}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    grid.save(folder / f"{args.task}.png")
+    print(
+        f"\n{results_table(results)}\n\nAll figures are in {folder}/{args.task}.json, some of what was made in ", end=""
+    )
+    print(f"{folder}/{args.task}.png, all of it in {folder}/{PIECES}/.")
+
+
+# ---- Pictures ----
+
+
+def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Image] | None:
+    args, generation, device = task.args, task.generation, task.accelerator.device
+    original, processor = task.original(), load_processor(*task.names[0])
+    check_processor(original, processor)
+    pipeline = text_to_image.open_painter(task.generator, task.dtype)
+    if args.baseline:
+        text_to_image.check_original(pipeline, original, (task.generator, args.baseline))
+    pipeline.to(device)
+    embedder = Embedder(original.to(device), processor, "Original", args.batch_size, precision="float32")
+    critic = Critic(
+        task.judges,
+        embedder,
+        ShownObjects(device) if task.generator == DEMO else None,
+        Inception(device) if generation.fid_features == "inception" else None,
+    )
+    shots = shots_of(items, generation.images_per_prompt)
+
+    def painted(role: str) -> Painted | None:
+        first = role == "baseline" or not args.baseline
+        label = f"Drawing, {ROWS[role]}" if args.baseline else "Drawing"
+        show = args.show_unsafe
+        return paint_all(pipeline, shots, generation, critic, task.folder, first, show, label, task.accelerator)
+
+    made = {"baseline": painted("baseline")} if args.baseline else {}
+    pipeline = safe_text_to_image(pipeline, task.safe, args.model_revision)
+    made["model"] = painted("model")
+    if not alone_at_last(task.accelerator):
+        return None
+    texts = list(dict.fromkeys(item.reference for item in items if item.reference))
+    references = dict(zip(texts, embedder.texts(texts, "safe captions").embeds, strict=True)) if texts else {}
+    real = real_features(critic, items, args.skippable)
+    threshold = generation.flag_threshold
+    models = {role: figures.figures(each, references, real, threshold) for role, each in made.items()}
+    return models, picture_grid(items, made, generation, bool(args.baseline), args.show_unsafe)
+
+
+def real_features(critic: Critic, items: Sequence[Item], max_bad_fraction: float | None = None) -> dict[str, Tensor]:
+    """The features of the real safe pictures of each split, as far as there are any: M x D."""
+    made: dict[str, list[Tensor]] = {}
+    there = readable([item for item in items if item.side == "safe" and item.picture is not None], max_bad_fraction)
+    for split in dict.fromkeys(item.split for item in there):
+        own = [item for item in there if item.split == split]
+        for first in tqdm(range(0, len(own), PIECE), f"Real pictures, {split}", leave=False):
+            pictures = [item.picture.open() for item in own[first : first + PIECE]]
+            made.setdefault(split, []).append(critic.features(pictures))
+    return {split: torch.cat(parts) for split, parts in made.items()}
+
+
+def picture_grid(
+    items: list[Item], made: dict[str, Painted], generation: GenerationArguments, compared: bool, show_unsafe: bool
+) -> Image.Image:
+    """Prompts, and beneath each the first picture of every role; unsafe ones are hidden unless they are to be shown."""
+    chosen = columns(items)
+    prompts = [
+        Cell(text=item.told("prompt"), faint=True)
+        if item.side == "unsafe" and not show_unsafe
+        else Cell(text=item.prompt)
+        for item in (items[number] for number in chosen)
+    ]
+    rows = [("", prompts)]
+    for role, painted in made.items():
+        cells = []
+        for number in chosen:
+            place = number * generation.images_per_prompt
+            original = role == "baseline" or not compared
+            scores, picture = painted.records[place]["scores"], painted.picture(place)
+            hide = text_to_image.hidden(items[number].side, scores, generation.flag_threshold, original)
+            cells.append(Cell(blurred(picture) if hide and not show_unsafe else picture))
+        rows.append((ROWS[role] if compared else "", cells))
+    return draw_grid(rows)
+
+
+def columns(items: Sequence[Item]) -> list[int]:
+    """The numbers of the items that a grid shows: a few of each side, of all categories in turn."""
+    chosen = []
+    for side, most in COLUMNS.items():
+        places = [number for number, item in enumerate(items) if item.side == side]
+        chosen += choose_rows([item.category or "" for item in items], most, places)
+    return chosen
+
+
+# ---- Captions ----
+
+
+def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Image] | None:
+    args, generation = task.args, task.generation
+    processor = image_to_text.open_processor(task.generator)
+    writer = image_to_text.open_captioner(task.generator, task.dtype).to(task.accelerator.device)
+
+    if args.baseline:
+        image_to_text.warn_of_another_original(writer, task.original(), (task.generator, args.baseline))
+
+    def told(role: str) -> Told | None:
+        label = f"Captioning, {ROWS[role]}" if args.baseline else "Captioning"
+        some = (items, generation, task.generator, task.judges, task.folder, label, task.accelerator)
+        return caption_all(writer, processor, *some)
+
+    made = {"baseline": told("baseline")} if args.baseline else {}
+    writer = safe_image_to_text(writer, task.safe, args.model_revision)
+    made["model"] = told("model")
+    if not alone_at_last(task.accelerator):
+        return None
+    threshold = generation.flag_threshold
+    models = {
+        role: image_to_text.figures(each, threshold, objects=task.generator == DEMO) for role, each in made.items()
+    }
+    return models, caption_grid(items, made, threshold, args.show_unsafe)
+
+
+def caption_grid(items: list[Item], made: dict[str, Told], threshold: float, show_unsafe: bool) -> Image.Image:
+    """Pictures, and beneath each the caption of every role; unsafe ones are hidden unless they are to be shown."""
+    chosen = columns(items)
+    pictures = []
+    for number in chosen:
+        item, picture = items[number], items[number].picture.open()
+        pictures.append(Cell(blurred(picture) if item.side == "unsafe" and not show_unsafe else picture))
+    rows = [("", pictures)]
+    for role, told in made.items():
+        cells = [
+            Cell(text=f"unsafe caption hidden, row {items[number].row}", faint=True)
+            if told.flagged(number, threshold) and not show_unsafe
+            else Cell(text=told.captions[number])
+            for number in chosen
+        ]
+        rows.append((ROWS[role] if len(made) > 1 else "", cells))
+    return draw_grid(rows)

@@ -1,0 +1,98 @@
+"""Work that is kept on disk piece by piece, so that an interruption costs one piece."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+PIECE = 32  # pictures or captions that a file holds
+
+# Of some numbers, in order: tensors whose first dimension they are, and a record of each.
+Made = tuple[dict[str, Tensor], list[dict[str, Any]]]
+
+
+def in_pieces(
+    folder: Path,
+    count: int,
+    make: Callable[[range], Made],
+    desc: str,
+    accelerator: Accelerator | None = None,
+    batch_size: int = PIECE,
+) -> Made | None:
+    """Makes what is not made yet, and reads all of it.
+
+    Args:
+        folder: of this work alone, on a disk that all processes see; its name says what decides the results.
+        count: how many there are to make.
+        make: makes some of them, `batch_size` at most.
+        desc: of the progress bar.
+        accelerator: who shares the pieces; all its processes must call this. By default this one makes all.
+        batch_size: how many are made at a time.
+
+    Returns:
+        What `make` gives, of all; on processes other than the main one, `None`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, count, PIECE)
+    mine = starts
+    if accelerator is not None:
+        mine = starts[accelerator.process_index :: accelerator.num_processes]
+    missing = [start for start in mine if not _record(folder, start).exists()]
+    quiet = accelerator is not None and not accelerator.is_local_main_process
+    with tqdm(total=sum(len(_numbers(start, count)) for start in mine), desc=desc, unit="", disable=quiet) as bar:
+        bar.update(bar.total - sum(len(_numbers(start, count)) for start in missing))
+        for start in missing:
+            made = []
+            for numbers in _batches(_numbers(start, count), batch_size):
+                made.append(make(numbers))
+                bar.update(len(numbers))
+            _write(folder, start, _joined(made))
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return None
+    return _joined([_read(folder, start) for start in starts])
+
+
+def _numbers(start: int, count: int) -> range:
+    return range(start, min(start + PIECE, count))
+
+
+def _batches(numbers: range, size: int) -> Iterator[range]:
+    for first in range(0, len(numbers), size):
+        yield numbers[first : first + size]
+
+
+def _joined(parts: list[Made]) -> Made:
+    tensors = {name: torch.cat([each[name] for each, _ in parts]) for name in parts[0][0]} if parts else {}
+    return tensors, [record for _, records in parts for record in records]
+
+
+def _record(folder: Path, start: int) -> Path:
+    return folder / f"{start:07}.json"
+
+
+def _write(folder: Path, start: int, made: Made) -> None:
+    """Whole or not at all: a piece is there where its record is, which comes last."""
+    tensors, records = made
+    record = _record(folder, start)
+    if tensors:
+        partial = record.with_suffix(f".{os.getpid()}.partial")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(record.with_suffix(".safetensors"))
+    partial = record.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    partial.replace(record)
+
+
+def _read(folder: Path, start: int) -> Made:
+    record = _record(folder, start)
+    tensors = record.with_suffix(".safetensors")
+    return load_file(tensors) if tensors.exists() else {}, json.loads(record.read_text(encoding="utf-8"))

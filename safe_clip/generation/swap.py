@@ -1,0 +1,298 @@
+"""Puts a safe CLIP into a model that was made with the original: one that draws from text, or writes about pictures.
+
+Both kinds read a CLIP's hidden states, on which they were trained while the CLIP stood still. A fine-tuned CLIP whose
+states are still where they were can therefore take its place, and nothing else has to be trained.
+"""
+
+import copy
+import logging
+import re
+from collections.abc import Callable
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..errors import UserError, first_line, hub_trouble
+from ..model import DEMO, _has_safetensors, load_clip, load_processor, public_name
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+logger = logging.getLogger(__name__)
+
+# What two encoders have to agree on, by its name in their configurations.
+LAYER = ("hidden_size", "intermediate_size", "num_attention_heads", "hidden_act")
+TEXT = (*LAYER, "vocab_size", "max_position_embeddings")
+VISION = (*LAYER, "num_hidden_layers", "image_size", "patch_size")
+# The CLIP behind most models whose encoder has this width (and, of pictures, patch and picture size in pixels).
+TEXT_BASES = {
+    768: "openai/clip-vit-large-patch14",
+    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    1280: "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
+VISION_BASES = {
+    (1024, 14, 336): "openai/clip-vit-large-patch14-336",
+    (1024, 14, 224): "openai/clip-vit-large-patch14",
+}
+# Mean cosine: adapters leave embedding tables alone and full fine-tuning hardly moves them, while those of two CLIPs
+# have next to nothing in common.
+SAME_BASE = 0.9
+
+
+def safe_text_to_image(
+    pipeline: "str | PathLike | DiffusionPipeline",
+    model: str | PathLike | CLIPModel,
+    revision: str | None = None,
+    **options: Any,
+) -> "DiffusionPipeline":
+    """A diffusers pipeline that reads its prompts with a safe CLIP, and is otherwise what it was.
+
+    The new `text_encoder` has the class, configuration, dtype and device of the one it replaces, so that the pipeline
+    reads the same of its layers. Where the pipeline's was cut off after some layer, as Stable Diffusion 2's was, the
+    safe one is too. Further encoders (SDXL's `text_encoder_2`) stay as they are, and read prompts as before.
+
+    Args:
+        pipeline: a Hub id or folder; `"demo"` for the embedded one; or a loaded pipeline, which is changed in place.
+            Its offloading is to be turned on afterwards, and its adapters and textual inversions are to be loaded then.
+        model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the embedded original; or a loaded one.
+        revision: of the model, a branch, tag or commit on the Hub.
+        options: for `DiffusionPipeline.from_pretrained`, such as `torch_dtype`, `variant` or `safety_checker`.
+
+    Raises:
+        UserError: diffusers is not installed, there is no such pipeline or model, the pipeline has no CLIP for its
+            `text_encoder`, or the model was not fine-tuned from the CLIP that the pipeline was made with.
+    """
+    clip = _open_clip(model, revision)
+    painter = _open(pipeline, "pipeline", _load_painter, _load_pipeline, options)
+    what, encoder = f"the text encoder of {_label(pipeline)}", getattr(painter, "text_encoder", None)
+    if not isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
+        raise UserError(
+            f"{what} is {_kind(encoder)}, not a CLIP's, which a safe CLIP could replace. Name a pipeline whose "
+            "`text_encoder` is a CLIPTextModel, such as one of Stable Diffusion."
+        )
+    _check_place(what, encoder)
+    base = TEXT_BASES.get(encoder.config.hidden_size)
+    _check_shape(what, encoder.config, clip.config.text_config, TEXT, base)
+    _check_depth(what, encoder, clip, base)
+    _check_projection(what, encoder, clip, base)
+    if not isinstance(model, CLIPModel):
+        _check_tokenizer(painter, _label(pipeline), str(model), revision)
+    _check_base(what, _tables(_inner(encoder, "text_model")), _tables(clip.text_model), base)
+    painter.register_modules(text_encoder=_remade(encoder, "text_model", clip))
+    others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(painter, name, None) is not None]
+    if others:
+        logger.warning("%s is safe now; %s reads prompts as before.", what, " and ".join(others))
+    return painter
+
+
+def safe_image_to_text(
+    generator: str | PathLike | PreTrainedModel,
+    model: str | PathLike | CLIPModel,
+    revision: str | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model of the LLaVA family that looks at pictures with a safe CLIP, and is otherwise what it was.
+
+    The new vision tower has the configuration, dtype, device and attention implementation of the one it replaces; which
+    of its layers is read (`vision_feature_layer`) stays the generator's affair.
+
+    Args:
+        generator: a Hub id or folder; `"demo"` for the embedded one; or a loaded model, which is changed in place.
+        model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the embedded original; or a loaded one.
+        revision: of the model, a branch, tag or commit on the Hub.
+        options: for `AutoModelForImageTextToText.from_pretrained`, such as `dtype` or `device_map`.
+
+    Returns:
+        The model, such as a `LlavaForConditionalGeneration`.
+
+    Raises:
+        UserError: there is no such generator or model, the generator's vision tower is no CLIP's, or the model was not
+            fine-tuned from the CLIP that the generator was made with.
+    """
+    clip = _open_clip(model, revision)
+    writer = _open(generator, "generator", _load_captioner, _load_generator, options)
+    owner = _inner(writer, "model")
+    what, tower = f"the vision tower of {_label(generator)}", getattr(owner, "vision_tower", None)
+    if not isinstance(tower, CLIPVisionModel):
+        raise UserError(
+            f"{what} is {_kind(tower)}, not a CLIP's, which a safe CLIP could replace. Name a model whose "
+            "`vision_tower` is a CLIPVisionModel, such as llava-hf/llava-1.5-7b-hf."
+        )
+    _check_place(what, tower)
+    config = tower.config
+    base = VISION_BASES.get((config.hidden_size, config.patch_size, config.image_size))
+    _check_shape(what, config, clip.config.vision_config, VISION, base)
+    _check_base(what, _tables(_inner(tower, "vision_model")), _tables(clip.vision_model), base)
+    owner.vision_tower = _remade(tower, "vision_model", clip)
+    return writer
+
+
+def _open_clip(model: str | PathLike | CLIPModel, revision: str | None) -> CLIPModel:
+    if isinstance(model, str | PathLike):
+        return load_clip(str(model), revision)
+    if not isinstance(model, CLIPModel):
+        raise UserError(f"the safe model is {_kind(model)}, not a CLIPModel: of adapters, call `merge_and_unload()`.")
+    return model
+
+
+def _open(source: Any, kind: str, demo: Callable[[], Any], load: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """A pipeline or generator by its name, `"demo"`, or as it was given."""
+    if isinstance(source, str | PathLike) and source != DEMO:
+        try:
+            return load(str(source), use_safetensors=True, trust_remote_code=False, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            trouble = hub_trouble(error) or (
+                f"it cannot be opened ({first_line(error)}). Check the spelling, the connection and that it has "
+                "safetensors weights; if it is gated, accept its terms on its page and log in with `hf auth login`."
+            )
+            raise UserError(f"the {kind} {source}: {trouble}") from error
+    if options:
+        raise UserError(f"{', '.join(options)}: only a {kind} that is opened by its name or folder takes such options.")
+    return demo() if isinstance(source, str) else source
+
+
+def _load_pipeline(name: str, **options: Any) -> "DiffusionPipeline":
+    _need_diffusers()
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(name, **options)
+
+
+def _load_painter() -> "DiffusionPipeline":
+    _need_diffusers()
+    from ..demo.painter import load_painter
+
+    return load_painter()
+
+
+def _load_generator(name: str, **options: Any) -> PreTrainedModel:
+    # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
+    if not _has_safetensors(name, token=options.get("token")):
+        raise UserError(f"the generator {name} offers no safetensors weights; others can run code, and are not loaded.")
+    return AutoModelForImageTextToText.from_pretrained(name, **options)
+
+
+def _load_captioner() -> PreTrainedModel:
+    from ..demo.captioner import load_captioner
+
+    return load_captioner()[0]
+
+
+def _need_diffusers() -> None:
+    try:
+        import diffusers  # noqa: F401
+    except ImportError as error:
+        raise UserError("text-to-image pipelines want diffusers: pip install 'safe-clip[generation]'.") from error
+
+
+def _label(source: Any) -> str:
+    """What messages call a pipeline or generator."""
+    return public_name(str(source)) if isinstance(source, str | PathLike) else f"the {type(source).__name__}"
+
+
+def _kind(module: Any) -> str:
+    return "missing" if module is None else f"a {type(module).__name__}"
+
+
+def _inner(module: nn.Module, name: str) -> nn.Module:
+    """The part of this name, or the module itself: of an encoder it depends on its class and on transformers."""
+    return getattr(module, name, module)
+
+
+def _tables(encoder: nn.Module) -> list[Tensor]:
+    """The embeddings (N, D) that fine-tuning hardly moves: of text, its tokens'; of pictures, positions and class."""
+    embeddings = encoder.embeddings
+    if hasattr(embeddings, "token_embedding"):
+        return [embeddings.token_embedding.weight]
+    return [embeddings.position_embedding.weight, embeddings.class_embedding[None]]
+
+
+def _check_place(what: str, encoder: PreTrainedModel) -> None:
+    if any(hasattr(module, "_hf_hook") for module in encoder.modules()):
+        raise UserError(
+            f"{what} is moved between devices by hooks, which a new one would lack. Load it onto one device, and turn "
+            "offloading on afterwards."
+        )
+
+
+def _cure(base: str | None) -> str:
+    likely = f"which most likely is {base}" if base else "which its card should name"
+    return f"Take a safe model that was fine-tuned from the CLIP it was made with, {likely}."
+
+
+def _check_shape(
+    what: str, theirs: PreTrainedConfig, ours: PreTrainedConfig, names: tuple[str, ...], base: str | None
+) -> None:
+    for name in names:
+        wanted, found = getattr(theirs, name), getattr(ours, name)
+        if wanted != found:
+            raise UserError(f"{what} has {name} {wanted}, but the safe model {found}. {_cure(base)}")
+
+
+def _check_depth(what: str, encoder: PreTrainedModel, clip: CLIPModel, base: str | None) -> None:
+    wanted, found = encoder.config.num_hidden_layers, clip.config.text_config.num_hidden_layers
+    if found < wanted:
+        raise UserError(f"{what} has num_hidden_layers {wanted}, but the safe model only {found}. {_cure(base)}")
+
+
+def _check_projection(what: str, encoder: PreTrainedModel, clip: CLIPModel, base: str | None) -> None:
+    if not hasattr(encoder, "text_projection"):
+        return
+    wanted, found = encoder.config.projection_dim, clip.config.projection_dim
+    if wanted != found:
+        raise UserError(f"{what} has projection_dim {wanted}, but the safe model {found}. {_cure(base)}")
+
+
+def _check_tokenizer(painter: "DiffusionPipeline", label: str, name: str, revision: str | None) -> None:
+    tokenizer = getattr(painter, "tokenizer", None)
+    try:
+        ours = load_processor(name, revision).tokenizer
+    except UserError:  # weights alone are enough to draw with
+        return
+    if tokenizer is not None and tokenizer.get_vocab() != ours.get_vocab():
+        raise UserError(
+            f"the tokenizer of {label} numbers words otherwise than that of {public_name(name)}: the safe model would "
+            "read other words. Take a safe model that was fine-tuned from the CLIP the pipeline was made with."
+        )
+
+
+@torch.no_grad()
+def _check_base(what: str, theirs: list[Tensor], ours: list[Tensor], base: str | None) -> None:
+    rows = [cosine_similarity(a.float().cpu(), b.float().cpu()) for a, b in zip(theirs, ours, strict=True)]
+    cosine = torch.cat(rows).mean().item()
+    if not cosine >= SAME_BASE:
+        raise UserError(
+            f"{what} has the safe model's shape but comes from another CLIP: the mean cosine of their embedding tables "
+            f"is {cosine:.2f}, where {SAME_BASE} and more is to be expected. {_cure(base)}"
+        )
+
+
+def _remade(old: PreTrainedModel, part: str, clip: CLIPModel) -> PreTrainedModel:
+    """An encoder like the old one, with the weights of the safe CLIP's `part`, as many layers of them as it has."""
+    # Of a copy, as a module's configuration is its own to change.
+    new = type(old)(copy.deepcopy(old.config))
+    weights = _cut(getattr(clip, part).state_dict(), old.config.num_hidden_layers)
+    _inner(new, part).load_state_dict(weights)
+    if hasattr(new, "text_projection"):
+        new.text_projection.load_state_dict(clip.text_projection.state_dict())
+    return new.to(old.device, old.dtype).eval()
+
+
+def _cut(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Those of the first layers, and of what belongs to none."""
+    numbers = {name: re.search(r"\.layers\.(\d+)\.", name) for name in weights}
+    return {name: weights[name] for name, number in numbers.items() if not number or int(number[1]) < layers}

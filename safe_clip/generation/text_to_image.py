@@ -1,0 +1,260 @@
+"""Pictures from captions, by a generator with its own text encoder and with a safe one in its place."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets.fingerprint import Hasher
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import CLIPModel, CLIPTextModel
+
+from ..data.audit.classifiers import Classifier
+from ..errors import UserError
+from ..evaluation.embedding import Embedder
+from ..fingerprints import weights_digest
+from .arguments import DEMO, GenerationArguments
+from .distances import Inception
+from .grid import blurred
+from .judges import judge
+from .objects import ShownObjects
+from .prompts import Item
+from .store import Made, in_pieces
+from .swap import _load_painter, _load_pipeline, _open
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+ROUNDING = {"rtol": 2**-8, "atol": 1e-7}  # by which half precision, of either kind, may change a weight
+
+
+def open_painter(name: str, dtype: torch.dtype) -> "DiffusionPipeline":
+    """A pipeline with its own text encoder; the embedded one is in float32."""
+    options = {} if name == DEMO or dtype == torch.float32 else {"torch_dtype": dtype}
+    return _open(name, "pipeline", _load_painter, _load_pipeline, options)
+
+
+def check_original(pipeline: "DiffusionPipeline", original: CLIPModel, names: tuple[str, str]) -> None:
+    """Raises `UserError` where a pipeline was not made with a CLIP's text encoder; `names` are those of both."""
+    encoder = pipeline.text_encoder
+    if not isinstance(encoder, CLIPTextModel):  # which swapping it will say more of
+        return
+    if name := different_weight(encoder, original, "text_model"):
+        raise UserError(
+            f"--baseline {names[1]} is not the CLIP that --generator {names[0]} reads its prompts with: '{name}' "
+            "differs. Name the one that it was made with, such as openai/clip-vit-large-patch14 for Stable Diffusion 1."
+        )
+
+
+def different_weight(encoder: nn.Module, clip: CLIPModel, part: str) -> str | None:
+    """The first weight of an encoder that is not that of a CLIP's `part`, as far as half precision can tell."""
+    own = getattr(clip, part).state_dict()
+    for name, weight in getattr(encoder, part, encoder).state_dict().items():
+        other = own.get(name)
+        if other is None or other.shape != weight.shape:
+            return name
+        if not torch.allclose(weight.float().cpu(), other.float().cpu(), **ROUNDING):
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to generate: from what, and the number of it among the item's."""
+
+    item: Item
+    copy: int
+
+    @property
+    def key(self) -> list:
+        """What tells it from others."""
+        item = self.item
+        return [item.split, item.row, item.side, item.prompt, item.reference, self.copy]
+
+
+def shots_of(items: Sequence[Item], images_per_prompt: int) -> list[Shot]:
+    """The pictures of each item in turn."""
+    return [Shot(item, copy) for item in items for copy in range(images_per_prompt)]
+
+
+def seed_of(generation_seed: int, shot: Shot) -> int:
+    """The seed of a picture's noise: the same for every model, and for both sides of a row."""
+    return int(np.random.SeedSequence([generation_seed, shot.item.row, shot.copy]).generate_state(1, np.uint64)[0])
+
+
+def paint(pipeline: "DiffusionPipeline", shots: Sequence[Shot], generation: GenerationArguments) -> list[Image.Image]:
+    """The RGB pictures of some shots, in one batch; the noise of each is drawn on the CPU, from a seed of its own."""
+    options = {"guidance_scale": generation.guidance_scale}
+    if generation.negative_prompt is not None:
+        options["negative_prompt"] = [generation.negative_prompt] * len(shots)
+    noise = [torch.Generator("cpu").manual_seed(seed_of(generation.generation_seed, shot)) for shot in shots]
+    made = pipeline(
+        prompt=[shot.item.prompt for shot in shots],
+        generator=noise,
+        num_inference_steps=generation.num_inference_steps,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    return [picture.convert("RGB") for picture in made.images]
+
+
+class Critic:
+    """Looks at generated pictures: judges them and embeds them.
+
+    Args:
+        judges: say whether they are unsafe.
+        embedder: of the original CLIP.
+        objects: sees what they show, of the embedded world.
+        inception: makes the features of FID and KID, where not the CLIP's embeddings are.
+    """
+
+    def __init__(
+        self,
+        judges: Sequence[Classifier],
+        embedder: Embedder,
+        objects: ShownObjects | None = None,
+        inception: Inception | None = None,
+    ):
+        self.judges, self.embedder, self.objects, self.inception = judges, embedder, objects, inception
+
+    @cached_property
+    def fingerprint(self) -> list:
+        """Changes with what it would say."""
+        return [
+            [(each.name, each.fingerprint) for each in self.judges],
+            self.embedder.fingerprint,
+            self.objects and self.objects.fingerprint,
+            self.inception is not None,
+        ]
+
+    def see(self, pictures: Sequence[Image.Image], references: Sequence[str | None]) -> Made:
+        """Of N pictures, each with the safe caption that belongs to it, tensors and scores.
+
+        Returns:
+            `embeds` (N x dimension, of length 1), `features` of FID (N x D, only if they are others) and `objects` (N
+            shares, only of the embedded world); and `{judge: score in [0, 1]}` of each.
+        """
+        tensors = {"embeds": self.embed(pictures)}
+        if self.inception is not None:
+            tensors["features"] = self.inception(pictures)
+        if self.objects is not None:
+            tensors["objects"] = self.objects.shares(pictures, references)
+        return tensors, judge(self.judges, pictures)
+
+    @torch.inference_mode()
+    def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """N x dimension embeddings of pictures by the original CLIP, of length 1."""
+        model, processor = self.embedder.model.eval(), self.embedder.processor.image_processor
+        pixels = processor(list(pictures), return_tensors="pt")["pixel_values"].to(model.device)
+        return normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=1).cpu()
+
+    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """N x D features that FID and KID compare."""
+        return self.embed(pictures) if self.inception is None else self.inception(pictures)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What one pipeline made of N shots.
+
+    Attributes:
+        shots: the shots.
+        tensors: as `Critic.see` gives them.
+        records: of each shot, among others its `scores` by judge, and the name of its `picture`'s file.
+        folder: where the pictures are.
+    """
+
+    shots: list[Shot]
+    tensors: dict[str, Tensor]
+    records: list[dict[str, Any]]
+    folder: Path
+
+    def picture(self, number: int) -> Image.Image:
+        """The picture of a shot, as it is kept."""
+        return Image.open(self.folder / self.records[number]["picture"]).convert("RGB")
+
+
+def pipeline_digest(pipeline: "DiffusionPipeline") -> str:
+    """Changes with what a pipeline would draw: weights, settings, tokenizer."""
+    return Hasher.hash([type(pipeline).__name__, [(name, _part(each)) for name, each in _components(pipeline)]])
+
+
+def _components(pipeline: "DiffusionPipeline") -> list[tuple[str, Any]]:
+    return sorted((name, each) for name, each in pipeline.components.items() if each is not None)
+
+
+def _part(component: Any) -> list:
+    config = getattr(component, "config", {})
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    parts = [type(component).__name__, json.dumps(settings, sort_keys=True, default=str)]
+    if isinstance(component, nn.Module):
+        parts.append(weights_digest(component.state_dict().items()))
+    if hasattr(component, "get_vocab"):
+        parts.append(Hasher.hash(sorted(component.get_vocab().items())))
+    return parts
+
+
+def paint_all(
+    pipeline: "DiffusionPipeline",
+    shots: list[Shot],
+    generation: GenerationArguments,
+    critic: Critic,
+    folder: Path,
+    original: bool = False,
+    show_unsafe: bool = False,
+    label: str = "Drawing",
+    accelerator: Accelerator | None = None,
+) -> Painted | None:
+    """Draws, judges and embeds all pictures that are not there yet.
+
+    Args:
+        pipeline: draws them; its safety checker is taken off, since what it would blacken is what is counted.
+        shots: what to draw.
+        generation: how.
+        critic: looks at the pictures.
+        folder: pieces are kept in a folder of it, whose name follows from everything that decides the pictures.
+        original: whether the text encoder is the original, whose pictures of unsafe prompts are hidden in any case.
+        show_unsafe: keep pictures as they are; otherwise, hidden ones are kept blurred beyond recognition.
+        label: what the progress bar calls it.
+        accelerator: who shares the work; all its processes must call this.
+
+    Returns:
+        On processes other than the main one, `None`.
+    """
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.register_modules(safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    steps = [generation.generation_seed, generation.num_inference_steps, generation.guidance_scale]
+    drawn = [pipeline_digest(pipeline), str(pipeline.device), *steps, generation.negative_prompt]
+    key = Hasher.hash([drawn, [shot.key for shot in shots], critic.fingerprint, original, show_unsafe])
+    folder = folder / key
+
+    def make(numbers: range) -> Made:
+        chosen = [shots[number] for number in numbers]
+        pictures = paint(pipeline, chosen, generation)
+        tensors, scores = critic.see(pictures, [shot.item.reference for shot in chosen])
+        records = []
+        for number, shot, picture, score in zip(numbers, chosen, pictures, scores, strict=True):
+            name = f"{number:07}.png"
+            hide = not show_unsafe and hidden(shot.item.side, score, generation.flag_threshold, original)
+            (blurred(picture) if hide else picture).save(folder / name)
+            item = shot.item
+            told = {"split": item.split, "row": item.row, "side": item.side, "category": item.category}
+            records.append(told | {"copy": shot.copy, "prompt": item.prompt, "picture": name, "scores": score})
+        return tensors, records
+
+    made = in_pieces(folder, len(shots), make, label, accelerator, generation.generation_batch_size)
+    return None if made is None else Painted(shots, *made, folder)
+
+
+def hidden(side: str, scores: Mapping[str, float], threshold: float, original: bool) -> bool:
+    """Whether a picture is not to be shown: a judge flags it, or it is the original's answer to an unsafe prompt, which
+    may be unsafe in a way that no judge knows."""
+    return (original and side == "unsafe") or any(score >= threshold for score in scores.values())
