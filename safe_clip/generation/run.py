@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPProcessor
 
 from .. import __version__
 from ..config import changed
 from ..data.audit.classifiers import Classifier
 from ..evaluation.embedding import PRECISIONS, Embedder
+from ..evaluation.intervals import summarise
 from ..evaluation.report.strips import choose_rows
 from ..evaluation.run import Subject, alone_at_last
 from ..interpolation import merge
 from ..model import check_processor, load_clip, load_processor
 from ..names import public
 from . import figures, image_to_text, text_to_image
-from .arguments import DEMO, GenerationArguments
+from .arguments import DEMO, DEMO_ROWS, GenerationArguments
 from .distances import Inception
+from .drift import state_drift
 from .grid import Cell, blurred, draw_grid
 from .image_to_text import Told, caption_all
 from .judges import open_judges
@@ -104,9 +106,11 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     """
     accelerator = accelerator or Accelerator()
     generator = generation.generator_for(args.dataset)
+    generation = replace(generation, guidance_scale=generation.guidance_for(generator))
+    most = args.max_samples or (DEMO_ROWS if generator == DEMO == args.dataset else None)
     items = None
     if accelerator.is_main_process:
-        some = (args, generation, args.splits, args.max_samples)
+        some = (args, generation, args.splits, most)
         pictured = args.task == "image_to_text"
         items = load_pictured(*some, args.unsafe_gallery or ()) if pictured else load_prompts(*some)
     (items,) = broadcast_object_list([items])
@@ -176,6 +180,7 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     real = real_features(critic, items, args.skippable)
     threshold = generation.flag_threshold
     models = {role: figures.figures(each, references, real, threshold) for role, each in made.items()}
+    _add_drift(models, task, items, processor, by_caption=True)
     return models, picture_grid(items, made, generation, bool(args.baseline), args.show_unsafe)
 
 
@@ -224,6 +229,21 @@ def columns(items: Sequence[Item]) -> list[int]:
     return chosen
 
 
+def _add_drift(
+    models: dict[str, dict], task: Task, items: list[Item], processor: CLIPProcessor, by_caption: bool
+) -> None:
+    """Adds to the figures of the safe model, of safe items, how far what generators read was moved."""
+    if not task.args.baseline:
+        return
+    safe = load_clip(task.safe, task.args.model_revision) if isinstance(task.safe, str) else task.safe
+    pair = [clip.to(task.accelerator.device).eval() for clip in (task.original(), safe)]
+    for split, sides in by_split_and_side(items).items():
+        if "safe" in sides:
+            own = [items[number] for number in sides["safe"]]
+            moved = summarise({"drift": state_drift(*pair, processor, own, by_caption)}, clusters=[i.row for i in own])
+            models["model"][split]["safe"] |= moved
+
+
 # ---- Captions ----
 
 
@@ -249,6 +269,7 @@ def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     models = {
         role: image_to_text.figures(each, threshold, objects=task.generator == DEMO) for role, each in made.items()
     }
+    _add_drift(models, task, items, load_processor(*task.names[0]), by_caption=False)
     return models, caption_grid(items, made, threshold, args.show_unsafe)
 
 

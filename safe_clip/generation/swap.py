@@ -75,7 +75,7 @@ def safe_text_to_image(
             `text_encoder`, or the model was not fine-tuned from the CLIP that the pipeline was made with.
     """
     clip = _open_clip(model, revision)
-    painter = _open(pipeline, "pipeline", _load_painter, _load_pipeline, options)
+    painter = open_pipeline(pipeline, **options)
     what, encoder = f"the text encoder of {_label(pipeline)}", getattr(painter, "text_encoder", None)
     if not isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
         raise UserError(
@@ -122,7 +122,7 @@ def safe_image_to_text(
             fine-tuned from the CLIP that the generator was made with.
     """
     clip = _open_clip(model, revision)
-    writer = _open(generator, "generator", _load_captioner, _load_generator, options)
+    writer = open_generator(generator, **options)
     owner = _inner(writer, "model")
     what, tower = f"the vision tower of {_label(generator)}", getattr(owner, "vision_tower", None)
     if not isinstance(tower, CLIPVisionModel):
@@ -137,6 +137,16 @@ def safe_image_to_text(
     _check_base(what, _tables(_inner(tower, "vision_model")), _tables(clip.vision_model), base)
     owner.vision_tower = _remade(tower, "vision_model", clip)
     return writer
+
+
+def open_pipeline(source: "str | PathLike | DiffusionPipeline", **options: Any) -> "DiffusionPipeline":
+    """A diffusers pipeline with its own encoders; arguments and errors as for `safe_text_to_image`."""
+    return _open(source, "pipeline", _load_painter, _load_pipeline, options)
+
+
+def open_generator(source: str | PathLike | PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """A model of the LLaVA family with its own vision tower; arguments and errors as for `safe_image_to_text`."""
+    return _open(source, "generator", _load_captioner, _load_generator, options)
 
 
 def _open_clip(model: str | PathLike | CLIPModel, revision: str | None) -> CLIPModel:

@@ -27,7 +27,7 @@ from .judges import judge
 from .objects import ShownObjects
 from .prompts import Item
 from .store import Made, in_pieces
-from .swap import _load_painter, _load_pipeline, _open
+from .swap import open_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -38,7 +38,7 @@ ROUNDING = {"rtol": 2**-8, "atol": 1e-7}  # by which half precision, of either k
 def open_painter(name: str, dtype: torch.dtype) -> "DiffusionPipeline":
     """A pipeline with its own text encoder; the embedded one is in float32."""
     options = {} if name == DEMO or dtype == torch.float32 else {"torch_dtype": dtype}
-    return _open(name, "pipeline", _load_painter, _load_pipeline, options)
+    return open_pipeline(name, **options)
 
 
 def check_original(pipeline: "DiffusionPipeline", original: CLIPModel, names: tuple[str, str]) -> None:

@@ -65,6 +65,13 @@ class SafeRankingLoss(Objective):
         "redirection_text_cosine": 400.0,
         "redirection_image_cosine": 400.0,
     }
+    # Over states, which generators read (states.py).
+    STATE_WEIGHTS = {
+        "preservation_text_states": 20.0,
+        "preservation_image_states": 20.0,
+        "redirection_text_states": 20.0,
+        "redirection_image_states": 20.0,
+    }
     NEEDS = {
         "preservation_text_cosine": ("safe_text",),
         "preservation_image_cosine": ("safe_image",),

@@ -85,7 +85,8 @@ class PipelineClassifier:
 
     def score(self, items: Sequence[Any]) -> list[tuple[float, float]]:
         options = {"truncation": True, "max_length": self._longest()} if self.modality == "text" else {}
-        found = self.pipeline(list(items), batch_size=len(items), top_k=None, **options)
+        # All labels: by default, or asked for None, the pipeline of pictures gives the five likeliest.
+        found = self.pipeline(list(items), batch_size=len(items), top_k=len(self.labels), **options)
         return [(self._share(each, self.unsafe), self._share(each, self.nudity)) for each in found]
 
     def _share(self, found: list[dict], labels: set[str]) -> float:

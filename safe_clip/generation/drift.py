@@ -1,0 +1,55 @@
+"""How far a safe CLIP moves what generators read of it: the states of tokens and patches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel, CLIPProcessor
+
+from ..objectives.states import States, drift
+from .prompts import Item
+
+BATCH = 64
+
+
+@torch.inference_mode()
+def state_drift(
+    original: CLIPModel, safe: CLIPModel, processor: CLIPProcessor, items: Sequence[Item], by_caption: bool
+) -> Tensor:
+    """Of the captions of N items, or of their pictures.
+
+    Args:
+        original, safe: both on one device.
+        processor: the original's.
+        items: whose.
+        by_caption: of captions, which are padded to the longest that the text encoder takes, as diffusion models want
+            it; else of pictures.
+
+    Returns:
+        N float64 of at least 0, in shares of the states' length: 0 where nothing moved, 1 where all is lost. The mean
+        over positions, and for captions over the layers that Stable Diffusion and SDXL read.
+    """
+    values = []
+    for first in range(0, len(items), BATCH):
+        some = items[first : first + BATCH]
+        before, after = (_states(clip, processor, some, by_caption) for clip in (original, safe))
+        pairs = zip(after.text or after.image, before.text or before.image, strict=True)
+        values.append(torch.stack([drift(*pair) for pair in pairs]).mean(0).double().cpu())
+    return torch.cat(values)
+
+
+def _states(clip: CLIPModel, processor: CLIPProcessor, items: Sequence[Item], by_caption: bool) -> States:
+    if by_caption:
+        length = clip.config.text_config.max_position_embeddings
+        tokens = processor.tokenizer(
+            [item.prompt for item in items],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        read = clip.text_model(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
+        return States(text=States.read_text(read))
+    pixels = processor.image_processor([item.picture.open() for item in items], return_tensors="pt")["pixel_values"]
+    read = clip.vision_model(pixel_values=pixels.to(clip.device), output_hidden_states=True)
+    return States(image=States.read_image(read))

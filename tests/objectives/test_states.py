@@ -1,0 +1,120 @@
+"""Terms over states, against numbers computed by hand."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import CLIPModel
+
+from safe_clip import FrozenReference, SafeCLIPLoss, SafeRankingLoss, UserError, lora_config
+from safe_clip.model import accept_one_modality
+from safe_clip.objectives import OBJECTIVES
+from safe_clip.objectives.base import STATE_NEEDS, Makeup
+from safe_clip.objectives.states import States, drift, state_values, straying
+
+ORIGINAL = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])  # one item, two positions, lengths 5 and 2
+
+
+def test_drift_is_a_share_of_the_states_own_length():
+    assert drift(ORIGINAL, ORIGINAL).tolist() == [0]
+    assert drift(torch.zeros(1, 2, 2), ORIGINAL).tolist() == [1]
+    moved = ORIGINAL + torch.tensor([[[0.0, 5.0], [1.0, 0.0]]])
+    assert drift(moved, ORIGINAL).item() == pytest.approx((25 / 25 + 1 / 4) / 2)
+    assert drift(10 * moved, 10 * ORIGINAL).item() == pytest.approx(0.625)  # whatever the scale
+
+
+def test_states_stray_to_the_nearest_that_is_allowed():
+    # The order does not matter, nor how many positions there are.
+    assert straying(ORIGINAL.flip(1), ORIGINAL).tolist() == [0]
+    assert straying(ORIGINAL[:, [1, 1, 0]], ORIGINAL).tolist() == [0]
+    # (3, 0) is 16 away from (3, 4), which is 16/25 of its length, and 13 from (0, 2), which is 13/4.
+    assert straying(torch.tensor([[[3.0, 0.0]]]), ORIGINAL).item() == pytest.approx(16 / 25)
+
+
+def test_states_are_pulled_to_the_nearest_and_to_nothing_else():
+    states = torch.tensor([[[3.0, 0.0]]], requires_grad=True)
+    straying(states, ORIGINAL).sum().backward()
+    assert states.grad.tolist() == [[[0, pytest.approx(2 * (0 - 4) / 25)]]]
+
+
+def items(*values):
+    return (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1),)
+
+
+def test_rows_find_their_own_items_where_some_are_missing():
+    """Of four rows, the second has no safe caption and the third no unsafe one."""
+    present = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    makeup = Makeup(present, *torch.zeros(2, 4, dtype=torch.bool))
+    # Safe captions of rows 0, 2, 3, then unsafe ones of rows 0, 1, 3.
+    trained, original = States(text=items(1.0, 2.0, 4.0, 3.0, 9.0, 6.0)), States(text=items(1.0, 1.0, 4.0))
+    values = state_values(STATE_NEEDS, trained, original, makeup)
+    assert set(values) == {"preservation_text_states", "redirection_text_states"}  # there are no pictures
+    assert values["preservation_text_states"].tolist() == [0, 1, 0]
+    assert values["redirection_text_states"].tolist() == [4, 0.25]  # (3 - 1)^2 / 1^2, (6 - 4)^2 / 4^2
+
+
+def test_several_layers_count_alike():
+    makeup = Makeup.whole(1)
+    trained = States(text=(*items(2.0, 1.0), *items(1.0, 4.0)), image=items(1.0, 1.0))
+    original = States(text=(*items(1.0), *items(1.0)), image=items(1.0))
+    values = state_values(STATE_NEEDS, trained, original, makeup)
+    found = {name: value.item() for name, value in values.items()}
+    assert found == {
+        "preservation_text_states": (1 + 0) / 2,
+        "redirection_text_states": (0 + 9) / 2,
+        "preservation_image_states": 0,
+        "redirection_image_states": 0,
+    }
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_every_objective_takes_weights_for_states(objective):
+    assert set(objective.STATE_WEIGHTS) == set(STATE_NEEDS)
+    made = objective(weights={"preservation_text_states": 3})
+    assert made.state_weights["preservation_text_states"] == 3
+    assert made.term_rows(Makeup.whole(5))["preservation_text_states"] == 5
+    with pytest.raises(UserError, match="preservation_text_states"):
+        objective(weights={"preservation_text_state": 3})
+
+
+def test_the_papers_objective_leaves_states_alone_and_the_default_does_not():
+    assert SafeCLIPLoss().state_weights == {}
+    assert set(SafeRankingLoss().state_weights) == set(STATE_NEEDS)
+    loss = SafeCLIPLoss(weights={"preservation_text_states": 3})
+    assert loss.total({"redirection_text_cosine": 1.0}) == SafeCLIPLoss().total({"redirection_text_cosine": 1.0})
+
+
+def test_states_are_those_that_generators_read(model, processor, rows):
+    """What `transformers` gives for `hidden_states` and for the last, normalised states of the text encoder."""
+    tokens = processor.tokenizer(["a dog", "two cats"], padding="max_length", max_length=16, return_tensors="pt")
+    pixels = processor.image_processor([rows[0]["safe_image"]], return_tensors="pt")["pixel_values"]
+    accept_one_modality(model)
+    model.eval()
+    wanted = {"output_hidden_states": True}
+    made = States.of(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
+    text = model.text_model(input_ids=tokens["input_ids"], **wanted)
+    image = model.vision_model(pixel_values=pixels, **wanted)
+    assert len(text.hidden_states) == model.config.text_config.num_hidden_layers + 1
+    assert torch.equal(made.text[0], text.hidden_states[-2]) and torch.equal(made.text[1], text.last_hidden_state)
+    assert torch.equal(made.image[0], image.hidden_states[-2]) and len(made.image) == 1
+    last = model.vision_model.encoder.layers[-1](made.image[0], attention_mask=None)
+    assert torch.allclose(last[0] if isinstance(last, tuple) else last, image.last_hidden_state, atol=1e-6)
+    alone = States.of(model(input_ids=tokens["input_ids"], **wanted))
+    assert alone.image is None and torch.equal(alone.text[1], made.text[1])
+    alone = States.of(model(pixel_values=pixels, **wanted))
+    assert alone.text is None and torch.equal(alone.image[0], made.image[0])
+
+
+def test_the_reference_gives_the_originals_states_through_adapters(model, processor):
+    original = CLIPModel(model.config)
+    original.load_state_dict(model.state_dict())
+    trained = get_peft_model(model, lora_config())
+    accept_one_modality(trained.get_base_model())
+    for name, weight in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    tokens = processor.tokenizer(["a dog"], return_tensors="pt")["input_ids"]
+    before = States.of(FrozenReference(trained)(input_ids=tokens, output_hidden_states=True))
+    expected = original.eval().text_model(input_ids=tokens, output_hidden_states=True)
+    assert torch.allclose(before.text[0], expected.hidden_states[-2], atol=1e-6)
+    moved = States.of(trained(input_ids=tokens, output_hidden_states=True))
+    assert drift(moved.text[0], before.text[0]).item() > 1e-2
