@@ -6,7 +6,8 @@
 Tuning reads `validation` alone: each objective is trained at each learning rate of `RATES` for
 `TUNING_STEPS` steps, and the rate with the best mean of the six figures that training logs is kept.
 The runs of the table then differ in the objective and that rate only; every other setting is
-configs/demo.yaml's, which were chosen for safe_ranking. Two baselines need no training of their own:
+configs/demo.yaml's, which were chosen for safe_ranking, and the terms over states, which are for generators and of which
+only the default has any, are switched off. Two baselines need no training of their own:
 weights between the base and the paper's objective (how far is chosen on `validation` too), and a
 linear erasure of what tells unsafe from safe embeddings. Ablations leave one part of the default
 out, with its learning rate and the first seed.
@@ -26,7 +27,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sweep import FIGURES, ROOT, SOURCES, call, cell, run
+from sweep import FIGURES, NO_STATES, ROOT, SOURCES, call, cell, run
 
 CONFIG = str(ROOT / "configs" / "demo.yaml")
 RATES = ("7.5e-4", "1.5e-3", "3e-3", "6e-3")
@@ -36,12 +37,18 @@ OBJECTIVES = ("safe_ranking", "safe_clip", "safer_clip", "shield_clip")
 INTERPOLATION, ERASURE = "safe_clip, interpolated", "linear erasure"
 SPLITS = ("test", "held_out_concepts", "held_out_style")
 
+
+def weighted(**weights: float) -> list[str]:
+    """Flags that set weights of the loss, and switch the terms over states off, which are for generators."""
+    return ["--loss_weights", json.dumps(NO_STATES | weights)]
+
+
 ABLATIONS = {
     "no anchors": ["--objective_options", '{"anchors": 0}'],
     "no margin": ["--objective_options", '{"unsafe_per_safe": 1}'],
     "unsafe items out of the pool": ["--objective_options", '{"unsafe_per_safe": 1e-9}'],
-    "no cosine preservation": ["--loss_weights", '{"preservation_text_cosine": 0, "preservation_image_cosine": 0}'],
-    "no redirection": ["--loss_weights", '{"redirection_text_ranking": 0, "redirection_image_ranking": 0}'],
+    "no cosine preservation": weighted(preservation_text_cosine=0, preservation_image_cosine=0),
+    "no redirection": weighted(redirection_text_ranking=0, redirection_image_ranking=0),
 }
 
 # Columns of the tables: (title, where eval.py keeps it). {} is the split.
@@ -106,7 +113,8 @@ class Bakeoff:
             return list(pool.map(function, items))
 
     def train(self, objective: str, rate: str, seed: int, more: Sequence[str] = ()) -> dict:
-        flags = ["--objective", objective, "--learning_rate", rate, *self.steps, *more]
+        states = [] if "--loss_weights" in more else weighted()
+        flags = ["--objective", objective, "--learning_rate", rate, *self.steps, *states, *more]
         return run(CONFIG, flags, ["validation"], seed, self.runs)
 
     def tune(self, objective: str) -> str:

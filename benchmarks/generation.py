@@ -18,17 +18,16 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sweep import ROOT, SOURCES, call, cell, run
+from sweep import NO_STATES, ROOT, SOURCES, call, cell, run
 
-DEMO_CONFIG, PAPER_CONFIG = str(ROOT / "configs" / "demo.yaml"), str(ROOT / "configs" / "paper.yaml")
-NO_STATES = json.dumps(
-    {f"{what}_{of}_states": 0 for what in ("preservation", "redirection") for of in ("text", "image")}
-)
+DEMO_CONFIG, PAPER_CONFIG = "configs/demo.yaml", "configs/paper.yaml"
+TRAINED_SPLITS = ["test", "held_out_concepts", "held_out_style"]  # as README has sweep.py measure: it is the same run
+STEPS = 15  # of denoising
 ORIGINAL = "original"
 RECIPES = {
     "paper recipe": (PAPER_CONFIG, ["--model", "demo", "--dataset", "demo", "--num_train_epochs", "4"]),
     "default": (DEMO_CONFIG, []),
-    "default, pooled embeddings alone": (DEMO_CONFIG, ["--loss_weights", NO_STATES]),
+    "default, pooled embeddings alone": (DEMO_CONFIG, ["--loss_weights", json.dumps(NO_STATES)]),
 }
 # Columns of the tables: title, side, figure, factor, digits.
 COLUMNS = {
@@ -58,11 +57,12 @@ GRID_RECIPE = "default"
 def measure(task: str, model: str, splits: list[str], rows: int, seed: int, runs: Path) -> dict[str, dict]:
     """The figures of both roles, `{role: {split: {side: figures}}}`, from disk where they have been made before."""
     weights = Path(model, "model.safetensors").read_bytes()
-    settings = json.dumps([task, splits, rows, seed]).encode()
+    settings = json.dumps([task, splits, rows, seed, STEPS]).encode()
     folder = runs / f"generation-{hashlib.sha256(SOURCES + weights + settings).hexdigest()[:12]}"
     if not (folder / f"{task}.json").exists():
         flags = ["--task", task, "--model", model, "--baseline", "demo", "--splits", *splits, "--show_unsafe"]
         flags += ["--max_samples", str(rows), "--generation_seed", str(seed), "--output_dir", str(folder)]
+        flags += ["--num_inference_steps", str(STEPS)] if task == "text_to_image" else []
         print("eval.py", shlex.join(flags), flush=True)
         shared = runs / f"generation-pieces-{seed}"  # so that the original draws once for all recipes
         shared.mkdir(parents=True, exist_ok=True)
@@ -77,17 +77,18 @@ def measure(task: str, model: str, splits: list[str], rows: int, seed: int, runs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=150, help="of each split, drawn with a fixed seed")
+    parser.add_argument("--rows", type=int, default=100, help="of each split, drawn with a fixed seed")
     parser.add_argument("--splits", nargs="+", default=["test", "held_out_concepts"])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with its share of the cores")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     args = parser.parse_args()
+    os.chdir(ROOT)
 
     def one(job: tuple[str, int]) -> dict[str, dict]:
         recipe, seed = job
         config, flags = RECIPES[recipe]
-        folder = run(config, flags, ["validation"], seed, args.runs)["folder"]
+        folder = run(config, flags, TRAINED_SPLITS, seed, args.runs)["folder"]
         return {task: measure(task, folder, args.splits, args.rows, seed, args.runs) for task in COLUMNS}
 
     # Neighbours differ in their seed, so that one does not draw with the original what another just draws.

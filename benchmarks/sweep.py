@@ -26,6 +26,8 @@ SOURCES = b"".join(
     for path in [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "safe_clip").rglob("*"))]
     if path.is_file() and path.suffix in (".py", ".yaml", ".parquet", ".json", ".safetensors")
 )
+# For --loss_weights: what is compared are pooled embeddings alone.
+NO_STATES = {f"{what}_{of}_states": 0 for what in ("preservation", "redirection") for of in ("text", "image")}
 FIGURES = {
     "redirection_safe_text": "safe caption",
     "redirection_safe_image": "safe picture",

@@ -113,11 +113,21 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--measure", action="store_true", help="measure the one in --output_dir; train nothing")
     args = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision="bf16")
-    scenes = draw_scenes(args.scenes, "recogniser", PICTURE_SIZE)
+    if not args.measure:
+        _train(args, accelerator)
+    model = ResNetForImageClassification.from_pretrained(args.output_dir, dtype=torch.float32)
+    model = model.to(accelerator.device).eval()
     unseen = draw_scenes(2000, "recogniser, unseen", PICTURE_SIZE)
+    print({name: round(rate, 4) for name, rate in accuracy(model, unseen, accelerator.device).items()})
+
+
+def _train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Trains one and saves it in `output_dir`."""
+    scenes = draw_scenes(args.scenes, "recogniser", PICTURE_SIZE)
     torch.manual_seed(args.seed)
     model = build_recogniser()
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=0.05)
@@ -136,9 +146,6 @@ def main() -> None:
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     model.half().save_pretrained(args.output_dir)
     image_processor().save_pretrained(args.output_dir)
-    model = ResNetForImageClassification.from_pretrained(args.output_dir, dtype=torch.float32)
-    model = model.to(accelerator.device).eval()
-    print({name: round(rate, 4) for name, rate in accuracy(model, unseen, accelerator.device).items()})
 
 
 if __name__ == "__main__":

@@ -38,11 +38,15 @@ class SafeRankingLoss(Objective):
     | `redirection_image_ranking`  | ranking(V(v*), i)  | 1      |
     | `redirection_text_cosine`    | d(T(t*), T0(t))    | 400    |
     | `redirection_image_cosine`   | d(V(v*), V0(v))    | 400    |
+    | `preservation_text_states`   | see `states.py`    | 60     |
+    | `preservation_image_states`  | see `states.py`    | 100    |
+    | `redirection_text_states`    | see `states.py`    | 60     |
+    | `redirection_image_states`   | see `states.py`    | 100    |
 
-    The last two stand in for rankings where there is nothing to rank: captions alone, without any picture, or pictures
-    without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe queries
-    would find it. `docs/method.md`
-    says what each part is good for.
+    The last two cosines stand in for rankings where there is nothing to rank: captions alone, without any picture, or
+    pictures without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe
+    queries would find it. The terms over states are for generators, and cost a forward of the original at every step;
+    for search alone they can be switched off. `docs/method.md` says what each part is good for.
 
     Args:
         logit_scale: `S`; the trainer gives the original's own.
@@ -67,10 +71,10 @@ class SafeRankingLoss(Objective):
     }
     # Over states, which generators read (states.py).
     STATE_WEIGHTS = {
-        "preservation_text_states": 20.0,
-        "preservation_image_states": 20.0,
-        "redirection_text_states": 20.0,
-        "redirection_image_states": 20.0,
+        "preservation_text_states": 60.0,
+        "preservation_image_states": 100.0,
+        "redirection_text_states": 60.0,
+        "redirection_image_states": 100.0,
     }
     NEEDS = {
         "preservation_text_cosine": ("safe_text",),

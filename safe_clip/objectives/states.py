@@ -59,9 +59,9 @@ def drift(states: Tensor, original: Tensor) -> Tensor:
 def straying(states: Tensor, allowed: Tensor) -> Tensor:
     """How far states lie from the nearest of those that are allowed.
 
-    An attention that reads states does not ask for their order, and an unsafe item has other positions than its safe
-    counterpart. So each state may go to whichever of the counterpart's is next to it: what both have in common
-    stays, and what only the unsafe item has becomes something that the safe one has too.
+    An attention that reads the states of words does not ask for their order, and an unsafe caption has other positions
+    than its safe counterpart. So each state may go to whichever of the counterpart's is next to it: what both have in
+    common stays, and what only the unsafe one says becomes something that the safe one says too.
 
     Args:
         states: N x length x width.
@@ -102,7 +102,10 @@ def state_values(names: Iterable[str], trained: States, original: States, makeup
         if name.startswith("preservation"):
             each = [drift(layer[targets], before[targets]) for layer, before in zip(ours, theirs, strict=True)]
         else:
+            # Positions of a picture are places: there, the counterpart's own state is wanted, or, as far as the unsafe
+            # picture does not tell it, the mean of what it may be.
+            distance = straying if modality == "text" else drift
             unsafe = safe.sum() + makeup.having(f"unsafe_{modality}").cumsum(0) - 1
-            each = [straying(layer[unsafe[rows]], before[targets]) for layer, before in zip(ours, theirs, strict=True)]
+            each = [distance(layer[unsafe[rows]], before[targets]) for layer, before in zip(ours, theirs, strict=True)]
         values[name] = torch.stack(each).mean(0)
     return values

@@ -66,6 +66,15 @@ def test_several_layers_count_alike():
     }
 
 
+def test_positions_count_in_pictures_and_not_in_captions():
+    trained = torch.cat([ORIGINAL, ORIGINAL.flip(1)])  # the unsafe item has the safe one's states in another order
+    made = States(text=(trained, trained), image=(trained,)), States(text=(ORIGINAL, ORIGINAL), image=(ORIGINAL,))
+    values = state_values(STATE_NEEDS, *made, Makeup.whole(1))
+    assert values["redirection_text_states"].tolist() == [0]
+    # (0, 2) and (3, 4) are 13 apart.
+    assert values["redirection_image_states"].item() == pytest.approx((13 / 25 + 13 / 4) / 2)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_every_objective_takes_weights_for_states(objective):
     assert set(objective.STATE_WEIGHTS) == set(STATE_NEEDS)
