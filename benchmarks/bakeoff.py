@@ -6,8 +6,8 @@
 Tuning reads `validation` alone: each objective is trained at each learning rate of `RATES` for
 `TUNING_STEPS` steps, and the rate with the best mean of the six figures that training logs is kept.
 The runs of the table then differ in the objective and that rate only; every other setting is
-configs/demo.yaml's, which were chosen for safe_ranking, and the terms over states, which are for generators and of which
-only the default has any, are switched off. Two baselines need no training of their own:
+configs/demo.yaml's, which were chosen for safe_ranking, and the terms over states, which are for generators, and which
+only the default has, are switched off. Two baselines need no training of their own:
 weights between the base and the paper's objective (how far is chosen on `validation` too), and a
 linear erasure of what tells unsafe from safe embeddings. Ablations leave one part of the default
 out, with its learning rate and the first seed.
