@@ -16,6 +16,9 @@ out.
 - bare loop: a loop in PyTorch with the arithmetic of the trainer's defaults, loading of batches included, and nothing
   else.
 
+With `--states`, the default objective too, whose terms over states want captions of full length and a forward of the
+original at every step, and the same without these terms.
+
 Model FLOP of a step are those of its matrix products and attention, counted by PyTorch (`FlopCounterMode`), set against
 the fastest product of two square matrices that this device does in this precision.
 """
@@ -30,6 +33,7 @@ from collections.abc import Iterator
 import torch
 from peft import PeftModel, get_peft_model
 from shapes import SHAPES, build_clip, build_processor, make_rows
+from sweep import NO_STATES
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -110,14 +114,13 @@ def trainer_way(
     with tempfile.TemporaryDirectory() as folder:
         args = SafeCLIPTrainingArguments(
             folder,
-            objective="safe_clip",
             per_device_train_batch_size=batch_size,
             max_steps=steps,
             learning_rate=RATE,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            **settings,
+            **({"objective": "safe_clip"} | settings),
         )
         trainer = SafeCLIPTrainer(copy.deepcopy(original), args, rows, processing_class=processor, callbacks=[clock])
         trainer.log = lambda *args, **kwargs: None
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the defaults")
     parser.add_argument("--compile", action="store_true", help="time the trainer with --torch_compile too")
+    parser.add_argument("--states", action="store_true", help="time the default objective too, with states and without")
     options = parser.parse_args()
     processor = build_processor()
     original = build_clip(options.shape, processor.tokenizer)
@@ -206,6 +210,10 @@ def main() -> None:
         made["bare loop"], flop = bare_way(trainer, options.steps)
         if options.compile:
             made["trainer, compiled"], _ = trainer_way(original, processor, bf16=bf16, torch_compile=True, **common)
+        if options.states:
+            ranking = {"objective": "safe_ranking", "bf16": bf16, **common}
+            made["default objective"], _ = trainer_way(original, processor, **ranking)
+            made["without states"], _ = trainer_way(original, processor, loss_weights=NO_STATES, **ranking)
         for way, seconds in made.items():
             times.setdefault(way, []).extend(seconds[1:])
         print(f"round {number + 1} of {options.rounds} done", flush=True)

@@ -155,9 +155,9 @@ class LossMixin:
             times: what gradients are divided by on their way to those of the step.
         """
         weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
-        loss = 0.0 * sum(layer.float().sum() for layers in states if layers for layer in layers)
-        terms = {}
-        for name, values in state_values(weights, states, self.targets.states(inputs), makeup).items():
+        original = self.targets.states(inputs, weights)
+        loss, terms = torch.zeros((), device=self.args.device), {}
+        for name, values in state_values(weights, states, original, makeup).items():
             count = len(values) if rows is None else rows[name]
             terms[name] = values.sum() / count * times
             loss = loss + weights[name] * terms[name]

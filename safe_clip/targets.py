@@ -1,7 +1,7 @@
 """What the terms of an objective compare a batch with."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -121,9 +121,19 @@ class Targets:
             values = self.embed(inputs)
         return values | {name: inputs[name] for name in Makeup._fields}
 
-    def states(self, inputs: dict[str, Tensor]) -> States:
-        """The original's states of the safe items of a batch, which are too many to be kept."""
-        items = model_inputs(inputs, safe_only=True)
+    def states(self, inputs: dict[str, Tensor], names: Iterable[str]) -> States:
+        """The original's states of the safe items of a batch, which are too many to be kept.
+
+        Args:
+            inputs: what the collator made of it.
+            names: the terms that they are for; a modality that none asks for is not run.
+        """
+        modalities = {"input_ids": "_text_", "pixel_values": "_image_"}
+        items = {
+            name: items
+            for name, items in model_inputs(inputs, safe_only=True).items()
+            if any(modalities[name] in term for term in names)
+        }
         if not items:
             return States()
         with self.accelerator.autocast():

@@ -40,6 +40,21 @@ def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collat
     assert not torch.equal(after.safe_text[0], after.safe_text[1])
 
 
+def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
+    accept_one_modality(model)
+    targets = Targets(FrozenReference(model), SafeRankingLoss(), Accelerator())
+    batch = batch_of(collator, QuadrupletRows(rows), [0, 1, 2])
+    made = targets.states(batch, ["preservation_text_states", "redirection_image_states"])
+    with torch.no_grad():
+        text = model.eval().text_model(input_ids=batch["input_ids"][:3], output_hidden_states=True)
+        image = model.vision_model(pixel_values=batch["pixel_values"][:3], output_hidden_states=True)
+    assert torch.equal(made.text[0], text.hidden_states[-2]) and torch.equal(made.text[1], text.last_hidden_state)
+    assert torch.equal(made.image[0], image.hidden_states[-2])
+    # What no term asks for is not run.
+    assert targets.states(batch, ["preservation_text_states"]).image is None
+    assert targets.states(batch, ["preservation_image_states"]).text is None
+
+
 def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
     data = QuadrupletRows(rows)
     batch = batch_of(collator, data, [0, 1])
