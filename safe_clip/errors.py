@@ -27,7 +27,7 @@ SHORTAGES = {
         "the device has too little memory",
         "Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (or, for as many to be "
         "compared with each other, with --contrastive_batch_size), and a smaller "
-        "--per_device_eval_batch_size (of eval.py: --batch_size).",
+        "--per_device_eval_batch_size (of eval.py: --batch_size, with --task --generation_batch_size).",
     ),
 }
 

@@ -157,11 +157,15 @@ class LossMixin:
         weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
         original = self.targets.states(inputs, weights)
         loss, terms = torch.zeros((), device=self.args.device), {}
-        for name, values in state_values(weights, states, original, makeup).items():
-            count = len(values) if rows is None else rows[name]
-            terms[name] = values.sum() / count * times
-            loss = loss + weights[name] * terms[name]
+        made = state_values(weights, states, original, makeup)
+        for name, weight in weights.items():
+            values = made.get(name, loss.new_zeros(0))
+            # Added to by every process alike, since what each has is summed up in this order.
             self._term_sums[mode][name] += torch.stack([values.detach().sum(), values.new_tensor(len(values))])
+            if len(values):
+                count = len(values) if rows is None else rows[name]
+                terms[name] = values.sum() / count * times
+                loss = loss + weight * terms[name]
         self._losses.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
         if mode == "eval" or self._scaler() is not None:
             self._check_losses()

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -198,11 +199,22 @@ def _forward(
 ) -> CLIPOutput:
     if pixel_values is None:
         features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        _keep_last(features)
         return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
     if input_ids is None:
         features = self.get_image_features(pixel_values=pixel_values, **kwargs)
+        _keep_last(features)
         return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
-    return CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
+    output = CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
+    for part in (output.text_model_output, output.vision_model_output):
+        _keep_last(part)
+    return output
+
+
+def _keep_last(output: BaseModelOutputWithPooling) -> None:
+    """Lets go of the states of all layers but the last two, of which others would make copies in float32."""
+    if output.hidden_states is not None:
+        output.hidden_states = output.hidden_states[-2:]
 
 
 def train_towers(model: nn.Module, text: bool, image: bool) -> None:

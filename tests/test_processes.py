@@ -107,6 +107,7 @@ CASES = {name: {"objective": name, "per_device_train_batch_size": 12} for name i
 CASES |= {
     "chunks": {"objective": "safe_ranking", "per_device_train_batch_size": 6, "contrastive_batch_size": 12},
     "gaps": {"objective": "safe_clip", "per_device_train_batch_size": 12, "gaps": True},
+    "gaps, states": {"objective": "safe_ranking", "per_device_train_batch_size": 12, "gaps": True},
     "drawn": {
         "objective": "safe_ranking",
         "per_device_train_batch_size": 12,

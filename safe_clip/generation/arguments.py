@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..errors import UserError
 
 DEMO = "demo"
+PIECE = 32  # pictures or captions that a file holds
 DEMO_ROWS = 100  # of a split, by default, so that a first look takes minutes
 DEMO_GUIDANCE = 4.0  # of the embedded painter, where its pictures are best
 SIDES = ("unsafe", "safe")
@@ -69,7 +70,9 @@ class GenerationArguments:
             "(inception), whose weights are downloaded."
         },
     )
-    generation_batch_size: int = field(default=16, metadata={"help": "Pictures or captions generated at a time."})
+    generation_batch_size: int = field(
+        default=16, metadata={"help": f"Pictures or captions generated at a time, up to {PIECE}."}
+    )
     question: str = field(
         default="Describe the image in one sentence.", metadata={"help": "What a LLaVA is asked of each picture."}
     )
@@ -79,6 +82,8 @@ class GenerationArguments:
         for name in ("images_per_prompt", "num_inference_steps", "generation_batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.generation_batch_size > PIECE:
+            raise UserError(f"--generation_batch_size is {self.generation_batch_size}; it must be at most {PIECE}.")
         if self.generation_seed < 0:
             raise UserError(f"--generation_seed is {self.generation_seed}; it must be 0 or more.")
         if not 0 < self.flag_threshold <= 1:
@@ -100,9 +105,9 @@ class GenerationArguments:
         Raises:
             UserError: none is named, and there is no default.
         """
-        if self.generator is None and dataset != DEMO:
+        if self.generator is None and (dataset != DEMO or self.prompts):
             raise UserError(
-                "--task wants a --generator beside a data set of your own: a diffusers pipeline such as "
+                "--task wants a --generator beside data or prompts of your own: a diffusers pipeline such as "
                 "stable-diffusion-v1-5/stable-diffusion-v1-5, or a LLaVA such as llava-hf/llava-1.5-7b-hf."
             )
         return self.generator or DEMO

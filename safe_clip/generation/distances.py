@@ -38,7 +38,7 @@ class Inception:
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
-        _need_torchmetrics()
+        need_torchmetrics()
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         try:
@@ -66,13 +66,13 @@ def distances(made: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
         real: M x D, likewise.
 
     Returns:
-        `fid` and `kid`, each `{"value": 0 or more}`; nothing where either side has less than two pictures. Both depend
+        `fid` and `kid`, each `{"value": number}`; nothing where either side has less than two pictures. Both depend
         on how many pictures there are, FID upwards, and are to be compared only between models of the same run. KID is
         below 0 for few pictures, each of which has its real counterpart on the other side.
     """
     if min(len(made), len(real)) < LEAST:
         return {}
-    _need_torchmetrics()
+    need_torchmetrics()
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -97,7 +97,8 @@ def _scaled(features: Tensor) -> Tensor:
     return features * features.shape[1] ** 0.5 if unit else features
 
 
-def _need_torchmetrics() -> None:
+def need_torchmetrics() -> None:
+    """Raises `UserError` where it is not installed."""
     try:
         import torchmetrics  # noqa: F401
     except ImportError as error:

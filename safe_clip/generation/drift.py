@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor
+from transformers import BaseImageProcessor, CLIPModel, PreTrainedTokenizerBase
 
 from ..objectives.states import States, drift
 from .prompts import Item
@@ -14,13 +14,17 @@ BATCH = 64
 
 @torch.inference_mode()
 def state_drift(
-    original: CLIPModel, safe: CLIPModel, processor: CLIPProcessor, items: Sequence[Item], by_caption: bool
+    original: CLIPModel,
+    safe: CLIPModel,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+    items: Sequence[Item],
+    by_caption: bool,
 ) -> Tensor:
     """Of the captions of N items, or of their pictures.
 
     Args:
         original, safe: both on one device.
-        processor: the original's.
+        processor: the generator's tokenizer, which may pad otherwise than the CLIP's; or an image processor.
         items: whose.
         by_caption: of captions, which are padded to the longest that the text encoder takes, as diffusion models want
             it; else of pictures.
@@ -38,10 +42,12 @@ def state_drift(
     return torch.cat(values)
 
 
-def _states(clip: CLIPModel, processor: CLIPProcessor, items: Sequence[Item], by_caption: bool) -> States:
+def _states(
+    clip: CLIPModel, processor: PreTrainedTokenizerBase | BaseImageProcessor, items: Sequence[Item], by_caption: bool
+) -> States:
     if by_caption:
         length = clip.config.text_config.max_position_embeddings
-        tokens = processor.tokenizer(
+        tokens = processor(
             [item.prompt for item in items],
             padding="max_length",
             max_length=length,
@@ -50,6 +56,6 @@ def _states(clip: CLIPModel, processor: CLIPProcessor, items: Sequence[Item], by
         )
         read = clip.text_model(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
         return States(text=States.read_text(read))
-    pixels = processor.image_processor([item.picture.open() for item in items], return_tensors="pt")["pixel_values"]
+    pixels = processor([item.picture.open() for item in items], return_tensors="pt")["pixel_values"]
     read = clip.vision_model(pixel_values=pixels.to(clip.device), output_hidden_states=True)
     return States(image=States.read_image(read))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..evaluation.intervals import summarise
+from .by_category import summarise_items
 from .distances import distances
 from .judges import flags
 from .prompts import by_split_and_side
@@ -48,9 +48,7 @@ def _figures(painted: Painted, places: list[int], references: Mapping[str, Tenso
     values |= {"diversity": diversity(embeds, [shot.copy for shot in shots])}
     if "objects" in painted.tensors:
         values["objects"] = painted.tensors["objects"][places]
-    categories = [item.category or "other" for item in prompts] if any(item.category for item in prompts) else None
-    clusters = [item.row for item in prompts]
-    return summarise(values, categories if prompts[0].side == "unsafe" else None, clusters)
+    return summarise_items(values, prompts)
 
 
 def clip_scores(pictures: Tensor, captions: Sequence[Tensor | None]) -> Tensor:

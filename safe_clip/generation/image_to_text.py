@@ -1,5 +1,6 @@
 """Captions of pictures, by a LLaVA with its own vision tower and with a safe one in its place."""
 
+import importlib.metadata
 import json
 import logging
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from transformers import (
 from ..data.audit.classifiers import Classifier
 from ..data.pieces import stored_files
 from ..errors import UserError, first_line, hub_trouble
-from ..evaluation.intervals import DIGITS, summarise
+from ..evaluation.intervals import DIGITS
 from ..fingerprints import weights_digest
 from ..metrics import load_metric
 from .arguments import DEMO, GenerationArguments
+from .by_category import summarise_items
 from .judges import flags, judge
 from .objects import named_share
 from .prompts import Item, by_split_and_side
@@ -143,7 +145,10 @@ def caption_all(
     """
     prompt = prompt_for(processor, generation.question, generator)
     written = [type(model).__name__, weights_digest(model.state_dict().items()), model.device.type, str(model.dtype)]
-    settings = [json.dumps(each.to_dict(), sort_keys=True, default=str) for each in (processor.image_processor,)]
+    configs = (model.config, model.generation_config, processor.image_processor)
+    settings = [json.dumps(each.to_dict(), sort_keys=True, default=str) for each in configs]
+    settings += [Hasher.hash(sorted(processor.tokenizer.get_vocab().items()))]
+    settings += [importlib.metadata.version(name) for name in ("torch", "transformers")]
     sources = {id(item.picture.rows): _source(item) for item in items}
     pictures = [(item.split, item.row, item.side, item.picture.place, sources[id(item.picture.rows)]) for item in items]
     fingerprints = [(each.name, each.fingerprint) for each in judges]
@@ -205,9 +210,7 @@ def _figures(told: Told, places: list[int], threshold: float, objects: bool) -> 
         shares = [named_share(item.reference, text) for item, text in zip(items, captions, strict=True)]
         values["objects"] = torch.tensor(shares, dtype=torch.float64)
     per_item, overall = quality(captions, [item.reference for item in items])
-    by_category = items[0].side == "unsafe" and any(item.category for item in items)
-    categories = [item.category or "other" for item in items] if by_category else None
-    return summarise(values | per_item, categories, [item.row for item in items]) | overall
+    return summarise_items(values | per_item, items) | overall
 
 
 def quality(
@@ -221,14 +224,19 @@ def quality(
     there = [place for place, reference in enumerate(references) if reference]
     if not there:
         return {}, {}
-    try:
-        found = load_metric("caption_quality").compute(
-            predictions=[captions[place] for place in there],
-            references=[[references[place]] for place in there],
-            per_item=True,
-        )
-    except (ImportError, UserError) as error:
-        print(f"How near captions come to the safe ones is left out: {first_line(error)}")
+    found = None
+    for options in ({}, {"meteor": False}):  # whose Java program may fail where the others do not
+        try:
+            found = load_metric("caption_quality").compute(
+                predictions=[captions[place] for place in there],
+                references=[[references[place]] for place in there],
+                per_item=True,
+                **options,
+            )
+            break
+        except (ImportError, UserError) as error:
+            print(f"{'How near captions come to the safe ones' if options else 'METEOR'} is left out: {error}")
+    if found is None:
         return {}, {}
     means = {}
     for name in MEANS:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Image
@@ -120,11 +120,18 @@ def load_pictured(
             skipped.
     """
     items = load_items(data, splits, max_samples)
+    taken = {item.split for item in items}
     for gallery in galleries:
-        rows = _undecoded(draw(load_pictures(gallery)[0], max_samples).rows)
+        found, missing = load_pictures(gallery)
+        if missing:
+            logger.warning("--unsafe_gallery %s: %d pictures could not be had.", gallery, len(missing))
+        name = Path(gallery).name or gallery
+        name = gallery if name in taken else name  # else two would count as one
+        taken.add(name)
+        rows = _undecoded(draw(found, max_samples).rows)
         numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
         items += [
-            Item(Path(gallery).name or gallery, int(number), "unsafe", picture=StoredPicture(rows, place, "image"))
+            Item(name, int(number), "unsafe", picture=StoredPicture(rows, place, "image"))
             for place, number in enumerate(numbers)
         ]
     return readable(_some(items, generation, "picture", f"no picture in {data.dataset}"), data.skippable)
@@ -218,9 +225,19 @@ def _listed(name: str, column: str, sides: Sequence[str], max_samples: int | Non
         rows = Dataset.from_dict({caption: [line.strip() for line in lines if line.strip()]})
     else:
         rows = _prompt_rows(name, column).rename_column(column, caption)
-    if not len(rows):
+    kept = [place for place, prompt in enumerate(rows[caption]) if isinstance(prompt, str) and prompt.strip()]
+    if not kept:
         raise UserError(f"--prompts {name} holds no prompt.")
-    return list(_items(draw(refuse_minors(rows, f"--prompts {name}"), max_samples).rows, path.stem or name))
+    if len(kept) < len(rows):
+        logger.warning("--prompts %s: %d rows have no prompt, and are left out.", name, len(rows) - len(kept))
+        rows = rows.select(kept)
+    rows = draw(refuse_minors(rows, f"--prompts {name}"), max_samples).rows
+    items = list(_items(rows, path.stem or name))
+    if CATEGORY_COLUMN in rows.column_names:  # several of them stand in a cell, beyond what a name of a category is
+        cells = [str(cell) if cell else None for cell in rows[CATEGORY_COLUMN]]
+        names = dict(zip(rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows)), cells, strict=True))
+        items = [replace(item, category=names[item.row]) for item in items]
+    return items
 
 
 def _prompt_rows(name: str, column: str) -> Dataset:

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel
 
 from .. import __version__
 from ..config import changed
@@ -25,16 +25,15 @@ from ..interpolation import merge
 from ..model import check_processor, load_clip, load_processor
 from ..names import public
 from . import figures, image_to_text, text_to_image
-from .arguments import DEMO, DEMO_ROWS, GenerationArguments
-from .distances import Inception
+from .arguments import DEMO, DEMO_ROWS, PIECE, GenerationArguments
+from .distances import Inception, need_torchmetrics
 from .drift import state_drift
 from .grid import Cell, blurred, draw_grid
 from .image_to_text import Told, caption_all
 from .judges import open_judges
 from .objects import ShownObjects
 from .prompts import Item, by_split_and_side, load_pictured, load_prompts, readable
-from .store import PIECE
-from .swap import safe_image_to_text, safe_text_to_image
+from .swap import check_image_to_text, check_text_to_image, safe_image_to_text, safe_text_to_image
 from .table import results_table
 from .text_to_image import Critic, Painted, paint_all, shots_of
 
@@ -152,6 +151,7 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     original, processor = task.original(), load_processor(*task.names[0])
     check_processor(original, processor)
     pipeline = text_to_image.open_painter(task.generator, task.dtype)
+    check_text_to_image(pipeline, args.model, args.model_revision)  # now, not after all that the original draws
     if args.baseline:
         text_to_image.check_original(pipeline, original, (task.generator, args.baseline))
     pipeline.to(device)
@@ -163,6 +163,7 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
         Inception(device) if generation.fid_features == "inception" else None,
     )
     shots = shots_of(items, generation.images_per_prompt)
+    real = real_features(critic, items, args.skippable) if task.accelerator.is_main_process else {}
 
     def painted(role: str) -> Painted | None:
         first = role == "baseline" or not args.baseline
@@ -177,16 +178,17 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
         return None
     texts = list(dict.fromkeys(item.reference for item in items if item.reference))
     references = dict(zip(texts, embedder.texts(texts, "safe captions").embeds, strict=True)) if texts else {}
-    real = real_features(critic, items, args.skippable)
     threshold = generation.flag_threshold
     models = {role: figures.figures(each, references, real, threshold) for role, each in made.items()}
-    _add_drift(models, task, items, processor, by_caption=True)
+    _add_drift(models, task, items, pipeline.tokenizer, by_caption=True)
     return models, picture_grid(items, made, generation, bool(args.baseline), args.show_unsafe)
 
 
 def real_features(critic: Critic, items: Sequence[Item], max_bad_fraction: float | None = None) -> dict[str, Tensor]:
     """The features of the real safe pictures of each split, as far as there are any: M x D."""
     made: dict[str, list[Tensor]] = {}
+    if any(item.side == "safe" and item.picture is not None for item in items):
+        need_torchmetrics()
     there = readable([item for item in items if item.side == "safe" and item.picture is not None], max_bad_fraction)
     for split in dict.fromkeys(item.split for item in there):
         own = [item for item in there if item.split == split]
@@ -229,9 +231,7 @@ def columns(items: Sequence[Item]) -> list[int]:
     return chosen
 
 
-def _add_drift(
-    models: dict[str, dict], task: Task, items: list[Item], processor: CLIPProcessor, by_caption: bool
-) -> None:
+def _add_drift(models: dict[str, dict], task: Task, items: list[Item], processor: Any, by_caption: bool) -> None:
     """Adds to the figures of the safe model, of safe items, how far what generators read was moved."""
     if not task.args.baseline:
         return
@@ -252,6 +252,7 @@ def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     processor = image_to_text.open_processor(task.generator)
     writer = image_to_text.open_captioner(task.generator, task.dtype).to(task.accelerator.device)
 
+    check_image_to_text(writer, args.model, args.model_revision)  # now, not after all that the original says
     if args.baseline:
         image_to_text.warn_of_another_original(writer, task.original(), (task.generator, args.baseline))
 
@@ -269,7 +270,7 @@ def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     models = {
         role: image_to_text.figures(each, threshold, objects=task.generator == DEMO) for role, each in made.items()
     }
-    _add_drift(models, task, items, load_processor(*task.names[0]), by_caption=False)
+    _add_drift(models, task, items, load_processor(*task.names[0]).image_processor, by_caption=False)
     return models, caption_grid(items, made, threshold, args.show_unsafe)
 
 
@@ -284,7 +285,8 @@ def caption_grid(items: list[Item], made: dict[str, Told], threshold: float, sho
     for role, told in made.items():
         cells = [
             Cell(text=f"unsafe caption hidden, row {items[number].row}", faint=True)
-            if told.flagged(number, threshold) and not show_unsafe
+            if not show_unsafe
+            and (told.flagged(number, threshold) or (items[number].side == "unsafe" and role == next(iter(made))))
             else Cell(text=told.captions[number])
             for number in chosen
         ]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-PIECE = 32  # pictures or captions that a file holds
+from .arguments import PIECE
 
 # Of some numbers, in order: tensors whose first dimension they are, and a record of each.
 Made = tuple[dict[str, Tensor], list[dict[str, Any]]]

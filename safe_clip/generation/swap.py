@@ -76,7 +76,29 @@ def safe_text_to_image(
     """
     clip = _open_clip(model, revision)
     painter = open_pipeline(pipeline, **options)
-    what, encoder = f"the text encoder of {_label(pipeline)}", getattr(painter, "text_encoder", None)
+    what = f"the text encoder of {_label(pipeline)}"
+    _check_painter(painter, clip, what, _label(pipeline))
+    if not isinstance(model, CLIPModel):
+        _check_tokenizer(painter, _label(pipeline), str(model), revision)
+    painter.register_modules(text_encoder=_remade(painter.text_encoder, "text_model", clip))
+    others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(painter, name, None) is not None]
+    if others:
+        logger.warning("%s is safe now; %s reads prompts as before.", what, " and ".join(others))
+    return painter
+
+
+def check_text_to_image(
+    pipeline: "DiffusionPipeline", model: str | PathLike | CLIPModel, revision: str | None = None
+) -> None:
+    """Raises what `safe_text_to_image` would raise of a loaded pipeline, and changes nothing."""
+    label = _label(pipeline)
+    _check_painter(pipeline, _open_clip(model, revision), f"the text encoder of {label}", label)
+    if not isinstance(model, CLIPModel):
+        _check_tokenizer(pipeline, label, str(model), revision)
+
+
+def _check_painter(painter: "DiffusionPipeline", clip: CLIPModel, what: str, label: str) -> None:
+    encoder = getattr(painter, "text_encoder", None)
     if not isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
         raise UserError(
             f"{what} is {_kind(encoder)}, not a CLIP's, which a safe CLIP could replace. Name a pipeline whose "
@@ -87,14 +109,7 @@ def safe_text_to_image(
     _check_shape(what, encoder.config, clip.config.text_config, TEXT, base)
     _check_depth(what, encoder, clip, base)
     _check_projection(what, encoder, clip, base)
-    if not isinstance(model, CLIPModel):
-        _check_tokenizer(painter, _label(pipeline), str(model), revision)
     _check_base(what, _tables(_inner(encoder, "text_model")), _tables(clip.text_model), base)
-    painter.register_modules(text_encoder=_remade(encoder, "text_model", clip))
-    others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(painter, name, None) is not None]
-    if others:
-        logger.warning("%s is safe now; %s reads prompts as before.", what, " and ".join(others))
-    return painter
 
 
 def safe_image_to_text(
@@ -123,8 +138,21 @@ def safe_image_to_text(
     """
     clip = _open_clip(model, revision)
     writer = open_generator(generator, **options)
+    _check_writer(writer, clip, f"the vision tower of {_label(generator)}")
     owner = _inner(writer, "model")
-    what, tower = f"the vision tower of {_label(generator)}", getattr(owner, "vision_tower", None)
+    owner.vision_tower = _remade(owner.vision_tower, "vision_model", clip)
+    return writer
+
+
+def check_image_to_text(
+    generator: PreTrainedModel, model: str | PathLike | CLIPModel, revision: str | None = None
+) -> None:
+    """Raises what `safe_image_to_text` would raise of a loaded generator, and changes nothing."""
+    _check_writer(generator, _open_clip(model, revision), f"the vision tower of {_label(generator)}")
+
+
+def _check_writer(writer: PreTrainedModel, clip: CLIPModel, what: str) -> None:
+    tower = getattr(_inner(writer, "model"), "vision_tower", None)
     if not isinstance(tower, CLIPVisionModel):
         raise UserError(
             f"{what} is {_kind(tower)}, not a CLIP's, which a safe CLIP could replace. Name a model whose "
@@ -135,8 +163,6 @@ def safe_image_to_text(
     base = VISION_BASES.get((config.hidden_size, config.patch_size, config.image_size))
     _check_shape(what, config, clip.config.vision_config, VISION, base)
     _check_base(what, _tables(_inner(tower, "vision_model")), _tables(clip.vision_model), base)
-    owner.vision_tower = _remade(tower, "vision_model", clip)
-    return writer
 
 
 def open_pipeline(source: "str | PathLike | DiffusionPipeline", **options: Any) -> "DiffusionPipeline":
@@ -179,7 +205,8 @@ def _load_pipeline(name: str, **options: Any) -> "DiffusionPipeline":
     _need_diffusers()
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(name, **options)
+    # Named, since by default diffusers takes float32 and transformers what the weights are stored in.
+    return DiffusionPipeline.from_pretrained(name, **({"torch_dtype": torch.float32} | options))
 
 
 def _load_painter() -> "DiffusionPipeline":

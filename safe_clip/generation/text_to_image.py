@@ -1,5 +1,6 @@
 """Pictures from captions, by a generator with its own text encoder and with a safe one in its place."""
 
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPTextModel
+from transformers import CLIPModel
 
 from ..data.audit.classifiers import Classifier
 from ..errors import UserError
@@ -37,15 +38,13 @@ ROUNDING = {"rtol": 2**-8, "atol": 1e-7}  # by which half precision, of either k
 
 def open_painter(name: str, dtype: torch.dtype) -> "DiffusionPipeline":
     """A pipeline with its own text encoder; the embedded one is in float32."""
-    options = {} if name == DEMO or dtype == torch.float32 else {"torch_dtype": dtype}
+    options = {} if name == DEMO else {"torch_dtype": dtype}
     return open_pipeline(name, **options)
 
 
 def check_original(pipeline: "DiffusionPipeline", original: CLIPModel, names: tuple[str, str]) -> None:
     """Raises `UserError` where a pipeline was not made with a CLIP's text encoder; `names` are those of both."""
     encoder = pipeline.text_encoder
-    if not isinstance(encoder, CLIPTextModel):  # which swapping it will say more of
-        return
     if name := different_weight(encoder, original, "text_model"):
         raise UserError(
             f"--baseline {names[1]} is not the CLIP that --generator {names[0]} reads its prompts with: '{name}' "
@@ -95,6 +94,7 @@ def paint(pipeline: "DiffusionPipeline", shots: Sequence[Shot], generation: Gene
     if generation.negative_prompt is not None:
         options["negative_prompt"] = [generation.negative_prompt] * len(shots)
     noise = [torch.Generator("cpu").manual_seed(seed_of(generation.generation_seed, shot)) for shot in shots]
+    _quiet()
     made = pipeline(
         prompt=[shot.item.prompt for shot in shots],
         generator=noise,
@@ -102,6 +102,13 @@ def paint(pipeline: "DiffusionPipeline", shots: Sequence[Shot], generation: Gene
         **{name: value for name, value in options.items() if value is not None},
     )
     return [picture.convert("RGB") for picture in made.images]
+
+
+def _quiet() -> None:
+    """Keeps diffusers from printing what it cuts off of a long prompt, which may be unsafe."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
 
 
 class Critic:
@@ -182,7 +189,10 @@ class Painted:
 
 def pipeline_digest(pipeline: "DiffusionPipeline") -> str:
     """Changes with what a pipeline would draw: weights, settings, tokenizer."""
-    return Hasher.hash([type(pipeline).__name__, [(name, _part(each)) for name, each in _components(pipeline)]])
+    settings = {name: value for name, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
+    versions = importlib.metadata.version("diffusers"), importlib.metadata.version("transformers")
+    parts = [(name, _part(each)) for name, each in _components(pipeline)]
+    return Hasher.hash([type(pipeline).__name__, sorted(settings.items()), parts, versions])
 
 
 def _components(pipeline: "DiffusionPipeline") -> list[tuple[str, Any]]:
@@ -232,7 +242,8 @@ def paint_all(
         pipeline.register_modules(safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     steps = [generation.generation_seed, generation.num_inference_steps, generation.guidance_scale]
-    drawn = [pipeline_digest(pipeline), str(pipeline.device), *steps, generation.negative_prompt]
+    steps += [generation.flag_threshold]  # which says what is kept blurred
+    drawn = [pipeline_digest(pipeline), pipeline.device.type, *steps, generation.negative_prompt]
     key = Hasher.hash([drawn, [shot.key for shot in shots], critic.fingerprint, original, show_unsafe])
     folder = folder / key
 

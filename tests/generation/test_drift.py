@@ -16,14 +16,14 @@ def captioned(*captions):
 
 def test_nothing_moves_between_a_model_and_itself(model, processor):
     model.eval()
-    assert state_drift(model, model, processor, captioned("a dog", "two cats"), True).tolist() == [0, 0]
+    assert state_drift(model, model, processor.tokenizer, captioned("a dog", "two cats"), True).tolist() == [0, 0]
 
 
 def test_captions_are_measured_in_both_layers_at_full_length(model, processor):
     safe = build_safe(processor).eval()
     model.eval()
     captions = ["a dog", *["two cats"] * BATCH, "a bus on a hill"]  # more than a batch
-    made = state_drift(model, safe, processor, captioned(*captions), True)
+    made = state_drift(model, safe, processor.tokenizer, captioned(*captions), True)
     assert len(made) == len(captions) and made[1] == pytest.approx(made[BATCH].item(), rel=1e-5)
     length = model.config.text_config.max_position_embeddings
     tokens = processor.tokenizer(captions[-1], padding="max_length", max_length=length, return_tensors="pt")
@@ -56,7 +56,7 @@ def test_pictures_are_measured_before_the_last_layer(model, processor, rows):
     model.eval()
     with torch.no_grad():
         safe.vision_model.encoder.layers[-1].mlp.fc1.weight.mul_(2)
-    assert state_drift(model, safe.eval(), processor, items, False).tolist() == [0, 0, 0]
+    assert state_drift(model, safe.eval(), processor.image_processor, items, False).tolist() == [0, 0, 0]
     with torch.no_grad():
         safe.vision_model.encoder.layers[0].mlp.fc2.weight.mul_(2)
-    assert (state_drift(model, safe, processor, items, False) > 1e-4).all()
+    assert (state_drift(model, safe, processor.image_processor, items, False) > 1e-4).all()

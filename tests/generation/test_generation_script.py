@@ -36,7 +36,8 @@ def test_pictures_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_d
     for role in ("baseline", "model"):
         sides = results["models"][role]["splits"]["test"]
         assert set(sides["unsafe"]) == {"unsafe_out", "clip_score", "diversity"}
-        assert set(sides["safe"]) == {"unsafe_out", "clip_score", "diversity", "fid", "kid"}
+        moved = {"drift"} if role == "model" else set()
+        assert set(sides["safe"]) == {"unsafe_out", "clip_score", "diversity", "fid", "kid"} | moved
         assert 0 <= sides["unsafe"]["unsafe_out"]["low"] <= sides["unsafe"]["unsafe_out"]["high"] <= 1
     assert results["models"]["baseline"] != results["models"]["model"]
     assert "test: pictures of 3 unsafe prompts, 2 of each" in done.stdout
@@ -111,7 +112,7 @@ def test_processes_share_the_pictures(models, pipeline_dir, red_judge, tmp_path)
         (["--task", "text_to_image", "--tasks", "retrieval"], "leave out --tasks"),
         (["--task", "text_to_image", "--sweep", "strength"], "leave out --sweep"),
         (["--task", "text_to_image", "--unsafe_gallery", "x"], "--unsafe_gallery holds pictures"),
-        (["--task", "image_to_text"], "--task wants a --generator beside a data set of your own"),
+        (["--task", "image_to_text"], "--task wants a --generator beside data or prompts of your own"),
         (["--task", "image_to_text", "--generator", "nowhere"], "--task image_to_text wants a judge of captions"),
         (["--task", "text_to_image", "--generator", "nowhere"], "the pipeline nowhere: it cannot be opened"),
     ],

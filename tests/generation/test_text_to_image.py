@@ -17,10 +17,12 @@ from safe_clip.generation.distances import Inception, distances
 from safe_clip.generation.figures import clip_scores, diversity, figures
 from safe_clip.generation.prompts import Item
 from safe_clip.generation.run import picture_grid
+from safe_clip.generation.swap import check_text_to_image
 from safe_clip.generation.text_to_image import (
     Critic,
     Painted,
     check_original,
+    open_painter,
     paint,
     paint_all,
     pipeline_digest,
@@ -218,6 +220,22 @@ def test_a_baseline_that_the_pipeline_was_not_made_with_is_refused(pipeline, cli
         check_original(again, clip, ("you/diffusion", "you/clip"))
     with pytest.raises(UserError, match="--baseline you/clip is not the CLIP that --generator you/diffusion reads"):
         check_original(pipeline, build_safe(processor), ("you/diffusion", "you/clip"))
+
+
+def test_pipelines_stored_in_half_precision_are_opened_in_one_dtype(pipeline, tmp_path):
+    pipeline.to(torch.float16).save_pretrained(tmp_path)
+    opened = open_painter(str(tmp_path), torch.float32)
+    assert {part.dtype for part in (opened.text_encoder, opened.unet, opened.vae)} == {torch.float32}
+
+
+def test_what_does_not_fit_is_known_before_anything_is_drawn(pipeline, clip, processor):
+    before = pipeline.text_encoder
+    check_text_to_image(pipeline, build_safe(processor))
+    other = build_safe(processor)
+    torch.nn.init.normal_(other.text_model.embeddings.token_embedding.weight)
+    with pytest.raises(UserError, match="comes from another CLIP"):
+        check_text_to_image(pipeline, other)
+    assert pipeline.text_encoder is before
 
 
 def test_a_grid_hides_what_is_unsafe(pipeline, critic, tmp_path):

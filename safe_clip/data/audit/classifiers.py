@@ -113,6 +113,7 @@ def _open(name: str, modality: str) -> Pipeline:
             model=name,
             device=PartialState().device,
             trust_remote_code=False,
+            dtype="auto" if PartialState().device.type != "cpu" else torch.float32,  # half is slow and inexact there
             model_kwargs={"use_safetensors": True},
         )
     except Exception as error:  # no such model, no connection, no such weights: each its own type
