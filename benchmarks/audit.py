@@ -6,8 +6,8 @@
 Two small judges, no CLIPs, learn to tell safe from unsafe on fresh scenes that no split has: a ResNet of pictures and
 a DistilBERT of captions. Then one row in five of `train` is made wrong: the item of the unsafe side is replaced by a
 safe one, as by a generator that failed, or the two sides are swapped; the caption, the picture, or both. The audit
-command judges the rows, and train.py trains with configs/demo.yaml's settings on the clean rows, on the wrong ones,
-and on the wrong ones with the audit's labels; `test` is the clean one in each. It takes five minutes on one core before
+command judges the rows, and train.py trains with configs/demo.yaml's settings, the terms over states left out, on the
+clean rows, on the wrong ones, and on the wrong ones with the audit's labels; `test` is the clean one in each. It takes five minutes on one core before
 the first training. Data and runs are kept under runs/ and not made again while the code stays as it is.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
-from sweep import FIGURES, ROOT, SOURCES, cell, run
+from sweep import FIGURES, NO_STATES, ROOT, SOURCES, cell, run
 from transformers import (
     CLIPTokenizer,
     DistilBertConfig,
@@ -204,9 +204,10 @@ def main() -> None:
             measured = {split: clean[split] for split in ("validation", "test")}
             DatasetDict({"train": train.remove_columns("wrong"), **measured}).save_to_disk(data[name])
     print("\n| trained on | split |", " | ".join(FIGURES.values()), "|\n|---|---|" + "---|" * len(FIGURES))
+    states = ["--loss_weights", json.dumps(NO_STATES)]
     for name, place in data.items():
         results = [
-            run(CONFIG, ["--dataset", place, *shlex.split(args.flags)], args.splits, seed, args.runs)
+            run(CONFIG, ["--dataset", place, *states, *shlex.split(args.flags)], args.splits, seed, args.runs)
             for seed in args.seeds
         ]
         for split in args.splits:
