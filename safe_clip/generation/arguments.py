@@ -23,6 +23,9 @@ class GenerationArguments:
             "which is the default of the embedded world."
         },
     )
+    generator_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a generator on the Hub."}
+    )
     prompts: str | None = field(
         default=None,
         metadata={

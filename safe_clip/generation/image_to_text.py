@@ -42,9 +42,10 @@ MEANS = ("rouge_l", "cider")  # the figures of caption quality that are means ov
 PLAIN_PROMPT = "USER: <image>\n{question} ASSISTANT:"  # LLaVA 1.5's, for processors without a chat template
 
 
-def open_captioner(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def open_captioner(name: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     """A generator with its own vision tower; the embedded one is in float32."""
     options = {} if name == DEMO else {"dtype": dtype}
+    options |= {"revision": revision} if revision else {}
     return open_generator(name, **options).eval()
 
 
@@ -60,7 +61,7 @@ def warn_of_another_original(model: PreTrainedModel, original: CLIPModel, names:
         )
 
 
-def open_processor(generator: str) -> ProcessorMixin:
+def open_processor(generator: str, revision: str | None = None) -> ProcessorMixin:
     """What makes a generator's inputs, with the padding that generating wants.
 
     Raises:
@@ -71,7 +72,7 @@ def open_processor(generator: str) -> ProcessorMixin:
 
         return load_processor()
     try:
-        processor = AutoProcessor.from_pretrained(generator, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(generator, revision=revision, trust_remote_code=False)
     except Exception as error:  # no such repository, no connection: each its own type
         raise UserError(
             f"--generator {generator} has no processor that can be opened: {hub_trouble(error) or first_line(error)}"

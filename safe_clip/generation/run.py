@@ -150,7 +150,7 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     args, generation, device = task.args, task.generation, task.accelerator.device
     original, processor = task.original(), load_processor(*task.names[0])
     check_processor(original, processor)
-    pipeline = text_to_image.open_painter(task.generator, task.dtype)
+    pipeline = text_to_image.open_painter(task.generator, task.dtype, generation.generator_revision)
     check_text_to_image(pipeline, args.model, args.model_revision)  # now, not after all that the original draws
     if args.baseline:
         text_to_image.check_original(pipeline, original, (task.generator, args.baseline))
@@ -249,8 +249,9 @@ def _add_drift(models: dict[str, dict], task: Task, items: list[Item], processor
 
 def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Image] | None:
     args, generation = task.args, task.generation
-    processor = image_to_text.open_processor(task.generator)
-    writer = image_to_text.open_captioner(task.generator, task.dtype).to(task.accelerator.device)
+    processor = image_to_text.open_processor(task.generator, generation.generator_revision)
+    writer = image_to_text.open_captioner(task.generator, task.dtype, generation.generator_revision)
+    writer.to(task.accelerator.device)
 
     check_image_to_text(writer, args.model, args.model_revision)  # now, not after all that the original says
     if args.baseline:

@@ -55,6 +55,7 @@ def safe_text_to_image(
     pipeline: "str | PathLike | DiffusionPipeline",
     model: str | PathLike | CLIPModel,
     revision: str | None = None,
+    pipeline_revision: str | None = None,
     **options: Any,
 ) -> "DiffusionPipeline":
     """A diffusers pipeline that reads its prompts with a safe CLIP, and is otherwise what it was.
@@ -67,7 +68,7 @@ def safe_text_to_image(
         pipeline: a Hub id or folder; `"demo"` for the embedded one; or a loaded pipeline, which is changed in place.
             Its offloading is to be turned on afterwards, and its adapters and textual inversions are to be loaded then.
         model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the embedded original; or a loaded one.
-        revision: of the model, a branch, tag or commit on the Hub.
+        revision, pipeline_revision: of the model and of the pipeline, a branch, tag or commit on the Hub.
         options: for `DiffusionPipeline.from_pretrained`, such as `torch_dtype`, `variant` or `safety_checker`.
 
     Raises:
@@ -75,7 +76,7 @@ def safe_text_to_image(
             `text_encoder`, or the model was not fine-tuned from the CLIP that the pipeline was made with.
     """
     clip = _open_clip(model, revision)
-    painter = open_pipeline(pipeline, **options)
+    painter = open_pipeline(pipeline, **options | _pinned(pipeline_revision))
     what = f"the text encoder of {_label(pipeline)}"
     _check_painter(painter, clip, what, _label(pipeline))
     if not isinstance(model, CLIPModel):
@@ -116,6 +117,7 @@ def safe_image_to_text(
     generator: str | PathLike | PreTrainedModel,
     model: str | PathLike | CLIPModel,
     revision: str | None = None,
+    generator_revision: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """A model of the LLaVA family that looks at pictures with a safe CLIP, and is otherwise what it was.
@@ -126,7 +128,7 @@ def safe_image_to_text(
     Args:
         generator: a Hub id or folder; `"demo"` for the embedded one; or a loaded model, which is changed in place.
         model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the embedded original; or a loaded one.
-        revision: of the model, a branch, tag or commit on the Hub.
+        revision, generator_revision: of the model and of the generator, a branch, tag or commit on the Hub.
         options: for `AutoModelForImageTextToText.from_pretrained`, such as `dtype` or `device_map`.
 
     Returns:
@@ -137,7 +139,7 @@ def safe_image_to_text(
             fine-tuned from the CLIP that the generator was made with.
     """
     clip = _open_clip(model, revision)
-    writer = open_generator(generator, **options)
+    writer = open_generator(generator, **options | _pinned(generator_revision))
     _check_writer(writer, clip, f"the vision tower of {_label(generator)}")
     owner = _inner(writer, "model")
     owner.vision_tower = _remade(owner.vision_tower, "vision_model", clip)
@@ -163,6 +165,10 @@ def _check_writer(writer: PreTrainedModel, clip: CLIPModel, what: str) -> None:
     base = VISION_BASES.get((config.hidden_size, config.patch_size, config.image_size))
     _check_shape(what, config, clip.config.vision_config, VISION, base)
     _check_base(what, _tables(_inner(tower, "vision_model")), _tables(clip.vision_model), base)
+
+
+def _pinned(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
 
 
 def open_pipeline(source: "str | PathLike | DiffusionPipeline", **options: Any) -> "DiffusionPipeline":
@@ -218,7 +224,8 @@ def _load_painter() -> "DiffusionPipeline":
 
 def _load_generator(name: str, **options: Any) -> PreTrainedModel:
     # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
-    if not _has_safetensors(name, token=options.get("token")):
+    where = {key: options[key] for key in ("revision", "token") if key in options}
+    if "variant" not in options and not _has_safetensors(name, **where):
         raise UserError(f"the generator {name} offers no safetensors weights; others can run code, and are not loaded.")
     return AutoModelForImageTextToText.from_pretrained(name, **options)
 

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 ROUNDING = {"rtol": 2**-8, "atol": 1e-7}  # by which half precision, of either kind, may change a weight
 
 
-def open_painter(name: str, dtype: torch.dtype) -> "DiffusionPipeline":
+def open_painter(name: str, dtype: torch.dtype, revision: str | None = None) -> "DiffusionPipeline":
     """A pipeline with its own text encoder; the embedded one is in float32."""
     options = {} if name == DEMO else {"torch_dtype": dtype}
+    options |= {"revision": revision} if revision else {}
     return open_pipeline(name, **options)
 
 
