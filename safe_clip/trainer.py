@@ -139,7 +139,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
         self.objective = build_objective(
-            args.objective, args.logit_scale or self.reference.logit_scale, args.loss_weights, args.objective_options
+            args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
         )
         self._losses = []  # since the last step
         # Of each term, the sum over rows and their number.

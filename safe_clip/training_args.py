@@ -12,6 +12,7 @@ from .config import changed
 from .errors import UserError
 from .names import public
 from .objectives import OBJECTIVES, build_objective
+from .objectives.base import STATE_NEEDS
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         loss_weights (`dict[str, float]`, *optional*):
             Weights of single loss terms in place of the objective's own; 0 switches a term off. See the
             objective's class for its terms.
+        generators (`bool`, defaults to `True`):
+            Train what generators read too, the states of tokens and patches, with the weights that the objective has
+            for them. `False` is for search alone: faster, and more of the concepts that training does not show is
+            redirected. `loss_weights` wins over it.
         strength (`float`, defaults to 1.0):
             Where the model is left after training, between the original (0) and what it was trained to be (1);
             `eval.py --sweep strength` shows what each point is like. Checkpoints keep all of the training.
@@ -121,6 +126,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"preservation_text_cosine\": 400}'."},
     )
+    generators: bool = field(
+        default=True,
+        metadata={"help": "Train the states that Stable Diffusion and LLaVA read too; off for search alone."},
+    )
     strength: float = field(
         default=1.0, metadata={"help": "Where training leaves the model between the original (0) and the result (1)."}
     )
@@ -147,6 +156,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     def changed(self) -> dict[str, Any]:
         """The settings that were given a value other than their default, as others may see them."""
         return public(self._changed)
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """Weights in place of the objective's own."""
+        return (dict.fromkeys(STATE_NEEDS, 0.0) if not self.generators else {}) | (self.loss_weights or {})
 
     def __post_init__(self):
         # As they were given: many are filled in below. Tokens, and where to write, are nobody's business.
@@ -190,7 +204,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError(f"--loss_weights must be a JSON object, not {self.loss_weights!r}.")
         if not isinstance(self.objective_options, dict | None):
             raise UserError(f"--objective_options must be a JSON object, not {self.objective_options!r}.")
-        build_objective(self.objective, 1.0, self.loss_weights, self.objective_options)  # says what does not fit
+        build_objective(self.objective, 1.0, self.term_weights, self.objective_options)  # says what does not fit
         if self.logit_scale is not None and not self.logit_scale > 0:
             raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
         if self.cache_pictures not in ("auto", "on", "off"):

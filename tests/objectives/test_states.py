@@ -5,9 +5,17 @@ import torch
 from peft import get_peft_model
 from transformers import CLIPModel
 
-from safe_clip import FrozenReference, SafeCLIPLoss, SafeRankingLoss, UserError, lora_config
+from safe_clip import (
+    FrozenReference,
+    SafeCLIPLoss,
+    SafeCLIPTrainingArguments,
+    SafeRankingLoss,
+    UserError,
+    lora_config,
+)
+from safe_clip.config import parse_arguments
 from safe_clip.model import accept_one_modality
-from safe_clip.objectives import OBJECTIVES
+from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.base import STATE_NEEDS, Makeup
 from safe_clip.objectives.states import States, drift, state_values, straying
 
@@ -90,6 +98,19 @@ def test_the_papers_objective_leaves_states_alone_and_the_default_does_not():
     assert set(SafeRankingLoss().state_weights) == set(STATE_NEEDS)
     loss = SafeCLIPLoss(weights={"preservation_text_states": 3})
     assert loss.total({"redirection_text_cosine": 1.0}) == SafeCLIPLoss().total({"redirection_text_cosine": 1.0})
+
+
+def test_generators_can_be_left_out(tmp_path):
+    def weights(**settings):
+        args = SafeCLIPTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, **settings)
+        return build_objective(args.objective, 1.0, args.term_weights, None).state_weights
+
+    assert weights() == SafeRankingLoss().state_weights
+    assert weights(generators=False) == {}
+    own = {"preservation_text_states": 5.0}
+    assert weights(generators=False, loss_weights=own) == own  # what is named wins
+    (parsed,) = parse_arguments([SafeCLIPTrainingArguments], ["--no_generators", "--output_dir", str(tmp_path)])
+    assert not parsed.generators
 
 
 def test_states_are_those_that_generators_read(model, processor, rows):
