@@ -514,7 +514,9 @@ def test_data_that_redirect_nothing_are_refused_at_once(processor, rows, tmp_pat
     with pytest.raises(UserError, match="has what redirection_text_cosine, .* need, so nothing would be made safe"):
         make_trainer(processor, rows.remove_columns(["unsafe_caption", "unsafe_image"]), tmp_path)
     safe = rows.add_column("unsafe_caption_is_safe", [True] * 24).add_column("unsafe_image_is_safe", [True] * 24)
-    with pytest.raises(UserError, match="has what redirection_text_ranking, redirection_image_ranking need"):
+    with pytest.raises(
+        UserError, match="has what redirection_text_ranking, redirection_image_ranking, redirection_text_st"
+    ):
         make_trainer(processor, safe, tmp_path, objective="safe_ranking")
     with pytest.raises(UserError, match="the data set lacks the columns 'safe_caption'"):
         make_trainer(processor, rows.rename_columns({name: f"my_{name}" for name in rows.column_names}), tmp_path)
@@ -596,7 +598,7 @@ def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
             torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
             for model in (trainer.model, original)
         )
-        embeds = trainer._embed(trainer.model.eval(), batch)
+        embeds, _ = trainer._embed(trainer.model.eval(), batch)
         terms = trainer.objective(embeds, trainer.targets(batch, training=False))[1]
     assert "redirection_text_cosine" not in terms and "redirection_image_cosine" in terms
     kept = (1 - (made * before).sum(dim=1)).mean()

@@ -158,7 +158,7 @@ class Objective(nn.Module):
     @property
     def state_weights(self) -> dict[str, float]:
         """The terms over states that have a weight."""
-        return {name: self.weights[name] for name in STATE_NEEDS if self.weights[name]}
+        return {name: weight for name in STATE_NEEDS if (weight := self.weights.get(name))}
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Term]:
         """A function for each term, called where the term has a weight and rows that feed it."""
