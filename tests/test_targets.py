@@ -48,8 +48,8 @@ def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
     with torch.no_grad():
         text = model.eval().text_model(input_ids=batch["input_ids"][:3], output_hidden_states=True)
         image = model.vision_model(pixel_values=batch["pixel_values"][:3], output_hidden_states=True)
-    pairs = zip((*made.text, *made.image), (text.hidden_states[-2], text.last_hidden_state, image.hidden_states[-2]))
-    for ours, theirs in pairs:
+    wanted = text.hidden_states[-2], text.last_hidden_state, image.hidden_states[-2]
+    for ours, theirs in zip((*made.text, *made.image), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     # What no term asks for is not run.
     assert targets.states(batch, ["preservation_text_states"]).image is None
