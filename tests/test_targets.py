@@ -45,7 +45,7 @@ def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
     targets = Targets(FrozenReference(model), SafeRankingLoss(), Accelerator())
     batch = batch_of(collator, QuadrupletRows(rows), [0, 1, 2])
     made = targets.states(batch, ["preservation_text_states", "redirection_image_states"])
-    with torch.no_grad():
+    with torch.no_grad(), targets.accelerator.autocast():  # whose precision is that of trainers before it
         text = model.eval().text_model(input_ids=batch["input_ids"][:3], output_hidden_states=True)
         image = model.vision_model(pixel_values=batch["pixel_values"][:3], output_hidden_states=True)
     wanted = text.hidden_states[-2], text.last_hidden_state, image.hidden_states[-2]
