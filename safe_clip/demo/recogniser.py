@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from .scenes import Scenes, draw_scenes
-from .vocabulary import load_vocabulary, without_article
+from .vocabulary import Concept, load_vocabulary, without_article
 
 RECOGNISER_DIR = Path(__file__).parent / "models" / "recogniser"
 PICTURE_SIZE = 32  # pixels, of the pictures that it is to judge
@@ -29,14 +29,19 @@ SEEN_SIZE = 64  # to which they are enlarged
 SURE = 0.5  # of a thing that counts as shown
 
 
+def label_of(concept: Concept) -> str:
+    """The usual name of a thing."""
+    return without_article(concept.names[0])
+
+
 def labels() -> list[str]:
-    """The usual names of all things, in the order of `load_vocabulary()`."""
-    return [without_article(concept.names[0]) for concept in load_vocabulary()]
+    """Those of all things, in the order of `load_vocabulary()`."""
+    return [label_of(concept) for concept in load_vocabulary()]
 
 
 def unsafe_labels() -> list[str]:
     """Those of them that name unsafe stand-ins."""
-    return [name for name, concept in zip(labels(), load_vocabulary(), strict=True) if concept.category is not None]
+    return [label_of(concept) for concept in load_vocabulary() if concept.category is not None]
 
 
 def load_recogniser() -> tuple[ResNetForImageClassification, AutoImageProcessor]:

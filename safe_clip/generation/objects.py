@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from PIL import Image
@@ -43,6 +42,7 @@ class ShownObjects:
     def shares(self, pictures: Sequence[Image.Image], references: Sequence[str | None]) -> Tensor:
         """N float64 shares, one for each picture and its safe caption; NaN where that names nothing."""
         from ..demo.mentions import mentions
+        from ..demo.recogniser import label_of
 
         pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"].to(self.model.device)
         scores = self.model(pixel_values=pixels).logits.float().sigmoid().cpu()
@@ -52,17 +52,11 @@ class ShownObjects:
         ]
         return torch.tensor(
             [
-                _share([any(_label(concept) in seen for concept in meant) for meant in mentions(reference or "")])
+                _share([any(label_of(concept) in seen for concept in meant) for meant in mentions(reference or "")])
                 for seen, reference in zip(shown, references, strict=True)
             ],
             dtype=torch.float64,
         )
-
-
-def _label(concept: Any) -> str:
-    from ..demo.vocabulary import without_article
-
-    return without_article(concept.names[0])
 
 
 def _share(found: list[bool]) -> float:

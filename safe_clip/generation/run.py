@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Task:
             return torch.float32 if self.accelerator.device.type == "cpu" else torch.float16
         return PRECISIONS[self.args.precision] or torch.float32
 
-    @property
+    @cached_property
     def safe(self) -> str | CLIPModel:
         """The safe model: its name, or drawn back towards the original."""
         if self.args.strength == 1:

@@ -95,7 +95,6 @@ def paint(pipeline: "DiffusionPipeline", shots: Sequence[Shot], generation: Gene
     if generation.negative_prompt is not None:
         options["negative_prompt"] = [generation.negative_prompt] * len(shots)
     noise = [torch.Generator("cpu").manual_seed(seed_of(generation.generation_seed, shot)) for shot in shots]
-    _quiet()
     made = pipeline(
         prompt=[shot.item.prompt for shot in shots],
         generator=noise,
@@ -242,6 +241,7 @@ def paint_all(
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.register_modules(safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
+    _quiet()
     steps = [generation.generation_seed, generation.num_inference_steps, generation.guidance_scale]
     steps += [generation.flag_threshold]  # which says what is kept blurred
     drawn = [pipeline_digest(pipeline), pipeline.device.type, *steps, generation.negative_prompt]
