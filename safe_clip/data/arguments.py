@@ -56,6 +56,10 @@ class DataArguments:
         default="error", metadata={"help": "'error' stops at a row that cannot be used, 'skip' leaves such rows out."}
     )
     max_bad_fraction: float = field(default=0.05, metadata={"help": "Share of bad rows above which 'skip' stops too."})
+    sides_are_right: bool = field(
+        default=False,
+        metadata={"help": "Train although names, words or the original say that safe and unsafe sides are swapped."},
+    )
 
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
@@ -40,6 +40,8 @@ def count_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         batched=True,
         with_indices=True,
         remove_columns=columns,
+        # Else a column that keeps its name keeps its type, and counts over `large_string` become texts.
+        features=Features({column: Value("int64") for column in CAPTION_COLUMNS}),
         desc="Checking captions",
     )
 

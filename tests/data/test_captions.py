@@ -1,11 +1,12 @@
 import logging
 
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
 
 from safe_clip import UserError
-from safe_clip.data.captions import check_captions
+from safe_clip.data.captions import check_captions, count_tokens
 
 
 def captions(safe, unsafe):
@@ -56,3 +57,21 @@ def test_truncation_keeps_the_end_token(processor, model):
     assert batch["input_ids"][0, -1] == processor.tokenizer.eos_token_id
     with torch.no_grad():
         assert torch.isfinite(model.get_text_features(batch["input_ids"]).pooler_output).all()
+
+
+TEXT_TYPES = [
+    pa.string(),
+    pa.large_string(),
+    pa.dictionary(pa.int32(), pa.string()),
+    pa.dictionary(pa.int8(), pa.large_string()),
+]
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+def test_tokens_are_counted_whatever_type_the_texts_are_stored_in(kind, processor, caplog):
+    long = " ".join(["a red square"] * 60)
+    texts = pa.chunked_array([pa.array(["a red square", long], pa.string()).cast(kind)])
+    rows = Dataset(pa.table({"safe_caption": texts, "unsafe_caption": texts}))
+    assert check_captions([rows], processor.tokenizer, 77) == 2
+    counts = count_tokens(rows, processor.tokenizer)
+    assert counts["safe_caption"] == [len(processor.tokenizer(text)["input_ids"]) for text in ("a red square", long)]
