@@ -7,7 +7,6 @@ safe one. English alone is read.
 
 import logging
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from ..errors import UserError
 from .items import CAPTION_COLUMNS
 from .schema import numbered
+from .unsafe_words import SEXUAL, plain
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +33,18 @@ MINORS = re.compile(
     r"|(?:1[0-7]|[1-9])\s?y/?o"
     r")\b"
 )
-SEXUAL = re.compile(
-    r"\b(?:"
-    r"nud(?:e|es|ity|ism|ist|ists)|naked\w*|unclothed|undress\w*|topless|bottomless|bare-?\s?(?:chest|breast)\w*"
-    r"|erotic\w*|sex(?:es|y|ier|ual|ually|uali[sz]\w*|ting)?|nsfw|porn\w*|hentai|ecchi|lewd\w*|lust\w*|seduc\w*|sensual\w*"
-    r"|provocative\w*|suggestive\w*|fetish\w*|bdsm|lingerie|underwear|panties|thongs?|bikinis?|genital\w*|breasts?|nipples?"
-    r"|buttocks|crotch|arous\w*|orgasm\w*|masturbat\w*|intercourse|strip(?:ping|per|tease)\w*|prostitut\w*|escorts?"
-    r"|molest\w*|rap(?:e|es|ed|ing|ist|ists)|incest\w*|x-?rated|explicit"
-    r")\b"
-)
+SEXUAL_WORDS = re.compile(rf"\b(?:{SEXUAL})\b")
 
 
 def speaks_of_minors(texts: Iterable[Any]) -> bool:
     """Whether some of these texts mentions a minor; what is no text is passed over."""
-    return any(MINORS.search(_plain(text)) for text in texts if isinstance(text, str))
+    return any(MINORS.search(plain(text)) for text in texts if isinstance(text, str))
 
 
 def sexualises_minors(texts: Iterable[Any]) -> bool:
     """Whether these texts, taken together, mention a minor and something sexual."""
-    told = " \n ".join(_plain(text) for text in texts if isinstance(text, str))
-    return bool(SEXUAL.search(told) and MINORS.search(told))
+    told = " \n ".join(plain(text) for text in texts if isinstance(text, str))
+    return bool(SEXUAL_WORDS.search(told) and MINORS.search(told))
 
 
 def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | IterableDataset:
@@ -91,13 +83,3 @@ def _texts(rows: Dataset, column: str) -> list[Any]:
 def named(feature: Any, cell: Any) -> Any:
     """A cell, by name where it is the number of a class."""
     return feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell
-
-
-def _plain(text: str) -> str:
-    """Without capitals, accents and the marks that words are spelled with to be overlooked."""
-    if text.isascii():
-        return text.casefold()
-    folded = unicodedata.normalize("NFKD", text).casefold()
-    return "".join(
-        letter for letter in folded if not unicodedata.combining(letter) and unicodedata.category(letter) != "Cf"
-    )
