@@ -3,22 +3,33 @@
 import io
 import os
 import re
-import zipfile
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
+from .cells import content, short, stored
 
-IN_ZIP = "zip://"  # before "name in the archive::path of the archive", as `datasets` writes it
 # A CLIP sees the square in the middle, less than a hundredth of a picture longer than this. It widens the whole until
 # the short side fits, which makes 1 x 20,000 pixels 3 GB at the 224 of a ViT-L/14.
 MOST_TIMES_AS_LONG = 100
 # What Pillow hands to Ghostscript or to Windows to draw, and what may carry such a picture inside.
 DRAWN_ELSEWHERE = ("EPS", "WMF", "IPTC")
+PNG = b"\x89PNG\r\n\x1a\n"
+TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # chunks of texts, and of a colour profile, which is not applied
+ORIENTING = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say how a picture is turned
+MOST_EXIF = 2**16  # bytes
+ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned, and how it is turned back
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 CONVERT = "convert it to JPEG or PNG"
 AGAIN = "fetch it anew"
 # How a file begins that Pillow does not know, in small letters; what it is; what to do with it. The first that fits.
@@ -47,8 +58,7 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
     """Decodes one cell of an image column.
 
     Args:
-        value: a `PIL.Image`, a path, `zip://name::archive`, encoded bytes, or the `{"bytes", "path"}` of an undecoded
-            `datasets.Image` cell.
+        value: as for `cells.content`.
         row, column: where the cell stands, for the error message.
 
     Returns:
@@ -60,23 +70,24 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
             another program.
     """
     where = f"row {row}, column '{column}'"
-    value = _stored(value)
+    value = stored(value)
     if value is None:
         raise UserError(f"{where}: there is no picture. Fill the cell or remove the row.")
+    found = None
     try:
-        picture = look_at(value)
+        picture = look_at(found := content(value))
         _check(picture)
-        return _rgb(ImageOps.exif_transpose(picture))
+        return _rgb(_upright(picture))
     # Pillow raises many types for broken files: OSError, SyntaxError, ValueError, its own.
     except Exception as error:
-        name = f" ({value})" if isinstance(value, str | Path) else ""
+        name = f" ({short(os.fspath(value))})" if isinstance(value, str | os.PathLike) else ""
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, UserError):  # of what the picture is, not yet where
             reason = str(error)
         elif isinstance(error, UnidentifiedImageError):  # which would name an address in memory
-            reason = f"{type(error).__name__}: it is {_looks_like(_beginning(value))}"
-        elif isinstance(value, str) and "://" in value and not value.startswith(IN_ZIP):
-            reason = "it is an address; python -m safe_clip.data.fetch fetches the pictures first"
+            reason = f"{type(error).__name__}: it is {_looks_like(found)}"
+        elif isinstance(error, OSError) and error.filename:  # which may be a long text that is no name
+            reason = f"{type(error).__name__}: {error.strerror}"
         raise UserError(
             f"{where}{name}: the picture cannot be read ({reason}). Replace the file or remove the row."
         ) from error
@@ -84,18 +95,37 @@ def open_image(value: Any, row: int, column: str) -> Image.Image:
 
 def look_at(value: Any) -> Image.Image:
     """A stored picture as its file has it, opened and not decoded yet; raises what Pillow and the system raise."""
-    value = _stored(value)
-    if isinstance(value, str) and value.startswith(IN_ZIP):
-        value = _from_zip(value)
-    if isinstance(value, Image.Image):
-        return value
-    return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    found = content(value)
+    return found if isinstance(found, Image.Image) else Image.open(io.BytesIO(without_texts(found)))
 
 
-def _stored(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value["bytes"] if value.get("bytes") is not None else value.get("path")
-    return value
+def without_texts(encoded: bytes) -> bytes:
+    """A PNG without the chunks that say nothing of its pixels, which generators fill with more than Pillow takes.
+
+    What is no PNG, or has no such chunks, is given back as it is.
+    """
+    if not encoded.startswith(PNG):
+        return encoded
+    kept, place, start = [], len(PNG), 0
+    while place + 8 <= len(encoded):
+        end = place + 12 + int.from_bytes(encoded[place : place + 4], "big")
+        kind = encoded[place + 4 : place + 8]
+        orients = end - place <= MOST_EXIF and encoded.startswith(ORIENTING, place + 8)
+        if (kind in TEXTS and not orients) or (kind == b"eXIf" and end - place > MOST_EXIF):
+            kept.append(encoded[start:place])
+            start = end
+        place = end
+    return b"".join([*kept, encoded[start:]]) if kept else encoded
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF data say, where they can be read."""
+    picture.load()  # they may stand behind the pixels
+    try:
+        turn = TURNS.get(picture.getexif().get(ORIENTATION))
+    except Exception:  # Pillow raises many types for broken data, whose pixels are none the worse
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _check(picture: Image.Image) -> None:
@@ -124,26 +154,6 @@ def _rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture.convert("RGB")
-
-
-def _from_zip(value: str) -> bytes:
-    name, _, archive = value.removeprefix(IN_ZIP).partition("::")
-    return open_archive(archive, os.getpid()).read(name)
-
-
-@lru_cache(maxsize=8)
-def open_archive(path: str, process: int) -> zipfile.ZipFile:
-    """An archive that stays open; each process has its own, since one that is shared would be read from in turns."""
-    return zipfile.ZipFile(path)
-
-
-def _beginning(value: str | Path | bytes) -> bytes:
-    if isinstance(value, bytes):
-        return value[:512]
-    if str(value).startswith(IN_ZIP):
-        return _from_zip(value)[:512]
-    with open(value, "rb") as file:
-        return file.read(512)
 
 
 def _looks_like(content: bytes) -> str:

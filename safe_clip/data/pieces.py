@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .images import IN_ZIP
+from .cells import source_file
 from .items import items_there
 
 PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
@@ -86,7 +86,7 @@ def stored_files(rows: Dataset, column: str) -> list[tuple] | None:
     facts = []
     for cell in rows[column]:
         path = stored_path(cell) or ""
-        file = path.rpartition("::")[2] if path.startswith(IN_ZIP) else path
+        file = source_file(path)
         if file not in known:
             stat = Path(file).stat() if file and Path(file).is_file() else None
             known[file] = (str(Path(file).absolute()), stat.st_size, stat.st_mtime_ns) if stat else ()

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, Value
 
 from ..errors import UserError
-from .images import IN_ZIP, open_archive
+from .cells import IN_ZIP, open_archive, storable
 from .items import ROW_COLUMN
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _listed(place: str, column: str) -> Iterator[tuple[str, str, int]]:
             inside[:] = sorted(each for each in inside if os.path.realpath(Path(folder, each)) not in seen)
             seen.update(os.path.realpath(Path(folder, each)) for each in inside)  # a link may lead back
             for path in (Path(folder, file) for file in sorted(files) if _is_picture(file)):
-                yield path.stem, str(path), path.stat().st_size
+                yield path.stem, storable(path), path.stat().st_size
         return
     try:
         entries = open_archive(place, os.getpid()).infolist()

@@ -269,3 +269,49 @@ def test_cells_without_a_picture(value, said):
     with pytest.raises(UserError) as error:
         open_image(value, 7, "unsafe_image")
     assert said in str(error.value) and "row 7, column 'unsafe_image'" in str(error.value)
+
+
+def inked(*chunks: tuple[bytes, bytes], picture: Image.Image = RED, behind: bool = False) -> bytes:
+    """A PNG with more chunks, before or behind its pixels."""
+    plain = encoded(picture, "PNG")
+    more = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    place = len(plain) - 12 if behind else 33
+    return plain[:place] + more + plain[place:]
+
+
+HUGE = {
+    "text": (b"tEXt", b"parameters\0" + b"a dog, " * 300_000),
+    "compressed text": (b"zTXt", b"parameters\0\0" + zlib.compress(bytes(3_000_000))),
+    "international text": (b"iTXt", b"workflow\0\0\0\0\0" + b"x" * 2_000_000),
+    "profile": (b"iCCP", b"p\0\0" + zlib.compress(bytes(3_000_000))),
+    "exif": (b"eXIf", b"MM\0*\0\0\0\x08" + bytes(3_000_000)),
+}
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("name", HUGE)
+def test_whatever_a_generator_notes_in_a_png_its_pixels_are_used(name, behind):
+    content = inked(HUGE[name], behind=behind and name != "profile")
+    assert open_image(content, 0, "safe_image").tobytes() == RED.tobytes()
+
+
+def test_many_notes_together_cost_no_pixel_and_bombs_stay_refused():
+    notes = [(b"zTXt", b"x%d\0\0" % n + zlib.compress(bytes(900_000))) for n in range(100)]
+    assert open_image(inked(*notes), 0, "safe_image").size == SIZE
+    with pytest.raises(UserError, match="DecompressionBombError"):
+        open_image(bomb()[:33] + b"\0\0\0\1tEXtx0000" + bomb()[33:], 0, "safe_image")
+
+
+def test_a_small_text_may_still_say_how_a_picture_is_turned():
+    sideways = Image.new("RGB", (8, 4), "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes().hex()
+    note = b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(raw) // 2:8}\n{raw}\n".encode())
+    assert open_image(inked((b"zTXt", note), picture=sideways), 0, "safe_image").size == (4, 8)
+
+
+def test_broken_exif_data_cost_no_pixel():
+    assert open_image(encoded(RED, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"), 0, "safe_image").size == SIZE

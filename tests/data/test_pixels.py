@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil, CLIPProcesso
 
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.data import pieces, pixels
-from safe_clip.data.images import open_archive
+from safe_clip.data.cells import open_archive
 
 from ..conftest import FEATURES, make_rows
 

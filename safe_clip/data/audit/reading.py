@@ -1,7 +1,7 @@
 """Reading every item once: what can be told of it without a classifier."""
 
 import importlib.metadata
-import os
+import io
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
-from ..images import IN_ZIP, look_at, open_archive, open_image
+from ..cells import content, short, stored
+from ..images import ORIENTATION, look_at, open_image
 from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, items_there
 from ..pieces import in_pieces, stored_files
 from ..rows import check_caption, undecoded
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
 TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one
-ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
 FIELDS = 4  # across and down, of which a picture's mean colours are kept
 SURE = 0.5  # of a caption's language, below which it counts as unclear
 UNCLEAR = "unclear"
@@ -228,20 +228,22 @@ def picture_bytes(cell: Any, row: int, column: str) -> bytes:
     Raises:
         UserError: its file cannot be read; the message does not tell where on this machine it was looked for.
     """
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
-    if isinstance(cell, bytes):
-        return cell
+    where = f"row {row}, column '{column}'"
     try:
-        if cell.startswith(IN_ZIP):
-            name, _, archive = cell.removeprefix(IN_ZIP).partition("::")
-            return open_archive(archive, os.getpid()).read(name)
-        return Path(cell).read_bytes()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        found = content(cell)
+    except UserError as error:
+        raise UserError(f"{where}: the picture cannot be read ({error}). Replace it or remove the row.") from error
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        name = short(PurePath(str(stored(cell))).name)
         raise UserError(
-            f"row {row}, column '{column}' ({PurePath(cell).name}): the picture's file cannot be read "
-            f"({type(error).__name__}). Replace the file or remove the row."
+            f"{where} ({name}): the picture's file cannot be read ({type(error).__name__}). Replace the file or remove "
+            "the row."
         ) from error
+    if not isinstance(found, Image.Image):
+        return found
+    buffer = io.BytesIO()
+    found.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def same_wording(text: str) -> str:
