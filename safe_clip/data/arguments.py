@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 LIST_FILE = "bad_rows.txt"  # in the output directory: what was left out, and why
 MISSING_PICTURES = ("error", "skip", "keep")
+CAPTION_LISTS = ("spread", "first", "error")
 SOURCES = (
     "streaming",
     "on_bad_row",
@@ -21,6 +22,8 @@ SOURCES = (
     "safe_images",
     "unsafe_images",
     "missing_pictures",
+    "caption_lists",
+    "sides_are_right",
 )
 
 
@@ -48,6 +51,12 @@ class DataArguments:
         },
     )
 
+    caption_lists: str = field(
+        default="spread",
+        metadata={
+            "help": "Of several captions in a cell, 'spread' gives each a row, 'first' takes one, 'error' stops."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read training rows as they are needed, and of other splits the first 1,000 alone."},
@@ -63,10 +72,9 @@ class DataArguments:
 
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
-        if self.missing_pictures not in MISSING_PICTURES:
-            raise UserError(
-                f"--missing_pictures {self.missing_pictures}: it must be among {', '.join(MISSING_PICTURES)}."
-            )
+        for name, known in (("missing_pictures", MISSING_PICTURES), ("caption_lists", CAPTION_LISTS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} {getattr(self, name)}: it must be among {', '.join(known)}.")
 
         if self.on_bad_row not in ("error", "skip"):
             raise UserError(f"--on_bad_row {self.on_bad_row}: it must be error or skip.")
@@ -99,4 +107,6 @@ class DataArguments:
             missing_pictures=self.missing_pictures,
             choose=choose,
             streaming=self.streaming,
+            caption_lists=self.caption_lists,
+            sides_are_right=self.sides_are_right,
         )

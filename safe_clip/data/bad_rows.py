@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 from .arguments import LIST_FILE
 from .items import ROW_COLUMN
+from .plain import plain_rows
 from .rows import StoredQuadruplet, undecoded
 from .schema import numbered
 
@@ -53,6 +54,7 @@ def leave_out_bad_rows(
     Raises:
         UserError: there are more bad rows than that, or no others.
     """
+    rows = plain_rows(rows, where)
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
     loader = DataLoader(Subset(_Faults(rows), mine), batch_size=None, num_workers=workers)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .items import CAPTION_COLUMNS, EMPTY, ITEM_COLUMNS, ROW_COLUMN, items_there
+from .plain import plain_rows
 from .rows import check_caption
 from .schema import numbered
 
@@ -64,7 +65,7 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
     for rows in data_sets:
         if not set(CAPTION_COLUMNS) & set(rows.column_names):
             continue
-        counts = count_tokens(rows, tokenizer)
+        counts = count_tokens(plain_rows(rows), tokenizer)
         lengths += [length for column in CAPTION_COLUMNS for length in counts[column] if length]
     cut = sum(length > max_length for length in lengths)
     if cut:
@@ -90,6 +91,7 @@ def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -
     Raises:
         UserError: there are more bad rows than that, or no others.
     """
+    rows = plain_rows(rows, where)
     faults: dict[int, str] = {}
     numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
     there = np.any([items_there(rows, column) for column in ITEM_COLUMNS], axis=0)

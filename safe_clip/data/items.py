@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset
 
 from ..errors import UserError
 
@@ -15,10 +16,14 @@ ITEM_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
 # Where a data set has them: what an item turned out to be, whichever side it stands on.
 LABEL_COLUMNS = tuple(f"{column}_is_safe" for column in ITEM_COLUMNS)
 NAMES = ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures")
-ROW_COLUMN = "source_row"  # kept by rows that were picked out, so that errors name the row the person knows
+ROW_COLUMN = "safe_clip_row"  # kept by rows that were picked out, so that errors name the row the person knows
 EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
 SAFE, UNSAFE, UNKNOWN = 1, 0, -1
 NOWHERE = -1
+# How a label may be written.
+TRUTHS = dict.fromkeys(("true", "t", "1", "1.0", "safe"), SAFE)
+TRUTHS |= dict.fromkeys(("false", "f", "0", "0.0", "unsafe"), UNSAFE)
+LONGEST_LABEL = 40  # characters of a cell that an error shows
 
 
 class Filing(NamedTuple):
@@ -108,9 +113,13 @@ def file_rows(rows: Dataset) -> Filing:
         row = int((~there.any(axis=1)).argmax())
         raise UserError(EMPTY.format(rows[ROW_COLUMN][row] if ROW_COLUMN in rows.column_names else row))
     labels = np.full(there.shape, UNKNOWN, dtype=np.int8)
-    for number, column in enumerate(LABEL_COLUMNS):
+    numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    for place, column in enumerate(LABEL_COLUMNS):
         if column in rows.column_names:
-            labels[:, number] = [read_label(value, row, column) for row, value in enumerate(rows[column])]
+            feature = rows.features[column]
+            labels[:, place] = [
+                read_label(value, row, column, feature) for row, value in zip(numbers, rows[column], strict=True)
+            ]
     return file_items(there, labels)
 
 
@@ -120,7 +129,7 @@ def items_there(rows: Dataset, column: str) -> np.ndarray:
         return np.zeros(len(rows), dtype=bool)
     cells = rows.data.column(column)
     there = pc.is_valid(cells)
-    if isinstance(rows.features[column], Image):
+    if pa.types.is_struct(cells.type) and {"bytes", "path"} <= {field.name for field in cells.type}:
         filled = pc.or_(*(pc.is_valid(pc.struct_field(cells, part)) for part in ("bytes", "path")))
         there = pc.and_(there, filled)
     there = there.to_numpy()
@@ -128,13 +137,25 @@ def items_there(rows: Dataset, column: str) -> np.ndarray:
     return there if rows._indices is None else there[rows._indices.column(0).to_numpy()]
 
 
-def read_label(value: Any, row: int, column: str) -> int:
-    """`SAFE`, `UNSAFE`, or `UNKNOWN` for an empty cell; raises `UserError` for anything else."""
-    if value is None:
+def read_label(value: Any, row: int | str, column: str, feature: Any = None) -> int:
+    """`SAFE`, `UNSAFE`, or `UNKNOWN` for an empty cell; raises `UserError` for anything else.
+
+    True and false may be numbers, words of `TRUTHS`, or classes (a `feature`) of such names, whatever their numbers.
+    """
+    if isinstance(feature, ClassLabel) and value is not None:
+        value = feature.int2str(value)
+    if value is None or value != value:  # not a number, as pandas has an empty cell
         return UNKNOWN
-    if value not in (True, False):
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        if not word:
+            return UNKNOWN
+        label = TRUTHS.get(word)
+    else:
+        label = {0: UNSAFE, 1: SAFE}.get(value) if isinstance(value, bool | int | float) else None
+    if label is None:
         raise UserError(
-            f"row {row}, column '{column}': a label must be true, false or empty, not {value!r}. "
+            f"row {row}, column '{column}': a label must be true, false or empty, not {str(value)[:LONGEST_LABEL]!r}. "
             "Mend the cell or remove the column."
         )
-    return SAFE if value else UNSAFE
+    return label

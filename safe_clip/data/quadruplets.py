@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset
 from ..errors import UserError
 from .items import IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
+from .plain import plain_rows, unformatted
 from .schema import STREAM_IDS, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
 
@@ -36,6 +37,8 @@ def load_quadruplets(
     missing_pictures: str = "error",
     choose: Callable[[Collection[str]], Sequence[str]] | None = None,
     streaming: bool = False,
+    caption_lists: str = "spread",
+    sides_are_right: bool = False,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
 
@@ -53,6 +56,9 @@ def load_quadruplets(
         choose: names the splits that are wanted, of which alone anything is asked; all by default.
         streaming: let the rows of `train` come in a stream, for `QuadrupletStream`; of other splits, load the first
             `STREAMED_ROWS` alone. Nothing is held out.
+        caption_lists: what becomes of several captions in a cell, as for `plain_rows`.
+        sides_are_right: rename columns of the unsafe side to the safe one, or the reverse, where the mapping says so;
+            by default that is an error.
 
     Returns:
         Splits, without rows that sexualise minors, with those of the columns `safe_caption`, `safe_image`,
@@ -72,7 +78,10 @@ def load_quadruplets(
     folder = Path(name) if Path(name).is_dir() else Path(name).parent
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
-        rows = refuse_minors(_renamed(rows, column_mapping or {}, where), where)
+        if ROW_COLUMN in _columns(rows):  # which rows that were saved had in another data set
+            rows = rows.remove_columns([ROW_COLUMN])
+        rows = refuse_minors(_renamed(unformatted(rows, where), column_mapping or {}, where), where)
+        rows = plain_rows(rows, where, caption_lists)
         if streaming and split != "train":
             rows = first_rows(rows, STREAMED_ROWS)
         elif streaming and isinstance(rows, Dataset):
@@ -135,13 +144,14 @@ def _renamed(rows: Dataset | IterableDataset, mapping: Mapping[str, str | None],
 def hold_out_validation(splits: DatasetDict) -> DatasetDict:
     """Makes a fixed share of `train` a `validation` split, where there is none."""
     if "train" in splits and "validation" not in splits:
-        rows = splits["train"]
-        count = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(rows))))
-        if count < len(rows):
-            rows = numbered(rows)
-            chosen = set(random.Random(0).sample(range(len(rows)), count))
-            splits["train"] = rows.select([index for index in range(len(rows)) if index not in chosen])
-            splits["validation"] = rows.select(sorted(chosen))
+        rows = numbered(plain_rows(splits["train"], "split 'train'"))
+        numbers = rows[ROW_COLUMN]
+        known = list(dict.fromkeys(numbers))  # rows that were made of one stay together
+        count = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(known))))
+        if count < len(known):
+            chosen = {known[place] for place in random.Random(0).sample(range(len(known)), count)}
+            splits["train"] = rows.select([place for place, number in enumerate(numbers) if number not in chosen])
+            splits["validation"] = rows.select([place for place, number in enumerate(numbers) if number in chosen])
     return splits
 
 

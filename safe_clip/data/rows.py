@@ -31,6 +31,7 @@ from .items import (
 )
 from .pieces import stored_files
 from .pixels import cache_pixels, pixel_shape
+from .plain import plain_rows
 from .quadruplets import check_columns
 from .schema import STREAM_IDS
 
@@ -93,6 +94,7 @@ class QuadrupletRows(TorchDataset):
         self.shape: tuple[int, ...] | None = None
         self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         if isinstance(rows, Dataset):
+            rows = plain_rows(rows)
             if not set(ITEM_COLUMNS) & set(rows.column_names):
                 check_columns(rows.column_names, "the data set")
             self.filing = file_rows(rows)

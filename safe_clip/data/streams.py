@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from ..errors import UserError
 from .collator import QuadrupletCollator
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
+from .plain import plain_rows
 from .rows import StoredQuadruplet, captions_digest, undecoded
 from .schema import STREAM_IDS, stream_columns
 
@@ -56,6 +57,7 @@ class QuadrupletStream(TorchIterableDataset):
         bad_rows: Path | None = None,
         max_bad_fraction: float = 0.05,
     ):
+        rows = plain_rows(rows)
         self.columns = stream_columns(rows)
         self.source = undecoded(rows, self.columns)
         self.rows = self.source.shuffle(seed, buffer_size=shuffle_buffer) if shuffle_buffer else self.source
@@ -82,7 +84,9 @@ class QuadrupletStream(TorchIterableDataset):
 
     def head(self, count: int) -> TorchDataset:
         """The first quadruplets, in the order of the source, the same on every process."""
-        quadruplets = (each for number, row in enumerate(self.source) for each in file_row(row, number))
+        quadruplets = (
+            each for number, row in enumerate(self.source) for each in file_row(row, number, self.source.features)
+        )
         if self.bad_rows is not None:
             quadruplets = (each for each in quadruplets if each.fault() is None)
         return _Head(list(itertools.islice(quadruplets, count)))
@@ -101,7 +105,7 @@ class QuadrupletStream(TorchIterableDataset):
         unread, bad = self.unread, 0
         for number, row in enumerate(self.rows):
             try:
-                quadruplets = file_row(row, number)
+                quadruplets = file_row(row, number, self.source.features)
                 if self.bad_rows is not None:  # bad rows must be found again, so that no others take their places
                     quadruplets = [self._read(each) for each in quadruplets]
             except UserError as error:
@@ -206,7 +210,7 @@ class _Collate:
         return {} if rows[0] is None else self.collator(rows)
 
 
-def file_row(row: dict[str, Any], number: int) -> list[StoredQuadruplet]:
+def file_row(row: dict[str, Any], number: int, features: Mapping[str, Any] | None = None) -> list[StoredQuadruplet]:
     """The quadruplets that a row is made into, as its labels say.
 
     Raises:
@@ -216,7 +220,7 @@ def file_row(row: dict[str, Any], number: int) -> list[StoredQuadruplet]:
     if not any(row.get(column) is not None for column in LABEL_COLUMNS):
         return [StoredQuadruplet(row, number)]
     there = [row.get(column) is not None for column in ITEM_COLUMNS]
-    labels = [read_label(row.get(column), number, column) for column in LABEL_COLUMNS]
+    labels = [read_label(row.get(column), number, column, (features or {}).get(column)) for column in LABEL_COLUMNS]
     filing = file_items(np.array([there]), np.array([labels]))
     return [
         StoredQuadruplet(

@@ -4,6 +4,7 @@ import torch
 from datasets import Dataset
 from transformers import CLIPModel, CLIPProcessor, EvalPrediction
 
+from ..data.plain import plain_rows
 from .embedding import Embedder
 from .items import Items
 from .quadruplets import QuadrupletItems, embed_quadruplets, readable_rows
@@ -29,7 +30,7 @@ def evaluate_quadruplets(
     Raises:
         UserError: a row cannot be used.
     """
-    items = embed_quadruplets(Embedder(model, processor, desc, batch_size), rows)
+    items = embed_quadruplets(Embedder(model, processor, desc, batch_size), plain_rows(rows))
     readable_rows([items.safe_image, items.unsafe_image], desc)
     return summary_figures(items)
 

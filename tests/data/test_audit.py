@@ -360,7 +360,7 @@ def test_rows_that_sexualise_minors_are_in_no_output(red_judge, tmp_path, capsys
         assert "kite" not in text and "baby" not in text
     written = load_from_disk(tmp_path / "labelled")["train"]
     assert [text.split()[1] for text in written["safe_caption"]] == ["yellow", "child", "blue", "green"]
-    assert "source_row" not in written.column_names
+    assert "safe_clip_row" not in written.column_names
     # Numbers are still those of the data set.
     assert found["splits"]["train"]["items"]["unsafe_image"]["wrong"] == [2]
 

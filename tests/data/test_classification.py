@@ -247,5 +247,5 @@ def test_rows_that_are_picked_keep_their_labels_and_numbers():
     some = data.select([1, 3])
     assert some.labels == [0, 2] and list(some.rows["kind"]) == [0, 2]
     again = some.select([1])
-    assert again.labels == [2] and list(again.rows["source_row"]) == [3]
+    assert again.labels == [2] and list(again.rows["safe_clip_row"]) == [3]
     assert (again.name, again.class_names, len(data.rows)) == ("mine", READABLE, 4)

@@ -145,7 +145,7 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
     ]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     rows, missing = load_pictures(str(tmp_path / "list.csv"))
-    assert list(rows["source_row"]) == [3, 4, 5, 7, 11]
+    assert list(rows["safe_clip_row"]) == [3, 4, 5, 7, 11]
     assert [PILImage.open(file).getpixel((0, 0))[0] for file in rows["image"]] == [SHADES[name] for name in "abecc"]
     assert len(missing) == 4
     assert missing[0].startswith(f"list.csv, line 6 ({address}/bad.png): ClientResponseError: 404")
@@ -162,7 +162,7 @@ def test_what_was_fetched_is_not_fetched_again(server, tmp_path):
     asked.clear()
     second, missing = load_pictures(str(tmp_path / "list.txt"))
     assert set(asked) == {"/bad.png"} and len(missing) == 1
-    assert list(second["image"]) == list(first["image"]) and list(second["source_row"]) == [1, 3]
+    assert list(second["image"]) == list(first["image"]) and list(second["safe_clip_row"]) == [1, 3]
 
 
 @pytest.mark.parametrize("protocol", ["http", "https"])
@@ -178,7 +178,7 @@ def test_a_server_that_never_answers_is_given_up(protocol, monkeypatch, tmp_path
         rows, missing = load_pictures(str(tmp_path / "list.txt"))
         hang_up.cancel()
     assert time.monotonic() - start < 3
-    assert list(rows["source_row"]) == [2] and missing[0].startswith("list.txt, line 1 ")
+    assert list(rows["safe_clip_row"]) == [2] and missing[0].startswith("list.txt, line 1 ")
 
 
 def test_fetching_leaves_the_environment_alone(monkeypatch, tmp_path):
@@ -207,14 +207,14 @@ def test_fetching_leaves_the_environment_alone(monkeypatch, tmp_path):
 def test_a_list_may_start_with_a_byte_order_mark(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-8-sig")
-    assert list(load_pictures(str(tmp_path / "list.txt"))[0]["source_row"]) == [1]
+    assert list(load_pictures(str(tmp_path / "list.txt"))[0]["safe_clip_row"]) == [1]
 
 
 def test_a_line_too_long_for_a_path_is_missing(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text(f"{'x' * 5000}\na.png\n")
     rows, missing = load_pictures(str(tmp_path / "list.txt"))
-    assert list(rows["source_row"]) == [2] and len(missing) == 1
+    assert list(rows["safe_clip_row"]) == [2] and len(missing) == 1
 
 
 def refused(name, message, **options):

@@ -59,7 +59,7 @@ ROWS = {
 def test_rows_are_dropped_counted_and_not_shown(caplog):
     with caplog.at_level(logging.INFO):
         rows = refuse_minors(Dataset.from_dict(ROWS), "split 'train'")
-    assert rows["source_row"] == [1, 2, 3]
+    assert rows["safe_clip_row"] == [1, 2, 3]
     assert "split 'train': 1 of 4 rows were refused, because they sexualise minors." in caplog.text
     assert "kite" not in caplog.text and "nude" not in caplog.text
 

@@ -34,8 +34,8 @@ def test_loads_a_folder_of_parquet_as_the_hub_keeps_it(tmp_path):
 def test_validation_is_cut_off_training_where_there_is_none(tmp_path):
     first, second = (load_quadruplets(save(tmp_path / name, train=40)) for name in "ab")
     assert (len(first["train"]), len(first["validation"])) == (38, 2)
-    chosen = list(first["validation"]["source_row"])
-    assert sorted([*chosen, *first["train"]["source_row"]]) == list(range(40))
+    chosen = list(first["validation"]["safe_clip_row"])
+    assert sorted([*chosen, *first["train"]["safe_clip_row"]]) == list(range(40))
     assert list(first["validation"]["safe_caption"]) == list(second["validation"]["safe_caption"])
     both = [*first["train"]["unsafe_caption"], *first["validation"]["unsafe_caption"]]
     assert sorted(both) == sorted(make_rows(40)["unsafe_caption"])
@@ -133,7 +133,7 @@ def test_rows_are_named_as_in_the_data_set_from_which_validation_was_cut(tmp_pat
     Dataset.from_dict(rows, features=FEATURES).to_parquet(tmp_path / "train.parquet")
     splits = load_quadruplets(str(tmp_path))
     (split, position) = next(
-        (name, list(data["source_row"]).index(30)) for name, data in splits.items() if 30 in data["source_row"]
+        (name, list(data["safe_clip_row"]).index(30)) for name, data in splits.items() if 30 in data["safe_clip_row"]
     )
     assert position != 30
     with pytest.raises(UserError, match="row 30, column 'unsafe_caption': the caption is empty"):

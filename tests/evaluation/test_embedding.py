@@ -151,7 +151,7 @@ def broken_rows():
 
 
 def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked(model, processor, tmp_path):
-    rows = broken_rows().add_column("source_row", [10, 11, 12, 13, 14, 15])
+    rows = broken_rows().add_column("safe_clip_row", [10, 11, 12, 13, 14, 15])
     embedder = Embedder(model, processor, cache_dir=tmp_path)
     items = embed_quadruplets(embedder, rows)
     assert items.safe_image.embeds[1].isnan().all() and not items.safe_image.embeds[0].isnan().any()

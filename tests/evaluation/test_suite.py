@@ -104,8 +104,8 @@ def test_splits_and_samples(dataset_dir, rows):
     assert choose_splits(names, ["train"], "x") == ["train"]
     sample = draw(rows, 5)
     assert sample.of == 24 and len(sample.rows) == 5
-    numbers = list(sample.rows["source_row"])
-    assert numbers == sorted(set(numbers)) and list(draw(rows, 5).rows["source_row"]) == numbers
+    numbers = list(sample.rows["safe_clip_row"])
+    assert numbers == sorted(set(numbers)) and list(draw(rows, 5).rows["safe_clip_row"]) == numbers
     assert sample.rows[2]["safe_caption"] == rows[numbers[2]]["safe_caption"]
     assert draw(rows, 24).rows is rows
 

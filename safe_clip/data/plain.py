@@ -1,0 +1,221 @@
+"""Rows as anybody stores them, made plain: no format, and a caption or none in each cell of captions."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from itertools import chain, cycle, islice, repeat
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
+
+from ..errors import UserError
+from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN
+from .schema import numbered
+
+logger = logging.getLogger(__name__)
+
+TEXTS = ("string", "large_string", "string_view")
+NUMBERS = ("int", "uint", "float", "double", "decimal", "bool")
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column holds texts, however they are stored."""
+    return isinstance(feature, Value) and feature.dtype in TEXTS
+
+
+def is_number(feature: Any) -> bool:
+    """Whether a column holds numbers, true and false among them."""
+    return isinstance(feature, Value) and feature.dtype.startswith(NUMBERS)
+
+
+def texts_in(feature: Any, cell: Any) -> Iterator[str]:
+    """The texts in a cell, in its order: names where it holds numbers of classes, what lists and parts hold, and the
+    names of parts that are true.
+
+    Args:
+        feature: of its column; `None` where it is not known.
+        cell: as `datasets` gives it.
+    """
+    if isinstance(cell, str):
+        yield cell
+    elif isinstance(feature, ClassLabel) and isinstance(cell, int | np.integer) and 0 <= cell < feature.num_classes:
+        yield feature.int2str(int(cell))
+    elif isinstance(cell, Mapping):
+        for name, part in cell.items():
+            if isinstance(part, bool | np.bool_):
+                yield from [name] if part else []
+            else:
+                inner = feature.get(name) if isinstance(feature, Mapping) else getattr(feature, "feature", None)
+                yield from texts_in(inner, part)
+    elif isinstance(cell, list | tuple | np.ndarray):
+        inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+        for part in cell:
+            yield from texts_in(inner, part)
+
+
+def cell_name(feature: Any, cell: Any) -> str:
+    """What tables call a cell: its text, several with commas between them; "" for an empty one."""
+    if cell is None or isinstance(cell, str) or isinstance(feature, ClassLabel):
+        return "".join(texts_in(feature, cell)).strip()
+    if isinstance(cell, list | tuple | np.ndarray | Mapping):
+        return ", ".join(filter(None, (text.strip() for text in texts_in(feature, cell))))
+    return str(cell).strip()
+
+
+def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spread") -> Any:
+    """Rows without a format, whose captions are one text to a cell.
+
+    Names of classes take the place of their numbers. Of lists of captions, each gets a row: of k safe and m unsafe ones
+    as many as the longer list has, the shorter one going round. Such rows keep the number of the row they are made of.
+
+    Args:
+        rows: a `Dataset` or `IterableDataset`; anything else is given back as it is.
+        where: what messages call them.
+        caption_lists: `"spread"` to rows, take the `"first"`, or `"error"`.
+
+    Raises:
+        UserError: rows have a transform, columns of captions hold pictures or parts, or pictures come in lists.
+    """
+    if not isinstance(rows, Dataset | IterableDataset):
+        return rows
+    rows = unformatted(rows, where)
+    features = rows.features
+    if features is None:
+        first = next(iter(rows), {})
+        features = {name: List(Value("string")) for name in CAPTION_COLUMNS if _is_list(first.get(name))}
+    for column in {*CAPTION_COLUMNS, *IMAGE_COLUMNS} & set(features):
+        _check(features[column], column, where)
+    odd = {column: features[column] for column in CAPTION_COLUMNS if column in features and _is_odd(features[column])}
+    if isinstance(rows, Dataset):
+        rows = _without_numbers_of_nothing(rows)
+    if not odd:
+        return rows
+    return (
+        _read_stream(rows, odd, caption_lists)
+        if isinstance(rows, IterableDataset)
+        else _read(rows, odd, where, caption_lists)
+    )
+
+
+def unformatted(rows: Any, where: str = "the data set") -> Any:
+    """Rows as they are stored: `with_format` is undone.
+
+    Raises:
+        UserError: they have a transform of their own, which would be lost.
+    """
+    if not isinstance(rows, Dataset):
+        return rows.with_format(None) if isinstance(rows, IterableDataset) else rows
+    if rows.format["type"] == "custom":
+        raise UserError(
+            f"{where} has a transform (with_transform or set_transform), which changes rows as they are read; make its "
+            "changes with rows.map(...), or leave it out with rows.with_format(None)."
+        )
+    columns = rows.format["columns"]
+    return rows if rows.format["type"] is None and columns == rows.column_names else rows.with_format(None)
+
+
+def _is_list(cell: Any) -> bool:
+    return isinstance(cell, list | tuple | np.ndarray)
+
+
+def _inner(feature: Any) -> Any:
+    """What a list holds, or a list of lists; the feature itself where it is none."""
+    while isinstance(feature, List | LargeList | list):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    return feature
+
+
+def _is_odd(feature: Any) -> bool:
+    """Whether captions of this kind have to be read in a way of their own."""
+    return isinstance(feature, ClassLabel) or (
+        _inner(feature) is not feature and (is_text(_inner(feature)) or isinstance(_inner(feature), ClassLabel))
+    )
+
+
+def _check(feature: Any, column: str, where: str) -> None:
+    inner = _inner(feature)
+    named = f"{where}: column '{column}'"
+    if column in CAPTION_COLUMNS:
+        if isinstance(inner, Image):
+            raise UserError(f"{named} holds pictures, not captions; name another with --column_mapping.")
+        if isinstance(inner, Mapping):
+            part = next((name for name, each in inner.items() if is_text(each)), next(iter(inner), "text"))
+            raise UserError(
+                f"{named} holds parts ({', '.join(inner)}), not captions; make one of them a column, such as with "
+                f"rows.map(lambda row: {{'{column}': row['{column}']['{part}']}})."
+            )
+    elif inner is not feature and (isinstance(inner, Image | Mapping) or is_text(inner) or "binary" in str(inner)):
+        raise UserError(f"{named} holds lists of pictures, but a row has one of each side; give each a row of its own.")
+
+
+def _without_numbers_of_nothing(rows: Dataset) -> Dataset:
+    """Rows whose columns of items are empty where they hold "not a number" alone, as pandas writes empty ones."""
+    for column in (*CAPTION_COLUMNS, *IMAGE_COLUMNS):
+        feature = rows.features.get(column)
+        numbers = isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))
+        if numbers and all(cell is None or math.isnan(cell) for cell in rows[column]):
+            rows = rows.remove_columns([column]).add_column(column, [None] * len(rows))
+    return rows
+
+
+def _captions(feature: Any, cell: Any) -> list[str]:
+    """The captions of a cell: none, one, or those of a list."""
+    return list(texts_in(feature, cell))
+
+
+def _spread(cells: Mapping[str, list[list[str]]], how: str) -> tuple[list[int], dict[str, list[str | None]]]:
+    """The rows that each row is made into, and their captions.
+
+    Args:
+        cells: by column, the captions of N rows.
+        how: `"first"` takes the first of each alone.
+    """
+    most = [1 if how == "first" else max(1, *map(len, row)) for row in zip(*cells.values(), strict=True)]
+    rows = list(chain.from_iterable(repeat(row, count) for row, count in enumerate(most)))
+    captions = {
+        column: list(
+            chain.from_iterable(
+                islice(cycle(cell or [None]), count) for cell, count in zip(column_cells, most, strict=True)
+            )
+        )
+        for column, column_cells in cells.items()
+    }
+    return rows, captions
+
+
+def _read(rows: Dataset, odd: Mapping[str, Any], where: str, how: str) -> Dataset:
+    cells = {column: [_captions(feature, cell) for cell in rows[column]] for column, feature in odd.items()}
+    several = [row for row, each in enumerate(zip(*cells.values(), strict=True)) if max(map(len, each)) > 1]
+    number = rows[ROW_COLUMN][several[0]] if several and ROW_COLUMN in rows.column_names else (several or [0])[0]
+    if several and how == "error":
+        raise UserError(
+            f"{where}: {len(several):,} rows have lists of captions, such as row {number}. --caption_lists spread "
+            "gives each caption a row, --caption_lists first takes the first of each list."
+        )
+    places, captions = _spread(cells, how)
+    made = numbered(rows) if several else rows
+    made = made.remove_columns(list(odd))
+    made = made.select(places) if len(places) != len(rows) else made
+    for column, texts in captions.items():
+        made = made.add_column(column, texts, feature=Value("string"))
+    if several:
+        became = "the first of each is taken" if how == "first" else f"spread to {len(made):,} rows, a caption in each"
+        logger.warning("%s: %d of %d rows have lists of captions: %s.", where, len(several), len(rows), became)
+    return made
+
+
+def _read_stream(rows: IterableDataset, odd: Mapping[str, Any], how: str) -> IterableDataset:
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+
+    def read(batch: dict[str, list]) -> dict[str, list]:
+        cells = {column: [_captions(feature, cell) for cell in batch[column]] for column, feature in odd.items()}
+        if how == "error" and any(len(cell) > 1 for column in cells.values() for cell in column):
+            raise UserError("a row has a list of captions. --caption_lists spread gives each caption a row.")
+        places, captions = _spread(cells, how)
+        return {column: [cells[place] for place in places] for column, cells in batch.items()} | captions
+
+    features = rows.features and Features({**rows.features, **{column: Value("string") for column in odd}})
+    return rows.map(read, batched=True, batch_size=16, features=features)
