@@ -16,13 +16,14 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safe_clip import UserError
 from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import LIST_FILE, DataArguments
 from safe_clip.errors import run
 from safe_clip.evaluation import TASKS
+from safe_clip.ranges import COUNT, SHARE, Range, check_ranges
 
 DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -99,6 +100,14 @@ class EvaluationArguments(DataArguments):
     cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
 
+    RANGES: ClassVar[dict[str, Range]] = {
+        "strength": SHARE,
+        "strengths": SHARE,
+        "max_samples": COUNT,
+        "batch_size": COUNT,
+        "num_workers": Range(0, 4096, whole=True),
+    }
+
     @property
     def settings(self) -> dict[str, Any]:
         """What a card's command needs besides the model, the original and the data, for the same figures."""
@@ -114,10 +123,7 @@ class EvaluationArguments(DataArguments):
             for value in values:
                 if value not in known:
                     raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
-        for name in ("max_samples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} is {value}; it must be 1 or more.")
+        check_ranges(self, self.RANGES)
         if self.model is None and self.baseline is None:
             trained = (DEFAULT_MODEL / "config.json").is_file()
             if trained and not of_the_embedded_base(DEFAULT_MODEL):

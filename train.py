@@ -13,13 +13,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safe_clip
 from safe_clip import UserError
 from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import DataArguments
 from safe_clip.errors import first_line, run
+from safe_clip.ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -43,6 +44,17 @@ class ScriptArguments(DataArguments):
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "shuffle_buffer": SIZE,
+        "lora_r": Range(1, 65536, whole=True),
+        "lora_alpha": POSITIVE,
+        "lora_dropout": DROPPED,
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, self.RANGES)
 
     @property
     def further(self) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 import argparse
 import difflib
 import json
+import re
+import sys
+from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, NoReturn
 
 from .errors import UserError
+from .settings_file import read_settings
+
+USAGE = 2  # what programs end with where flags are wrong, by custom
 
 
 def parse_arguments(
@@ -24,28 +28,80 @@ def parse_arguments(
         **parser_options: passed to `argparse.ArgumentParser`.
 
     Raises:
-        UserError: the file cannot be read, or a setting has no such name.
+        UserError: the file cannot be read, a setting has no such name, or a value is not what it takes.
     """
-    from transformers import HfArgumentParser  # slow, and the rest of this file is wanted before it
+    from transformers import HfArgumentParser  # slow, and the rest of this file is needed before it
 
-    parser = HfArgumentParser(dataclasses, formatter_class=_HelpFormatter, **parser_options)
-    known = [action.dest for action in parser._actions]
+    class Parser(OneLineParser, HfArgumentParser):
+        pass
+
+    parser = Parser(dataclasses, formatter_class=_HelpFormatter, **parser_options)
     if yaml_file is not None:
-        settings = _read(yaml_file)
-        for name in settings:
-            if name not in known:
-                raise UserError(f"{yaml_file} sets '{name}', which is no setting.{_suggest(name, known)}")
         # As flags, so that the file's values are checked like those of the command line.
-        flags = [word for name, value in settings.items() for word in _flag(name, value)] + list(flags)
+        flags = _as_flags(yaml_file, parser, dataclasses) + _told(list(flags), parser)
+    else:
+        flags = _told(list(flags), parser)
     try:
         *filled, unknown = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
         )
+    except UserError:
+        raise
     except ValueError as error:  # settings that contradict each other
         raise UserError(str(error)) from error
     if unknown:
-        raise UserError(f"{unknown[0]} is no setting.{_suggest(unknown[0].lstrip('-'), known)} --help lists them all.")
+        parser.refuse(unknown[0])
     return tuple(filled)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of flags whose errors are one line, and which takes no flag for another that it is the beginning of."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options | {"allow_abbrev": False})
+        # Numbers such as -1e-3 too are values, not flags.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|-(inf|nan)$")
+
+    @property
+    def settings(self) -> list[str]:
+        """The names of what can be set."""
+        return [action.dest for action in self._actions if action.dest != "help"]
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        filled, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown[0])
+        return filled
+
+    def refuse(self, word: str) -> NoReturn:
+        """Raises `UserError` for a word that is no flag's."""
+        if not word.startswith("-"):
+            file = " A file of settings comes first, and ends in .yaml." if word.endswith((".yaml", ".yml")) else ""
+            raise UserError(f"'{word}' belongs to no flag.{file} --help lists them all.", USAGE)
+        name = word.partition("=")[0]
+        raise UserError(
+            f"{name} is no setting.{suggest(name.lstrip('-'), self.settings)} --help lists them all.", USAGE
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError` in place of printing how every flag is used."""
+        found = re.fullmatch(r"argument (?P<flags>\S+): (?P<what>.*)", message, flags=re.DOTALL)
+        if found is None:
+            raise UserError(f"{message}. --help lists all settings.", USAGE)
+        what = found["what"]
+        for pattern, plain in FAULTS.items():
+            what = re.sub(pattern, plain, what, flags=re.DOTALL)
+        raise UserError(f"{found['flags'].split('/')[0]}: {what.rstrip('.')}.", USAGE)
+
+
+# What argparse says, in plain words.
+FAULTS = {
+    r"invalid int value: (.*)": r"it must be a whole number, not \1",
+    r"invalid float value: (.*)": r"it must be a number, not \1",
+    r"Truthy value expected: got (.*) but expected one of .*": r"it must be true or false, not '\1'",
+    r"expected (?:one|at least one) argument": "a value must follow it",
+    r"invalid choice: (.*) \(choose from (.*)\)": r"it must be among \2, not \1",
+}
 
 
 def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
@@ -69,42 +125,75 @@ def json_object(option: str, value: dict | str | None) -> dict | None:
     """The object that a flag gives as JSON.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: it is no JSON object, or names something twice.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:
+            raise UserError(f"{option} names '{twice[0]}' twice; leave one.")
+        return dict(pairs)
+
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{option} is not JSON ({error}).") from error
+            value = json.loads(value, object_pairs_hook=once)
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{option} must be a JSON object, not {value[:80]!r} ({error}).") from error
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{option} must be a JSON object, not {value!r}.")
     return value
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """Which known name may have been meant, as a sentence after a space; nothing where none is like it."""
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults beside the settings, and the description's lines as they are."""
 
 
+def _as_flags(yaml_file: Path, parser: OneLineParser, dataclasses: list[type]) -> list[str]:
+    """The settings of a file as flags.
+
+    Raises:
+        UserError: there is no such setting, or it does not take a list or a mapping.
+    """
+    # Of what has a `--no_` flag too, the first is the setting.
+    actions = {each.dest: each for each in reversed(parser._actions) if each.default is not argparse.SUPPRESS}
+    mappings = {each.name for kind in dataclasses for each in fields(kind) if "dict" in str(each.type)}
+    mappings |= {name for kind in dataclasses for name in getattr(kind, "_VALID_DICT_FIELDS", ())}
+    words = []
+    for name, value in read_settings(yaml_file).items():
+        action = actions.get(name)
+        if action is None:
+            raise UserError(f"{yaml_file} sets '{name}', which is no setting.{suggest(name, parser.settings)}", USAGE)
+        if isinstance(value, dict) and name not in mappings:
+            raise UserError(f"{yaml_file} sets '{name}' to a mapping, but it takes a single value.", USAGE)
+        if isinstance(value, list) and (action.nargs != "+" or any(not isinstance(item, str) for item in value)):
+            takes = "texts" if action.nargs == "+" else "a single value"
+            raise UserError(f"{yaml_file} sets '{name}' to a list, but it takes {takes}.", USAGE)
+        if getattr(action.type, "__name__", None) == "string_to_bool" and isinstance(value, str):
+            value = {"on": "true", "off": "false"}.get(value.lower(), value)  # as YAML has them
+        words += _flag(name, value)
+    return words
+
+
 def _flag(name: str, value: Any) -> list[str]:
-    if value is None:
+    if value is None or value == []:
         return []
-    if isinstance(value, dict):
-        return [f"--{name}", json.dumps(value)]
-    return [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+    if isinstance(value, list):
+        return [f"--{name}", *value]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _read(yaml_file: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(yaml_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{yaml_file} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{yaml_file} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{yaml_file} must hold `name: value` lines.")
-    return settings
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+def _told(flags: list[str], parser: OneLineParser) -> list[str]:
+    """The same flags; says which of them stand there more than once, of which the last counts."""
+    given = [parser._option_string_actions.get(word.partition("=")[0]) for word in flags if word.startswith("--")]
+    for action, times in Counter(filter(None, given)).items():
+        if times > 1:
+            print(f"warning: --{action.dest} is given {times} times; the last counts.", file=sys.stderr)
+    return flags

@@ -1,16 +1,30 @@
 """Errors that the person at the keyboard can mend."""
 
 import errno
+import getpass
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .stopping import at_once, handled, raise_stopped, reader_left, silence
+
 FULL = "|".join(str(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 # What a library's error says where the machine has too little of something, which is short, and the cure. Each library
 # has types of its own for these, and some have none.
 SHORTAGES = {
+    # Of torch, which passes tensors between processes by files there.
+    r"shared memory|/dev/shm|</torch_|signal: Bus error|torch_\d+_\d+_\d+": (
+        "the shared memory (/dev/shm) is too small for what processes that read rows pass on",
+        "Use --dataloader_num_workers 0 (of eval.py: --num_workers 0), or fewer of them or a smaller batch; in a "
+        "container, give it more (`--shm-size 8g`). --resume_from_checkpoint last goes on from the last checkpoint.",
+    ),
+    r"Too many open files|Errno 24\b": (
+        "too many files are open at once",
+        "Allow more with `ulimit -n 65536`, or use fewer --dataloader_num_workers (of eval.py: --num_workers).",
+    ),
     # Python and pyarrow; safetensors; datasets; torch, which tells no number.
     rf"(?i:errno|os error) (?:{FULL})\b|Not enough disk space|unexpected pos \d+ vs|StreamWriter failed": (
         "the disk is full",
@@ -33,9 +47,15 @@ SHORTAGES = {
 
 
 class UserError(ValueError):
-    """Bad input: one line that names what is wrong, where, and the cure."""
+    """Bad input: one line that names what is wrong, where, and the cure.
 
-    def __init__(self, message: str):
+    Args:
+        message: that line.
+        code: what a program ends with.
+    """
+
+    def __init__(self, message: str, code: int = 1):
+        self.code = code
         # A data-loading worker's error is raised anew with its traceback for a message; only what
         # stood in the original is worth reading.
         message = message.rpartition(f"{__name__}.{type(self).__name__}: ")[2]
@@ -89,13 +109,42 @@ def explained(error: BaseException | None) -> str | None:
 def run(main: Callable[..., None], *args: Any) -> None:
     """Runs a script's `main`, which ends in one line where a person can mend what went wrong, else in the traceback.
 
+    Where it is stopped, by Ctrl-C or SIGTERM, it ends in one line too; a second time ends it at once.
+
     Raises:
-        SystemExit: with that line.
+        SystemExit: with that line, or after it with the status that goes with it.
     """
+    with handled(raise_stopped):
+        try:
+            check_home()
+            main(*args)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            at_once()
+            print(f"\n{error}" if str(error) else "\ninterrupted.", file=sys.stderr, flush=True)
+            sys.exit(getattr(error, "code", 130))
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and reader_left():
+                silence()
+                sys.exit(128 + 13)  # as what ends by SIGPIPE
+            said = str(error) if isinstance(error, UserError) else explained(error)
+            if said is None:
+                raise
+            if getattr(error, "code", 1) == 1:
+                sys.exit(f"error: {said}")
+            print(f"error: {said}", file=sys.stderr)
+            sys.exit(error.code)
+
+
+def check_home() -> None:
+    """Raises `UserError` where there is no home, under whose name libraries would make a folder `~` right here, and
+    gives a user without a name one, which some ask for."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        raise UserError(
+            f"the user of number {os.getuid()} has no home folder, where what is downloaded is kept: set HOME to a "
+            "folder that may be written."
+        )
     try:
-        main(*args)
-    except Exception as error:
-        said = str(error) if isinstance(error, UserError) else explained(error)
-        if said is None:
-            raise
-        sys.exit(f"error: {said}")
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())

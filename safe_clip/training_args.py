@@ -1,18 +1,26 @@
 """The settings of a training run."""
 
+import contextlib
+import functools
 import logging
 import os
-from dataclasses import dataclass, field
-from typing import Any
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
-from .config import changed
-from .errors import UserError
+from .config import changed, json_object, suggest
+from .errors import UserError, first_line
 from .names import public
 from .objectives import OBJECTIVES, build_objective
 from .objectives.base import STATE_NEEDS
+from .optional import check_optional
+from .ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +91,46 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Captions and pictures are not arguments of the model's `forward`, yet the collator wants them.
     """
 
+    RANGES: ClassVar[dict[str, Range]] = {
+        "per_device_train_batch_size": COUNT,
+        "per_device_eval_batch_size": COUNT,
+        "gradient_accumulation_steps": COUNT,
+        "eval_accumulation_steps": COUNT,
+        "contrastive_batch_size": COUNT,
+        "num_train_epochs": Range(0, HUGE, above=True),
+        "max_steps": Range(1, HUGE, whole=True, unset=-1),
+        "learning_rate": POSITIVE,
+        "warmup_steps": Range(0, HUGE),
+        "weight_decay": AMOUNT,
+        "adam_beta1": DROPPED,
+        "adam_beta2": DROPPED,
+        "adam_epsilon": AMOUNT,
+        "max_grad_norm": AMOUNT,
+        "label_smoothing_factor": DROPPED,
+        "neftune_noise_alpha": AMOUNT,
+        "logging_steps": Range(0, HUGE),
+        "eval_steps": Range(0, HUGE),
+        "save_steps": Range(0, HUGE),
+        "eval_delay": Range(0, HUGE),
+        "save_total_limit": COUNT,
+        "early_stopping_patience": COUNT,
+        "seed": SEED,
+        "data_seed": SEED,
+        "dataloader_num_workers": Range(0, 4096, whole=True),
+        "dataloader_prefetch_factor": COUNT,
+        "torch_empty_cache_steps": COUNT,
+        "ddp_bucket_cap_mb": COUNT,
+        "ddp_timeout": COUNT,
+        "logit_scale": POSITIVE,
+        "random_crop": Range(0, 1, above=True),
+        "strength": Range(0, 1, above=True),
+    }
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cache_pictures": ("auto", "on", "off"),
+        "reference_cache": ("auto", "off"),
+        "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+        "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+    }
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights", "objective_options"]
 
     output_dir: str | None = field(
@@ -163,6 +211,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         return (dict.fromkeys(STATE_NEEDS, 0.0) if not self.generators else {}) | (self.loss_weights or {})
 
     def __post_init__(self):
+        self._check()
         # As they were given: many are filled in below. Tokens, and where to write, are nobody's business.
         self._changed = {
             name: value
@@ -190,7 +239,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         if self.accelerator_config is None and not on_cpu:
             self.accelerator_config = {"non_blocking": True}
         self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
-        super().__post_init__()
+        with _restated(self):
+            super().__post_init__()
         if float32:
             self.mixed_precision = "no"  # was asked for here, whatever `accelerate launch` was told
         if self.n_gpu > 1:
@@ -200,23 +250,33 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must stay off: the collator wants captions and pictures.")
-        if not isinstance(self.loss_weights, dict | None):
-            raise UserError(f"--loss_weights must be a JSON object, not {self.loss_weights!r}.")
-        if not isinstance(self.objective_options, dict | None):
-            raise UserError(f"--objective_options must be a JSON object, not {self.objective_options!r}.")
         build_objective(self.objective, 1.0, self.term_weights, self.objective_options)  # says what does not fit
-        if self.logit_scale is not None and not self.logit_scale > 0:
-            raise UserError(f"--logit_scale is {self.logit_scale}; it must be above 0.")
-        if self.cache_pictures not in ("auto", "on", "off"):
-            raise UserError(f"--cache_pictures {self.cache_pictures}: it must be auto, on or off.")
-        if self.reference_cache not in ("auto", "off"):
-            raise UserError(f"--reference_cache {self.reference_cache}: it must be auto or off.")
-        if self.random_crop is not None and not 0 < self.random_crop <= 1:
-            raise UserError(f"--random_crop is {self.random_crop}; it must be above 0 and up to 1.")
-        if not self.strength > 0:
-            raise UserError(f"--strength is {self.strength}; it must be above 0, where the original lies.")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")
+
+    def _check(self) -> None:
+        """Raises `UserError` for a setting that is none, by itself."""
+        if not isinstance(self.output_dir, str | os.PathLike | None) or (
+            self.output_dir is not None and not str(self.output_dir).strip()
+        ):
+            raise UserError(f"--output_dir is {self.output_dir!r}; it must name a folder.")
+        check_ranges(self, self.RANGES)
+        for name, known in (self.CHOICES | _enums()).items():
+            value = getattr(self, name)
+            value = getattr(value, "value", value)
+            if value is not None and value not in known:
+                hint = suggest(str(value), list(known))
+                raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.{hint}")
+        if self.save_strategy == "steps" and self.save_steps == 0:
+            raise UserError("--save_steps is 0; it must be above 0, or --save_strategy no for no checkpoints.")
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            own = name in ("loss_weights", "objective_options")
+            if own or (isinstance(value, str) and value.startswith("{")):
+                json_object(f"--{name}", value)
+        if not isinstance(self.objective, str):
+            raise UserError(f"--objective is {self.objective!r}; it must be among {', '.join(OBJECTIVES)}.")
+        check_optional(self, self.use_cpu or not torch.accelerator.is_available())
 
     def _cut_into_chunks(self, devices: int) -> None:
         """Sets how many batches of each device make up a contrastive batch."""
@@ -237,6 +297,36 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 f"optimizer step takes one contrastive batch, here of {chunks} chunks; leave it out."
             )
         self.gradient_accumulation_steps = chunks
+
+
+@functools.cache
+def _enums() -> dict[str, tuple[str, ...]]:
+    """The settings of `transformers` that take one of several words, and these."""
+    hints = typing.get_type_hints(TrainingArguments)
+    found = {}
+    for each in fields(TrainingArguments):
+        for kind in typing.get_args(hints[each.name]) or (hints[each.name],):
+            if isinstance(kind, type) and issubclass(kind, Enum):
+                found[each.name] = tuple(member.value for member in kind)
+    return found
+
+
+@contextlib.contextmanager
+def _restated(settings: SafeCLIPTrainingArguments) -> Iterator[None]:
+    """Turns what `transformers` raises of settings, each kind of error of its own, into one line that names them."""
+    given = settings._changed
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or first_line(error)
+        known = [each.name for each in fields(settings)]
+        named = [name for name in known if re.search(rf"\b{name}\b", said)]
+        likely = [name for name in given if re.search(rf"\b{re.escape(str(given[name]))}\b", said)]
+        flags = [name for name in named if name in given] or named or likely or list(given)
+        told = ", ".join(f"--{name} {getattr(settings, name)}" for name in flags)
+        raise UserError(f"{told}: {said}") from error
 
 
 def _fast_in_bfloat16(on_cpu: bool) -> bool:

@@ -38,9 +38,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 
 
 def test_values_of_the_file_are_checked_like_flags(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="^--rate: it must be a number, not 'fast'.$") as error:
         parse(tmp_path, "rate: fast\n")
-    assert "argument --rate: invalid float value: 'fast'" in capsys.readouterr().err
+    assert error.value.code == 2 and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,13 @@ SOURCES = sorted((ROOT / "safe_clip").rglob("*.py"))
 
 # Data flows one way; a module imports only from rooms before its own.
 ROOMS = [
+    "stopping",
     "errors",
     "names",
+    "settings_file",
     "config",
+    "ranges",
+    "optional",
     "demo",
     "data",
     "model",

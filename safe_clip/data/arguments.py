@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import changed, json_object
 from ..errors import UserError
+from ..ranges import SHARE, check_ranges
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -72,14 +73,16 @@ class DataArguments:
 
     def __post_init__(self):
         self.column_mapping = json_object("--column_mapping", self.column_mapping)
+        for old, new in (self.column_mapping or {}).items():
+            if not isinstance(new, str | None):
+                raise UserError(f"--column_mapping renames '{old}' to {new!r}; it must be a name, or null.")
         for name, known in (("missing_pictures", MISSING_PICTURES), ("caption_lists", CAPTION_LISTS)):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)}: it must be among {', '.join(known)}.")
 
         if self.on_bad_row not in ("error", "skip"):
             raise UserError(f"--on_bad_row {self.on_bad_row}: it must be error or skip.")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"--max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1.")
+        check_ranges(self, {"max_bad_fraction": SHARE})
 
     @property
     def skippable(self) -> float | None:

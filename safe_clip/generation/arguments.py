@@ -1,8 +1,10 @@
 """What is generated, and who judges it: the settings of `eval.py --task text_to_image` and `image_to_text`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..errors import UserError
+from ..ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 
 DEMO = "demo"
 PIECE = 32  # pictures or captions that a file holds
@@ -81,18 +83,18 @@ class GenerationArguments:
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of a generated caption, at most."})
 
+    RANGES: ClassVar[dict[str, Range]] = {
+        "images_per_prompt": COUNT,
+        "num_inference_steps": COUNT,
+        "generation_batch_size": Range(1, PIECE, whole=True),
+        "max_new_tokens": COUNT,
+        "generation_seed": SEED,
+        "flag_threshold": Range(0, 1, above=True),
+        "guidance_scale": AMOUNT,
+    }
+
     def __post_init__(self):
-        for name in ("images_per_prompt", "num_inference_steps", "generation_batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
-        if self.generation_batch_size > PIECE:
-            raise UserError(f"--generation_batch_size is {self.generation_batch_size}; it must be at most {PIECE}.")
-        if self.generation_seed < 0:
-            raise UserError(f"--generation_seed is {self.generation_seed}; it must be 0 or more.")
-        if not 0 < self.flag_threshold <= 1:
-            raise UserError(f"--flag_threshold is {self.flag_threshold}; it must be above 0 and at most 1.")
-        if self.guidance_scale is not None and self.guidance_scale < 0:
-            raise UserError(f"--guidance_scale is {self.guidance_scale}; it must be 0 or more.")
+        check_ranges(self, self.RANGES)
         for name, values, known in (("sides", self.sides, SIDES), ("fid_features", [self.fid_features], FID_FEATURES)):
             for value in values:
                 if value not in known:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import AMOUNT, shown
 
 ITEMS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
 # Of every objective: terms over states, which generators read, and what a row needs to have part in them (states.py).
@@ -262,6 +263,8 @@ def check_weights(weights: Mapping[str, float], terms: Mapping[str, float]) -> d
     for name, weight in weights.items():
         if name not in terms:
             raise UserError(f"--loss_weights names '{name}'; the terms are {', '.join(terms)}.")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-            raise UserError(f"--loss_weights sets '{name}' to {weight!r}; a weight is a number of at least 0.")
+        if AMOUNT.fault(weight):
+            raise UserError(
+                f"--loss_weights sets '{name}' to {shown(weight)}; a weight is a number of at least 0, and finite."
+            )
     return {name: float(weight) for name, weight in weights.items()}
