@@ -67,6 +67,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Wants an `eval_strategy` and `load_best_model_at_end`.
         output_dir (`str`, defaults to `"safe-clip"`):
             Where the trained model and the checkpoints are written.
+        overwrite_output_dir (`bool`, defaults to `False`):
+            Write into a folder that holds what this package did not write: files of the same names, and those that
+            would change what others load, are moved into its folder `replaced/`, others left alone.
         learning_rate (`float`, defaults to 2e-4):
             Customary for LoRA on models of CLIP's size; the embedded model of 1.5 million parameters wants
             twenty times as much (`configs/demo.yaml`).
@@ -135,6 +138,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
 
     output_dir: str | None = field(
         default="safe-clip", metadata={"help": "Where the trained model and the checkpoints are written."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write where other files are too; what is in the way goes into replaced/."}
     )
     learning_rate: float = field(
         default=2e-4, metadata={"help": "Peak learning rate, of LoRA; --full_finetuning wants far less."}
@@ -216,7 +222,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         self._changed = {
             name: value
             for name, value in changed(self).items()
-            if name != "output_dir" and not name.endswith("_token")
+            if name not in ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
+            and not name.endswith("_token")
             # Where the default is one of these two words, the command line's parser makes nothing of it.
             if value or type(self).__dataclass_fields__[name].default not in ("", "no")
         }

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,8 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .cells import source_file
-from .items import items_there
+from .content import generated
 
 PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
 MOST_PIECES = 500
@@ -45,9 +43,7 @@ def in_pieces(
 
     def made(first: int) -> Dataset:
         piece = rows.select(range(first, min(first + size, len(rows))))
-        return Dataset.from_generator(
-            generator, features=features, gen_kwargs=arguments(piece, first), fingerprint=key(piece)
-        )
+        return generated(generator, key(piece), len(piece), features=features, gen_kwargs=arguments(piece, first))
 
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # one for every piece
@@ -75,27 +71,3 @@ def in_pieces(
         if not quiet:
             datasets.enable_progress_bars()
     return concatenate_datasets(pieces)
-
-
-def stored_files(rows: Dataset, column: str) -> list[tuple] | None:
-    """What tells whether files have changed, where a column holds paths and not the pictures themselves."""
-    there = items_there(rows, column).nonzero()[0]
-    if not len(there) or stored_path(rows[int(there[0])][column]) is None:
-        return None
-    known: dict[str, tuple] = {}  # of an archive, many pictures come
-    facts = []
-    for cell in rows[column]:
-        path = stored_path(cell) or ""
-        file = source_file(path)
-        if file not in known:
-            stat = Path(file).stat() if file and Path(file).is_file() else None
-            known[file] = (str(Path(file).absolute()), stat.st_size, stat.st_mtime_ns) if stat else ()
-        facts.append((path, *known[file]))
-    return facts
-
-
-def stored_path(cell: Any) -> str | None:
-    """The file behind a cell that does not hold the picture itself."""
-    if isinstance(cell, dict):
-        return cell.get("path") if cell.get("bytes") is None else None
-    return cell if isinstance(cell, str) else None

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
+from .content import column_digest
 from .images import open_image
 from .items import IMAGE_COLUMNS, ROW_COLUMN, items_there
-from .pieces import in_pieces, stored_files
+from .pieces import in_pieces
 
 SHARE_OF_DISK = 0.5  # of what is free, that a cache may take without being asked for
 LIBRARIES = ("pillow", "torch", "transformers")  # whose versions may change a pixel
@@ -93,7 +94,7 @@ def cache_pixels(
         return {"levels": _Levels(piece, first, columns, image_processor), "workers": workers}
 
     def key(piece: Dataset) -> str:
-        return Hasher.hash([piece._fingerprint, [stored_files(piece, column) for column in columns], made])
+        return Hasher.hash([[(column, column_digest(piece, column)) for column in columns], made])
 
     pixels = in_pieces(rows, features, arguments, key, _loaded, "Decoding pictures, once", progress, accelerator)
     return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)

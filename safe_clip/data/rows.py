@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
+from .content import column_digest
 from .images import open_image
 from .items import (
     CAPTION_COLUMNS,
@@ -29,7 +30,6 @@ from .items import (
     Filing,
     file_rows,
 )
-from .pieces import stored_files
 from .pixels import cache_pixels, pixel_shape
 from .plain import plain_rows
 from .quadruplets import check_columns
@@ -145,20 +145,15 @@ class QuadrupletRows(TorchDataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with what is read here, as far as `datasets` can tell, and not with whether it was decoded before.
-
-        Files that columns name are known by size and time.
-        """
-        columns = [column for column in IMAGE_COLUMNS if column in self.stored.column_names]
-        files = [stored_files(self.stored, column) for column in columns]
-        return Hasher.hash([self.stored._fingerprint, files, self.filing.row, self.filing.source])
+        """Changes with what is read here, and not with whether it was decoded before."""
+        return Hasher.hash([self.digest, self.filing.row, self.filing.source])
 
     @cached_property
     def digest(self) -> dict[str, Any]:
-        """What tells whether rows are those that they were: their number, and digests of each column of captions and of
-        which items there are, as labelled.
+        """What tells whether rows are those that they were: their number, and digests of each column and of which items
+        there are, as labelled.
 
-        Pictures are not read; nothing but the number is told of rows that are no `datasets.Dataset`.
+        Of large images samples are read; nothing but the number is told of rows that are no `datasets.Dataset`.
         """
         digest = {"rows": len(self.rows)}
         if self.filing is not None:
@@ -166,6 +161,9 @@ class QuadrupletRows(TorchDataset):
                 if column in self.rows.column_names:
                     parts = self.rows.select_columns([column]).iter(batch_size=1000)
                     digest[column] = captions_digest(part[column] for part in parts)
+            for column in IMAGE_COLUMNS:
+                if column in self.stored.column_names:
+                    digest[column] = column_digest(self.stored, column)
             digest["which items there are, or their labels,"] = xxhash.xxh3_128(
                 self.filing.source.tobytes()
             ).hexdigest()

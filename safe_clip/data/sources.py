@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
+from .content import cache_of, known_by_content, made_again
 
 # An empty cell is none; "NA" and "None" are words like others.
 CSV = {"keep_default_na": False, "na_values": [""]}
@@ -51,16 +52,23 @@ def load_splits(
     Raises:
         UserError: the data set cannot be found or opened.
     """
-    try:
+    cache = None if streaming else cache_of(name)
+
+    def load() -> DatasetDict | IterableDatasetDict | Dataset:
         if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
             splits = load_from_disk(name)
         elif Path(name).is_file() or Path(name).suffix == ".tar":
-            splits = _file(name, option, streaming)
+            splits = _file(name, option, streaming, cache)
         else:
             files = "**" if whole and Path(name).is_dir() else None
-            splits = load_dataset(name, config, data_files=files, split=split, token=token, streaming=streaming)
+            kept = {"cache_dir": cache and str(cache), "streaming": streaming}
+            splits = load_dataset(name, config, data_files=files, split=split, token=token, **kept)
             splits = DatasetDict({split: splits}) if split else splits
         _check_text(splits)
+        return known_by_content(splits)
+
+    try:
+        splits = made_again(load, cache)
     except UserError:
         raise
     except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
@@ -96,9 +104,9 @@ def _check_text(splits: Any) -> None:
         rows.data.table.select(texts).validate(full=True)
 
 
-def _file(name: str, option: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
+def _file(name: str, option: str, streaming: bool, cache: Path | None) -> DatasetDict | IterableDatasetDict:
     suffix = Path(name).suffix.lower()
     if suffix not in FILES:
         raise UserError(f"{option} {name} is a file of no known kind; those are {', '.join(FILES)}.")
     kind, options = FILES[suffix]
-    return load_dataset(kind, data_files=name, streaming=streaming, **options)
+    return load_dataset(kind, data_files=name, streaming=streaming, cache_dir=cache and str(cache), **options)

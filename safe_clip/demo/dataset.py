@@ -1,12 +1,13 @@
 """The embedded world as a `DatasetDict` with the columns that a Hub dataset would have."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, Value
 from datasets.fingerprint import Hasher
 
+from ..data.content import generated
 from . import vocabulary, world
 
 # split: (rows, art styles, whether the unsafe stand-ins are the held-out ones)
@@ -34,7 +35,7 @@ FEATURES = Features(
 )
 
 
-def _rows(split: str, count: int, styles: tuple[str, ...], held_out: bool, digest: str) -> Iterator[dict]:
+def _rows(split: str, count: int, styles: tuple[str, ...], held_out: bool) -> Iterator[dict]:
     concepts = world.unsafe_concepts(held_out)
     for index in range(count):
         yield world.draw_quadruplet(f"{split}/{index}", styles, concepts)
@@ -47,6 +48,13 @@ def _digest() -> str:
     return Hasher.hash([source.read_bytes() for source in sources])
 
 
+def _drawn(split: str, generator: Callable[..., Iterator[dict]], features: Features, arguments: dict) -> Dataset:
+    """A split, which `datasets` keeps until the world's files or the arguments change."""
+    arguments = {"split": split, **arguments}
+    key = Hasher.hash([arguments, features, _digest()])
+    return generated(generator, key, features=features, gen_kwargs=arguments, split=NamedSplit(split))
+
+
 def load_demo() -> DatasetDict:
     """Draws the embedded world, once: `datasets` caches it until the world's files change.
 
@@ -56,24 +64,13 @@ def load_demo() -> DatasetDict:
     """
     return DatasetDict(
         {
-            split: Dataset.from_generator(
-                _rows,
-                features=FEATURES,
-                gen_kwargs={
-                    "split": split,
-                    "count": count,
-                    "styles": styles,
-                    "held_out": held_out,
-                    "digest": _digest(),
-                },
-                split=NamedSplit(split),
-            )
+            split: _drawn(split, _rows, FEATURES, {"count": count, "styles": styles, "held_out": held_out})
             for split, (count, styles, held_out) in SPLITS.items()
         }
     )
 
 
-def _objects(style: str, copies: int, digest: str) -> Iterator[dict]:
+def _objects(split: str, style: str, copies: int) -> Iterator[dict]:
     for label, concept in enumerate(world.everyday_concepts()):
         for copy in range(copies):
             yield {"image": world.draw_object(f"{style}/{copy}/{concept.emoji}", concept, style), "label": label}
@@ -86,15 +83,11 @@ def load_objects(style: str) -> Dataset:
         `image` and `label`, of which the classes are named by the usual wording of each thing.
     """
     names = [vocabulary.without_article(concept.names[0]) for concept in world.everyday_concepts()]
-    return Dataset.from_generator(
-        _objects,
-        features=Features({"image": Image(), "label": ClassLabel(names=names)}),
-        gen_kwargs={"style": style, "copies": OBJECT_COPIES, "digest": _digest()},
-        split=NamedSplit(f"objects_{style}"),
-    )
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    return _drawn(f"objects_{style}", _objects, features, {"style": style, "copies": OBJECT_COPIES})
 
 
-def _stand_ins(copies: int, digest: str) -> Iterator[dict]:
+def _stand_ins(split: str, copies: int) -> Iterator[dict]:
     for concept in (*world.unsafe_concepts(False), *world.unsafe_concepts(True)):
         for style in STYLES:
             for copy in range(copies):
@@ -103,9 +96,4 @@ def _stand_ins(copies: int, digest: str) -> Iterator[dict]:
 
 def load_unsafe_pictures() -> Dataset:
     """Pictures of single unsafe stand-ins, of all art styles: unsafe pictures that belong to no quadruplet."""
-    return Dataset.from_generator(
-        _stand_ins,
-        features=Features({"image": Image()}),
-        gen_kwargs={"copies": STAND_IN_COPIES, "digest": _digest()},
-        split=NamedSplit("unsafe_pictures"),
-    )
+    return _drawn("unsafe_pictures", _stand_ins, Features({"image": Image()}), {"copies": STAND_IN_COPIES})

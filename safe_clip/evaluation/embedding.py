@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -26,10 +27,10 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
 from ..data.collator import content_id
+from ..data.content import column_digest
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
-from ..data.pieces import stored_files
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..fingerprints import settings_of, weights_digest
 from .items import Items
 
@@ -142,8 +143,7 @@ class Embedder:
         pictures = _Pictures(rows, column, transform, self.processor.image_processor)
         key = (
             "picture",
-            rows._fingerprint,
-            stored_files(pictures.rows, column),
+            column_digest(pictures.rows, column),
             column,
             transform and _source(transform),
         )
@@ -167,7 +167,7 @@ class Embedder:
             mine = starts[self.accelerator.process_index :: self.accelerator.num_processes]
         for start in mine:  # what could not be read may have been mended since
             _file(folder, start, broken=True).unlink(missing_ok=True)
-        missing = [start for start in mine if not _file(folder, start).exists()]
+        missing = [start for start in mine if not _is_whole(_file(folder, start), min(CHUNK, len(data) - start))]
         for start, chunk in self._embed(data, missing, collate, encode, desc):
             # Whole or not at all: a later run trusts every file that it finds.
             partial = folder / f"{start}.{os.getpid()}.partial"
@@ -295,6 +295,21 @@ def _collate_pictures(pictures: list[tuple[int, Tensor | None]]) -> dict[str, Te
     }
     good = [pixels for _, pixels in pictures if pixels is not None]
     return {**batch, "pixel_values": torch.stack(good)} if good else batch
+
+
+def _is_whole(file: Path, rows: int) -> bool:
+    """Whether a chunk is there with so many rows; a damaged one is told of, and will be made again."""
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, "pt") as tensors:  # which checks that the file is as long as its header says
+            if tensors.get_slice("embeds").get_shape()[0] == rows:
+                return True
+        reason = f"it has not {rows} rows"
+    except (SafetensorError, OSError) as error:
+        reason = first_line(error)
+    logger.warning("The cache %s cannot be read (%s): it is made again.", file, reason)
+    return False
 
 
 def _source(function: Callable) -> str:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..data.audit.classifiers import Classifier
-from ..data.pieces import stored_files
+from ..data.content import column_digest
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
 from ..fingerprints import weights_digest
@@ -183,7 +183,7 @@ def caption_all(
 def _source(item: Item) -> list[Any]:
     """What tells the pictures of an item's data set from others."""
     rows, column = item.picture.rows, item.picture.column
-    return [rows._fingerprint, stored_files(rows, column), column]
+    return [column_digest(rows, column), column]
 
 
 def figures(told: Told, threshold: float, objects: bool = False) -> dict[str, dict[str, dict]]:

@@ -1,6 +1,7 @@
 """Work that is kept on disk piece by piece, so that an interruption costs one piece."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..errors import first_line
 from .arguments import PIECE
+
+logger = logging.getLogger(__name__)
 
 # Of some numbers, in order: tensors whose first dimension they are, and a record of each.
 Made = tuple[dict[str, Tensor], list[dict[str, Any]]]
@@ -44,7 +49,8 @@ def in_pieces(
     mine = starts
     if accelerator is not None:
         mine = starts[accelerator.process_index :: accelerator.num_processes]
-    missing = [start for start in mine if not _record(folder, start).exists()]
+    with_tensors = any(_tensors(folder, start).exists() for start in starts)
+    missing = [start for start in mine if not _is_whole(folder, start, len(_numbers(start, count)), with_tensors)]
     quiet = accelerator is not None and not accelerator.is_local_main_process
     with tqdm(total=sum(len(_numbers(start, count)) for start in mine), desc=desc, unit="", disable=quiet) as bar:
         bar.update(bar.total - sum(len(_numbers(start, count)) for start in missing))
@@ -86,13 +92,33 @@ def _write(folder: Path, start: int, made: Made) -> None:
     if tensors:
         partial = record.with_suffix(f".{os.getpid()}.partial")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(record.with_suffix(".safetensors"))
+        partial.replace(_tensors(folder, start))
     partial = record.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     partial.replace(record)
 
 
-def _read(folder: Path, start: int) -> Made:
+def _tensors(folder: Path, start: int) -> Path:
+    return _record(folder, start).with_suffix(".safetensors")
+
+
+def _is_whole(folder: Path, start: int, count: int, with_tensors: bool) -> bool:
+    """Whether a piece is there with so many records; a damaged one is told of, and will be made again."""
     record = _record(folder, start)
-    tensors = record.with_suffix(".safetensors")
-    return load_file(tensors) if tensors.exists() else {}, json.loads(record.read_text(encoding="utf-8"))
+    if not record.exists():
+        return False
+    try:
+        tensors, records = _read(folder, start)
+        lengths = {len(records), *(len(tensor) for tensor in tensors.values())}
+        if lengths == {count} and bool(tensors) == with_tensors:
+            return True
+        reason = f"it has not all of {count} records"
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = first_line(error)
+    logger.warning("The cache %s cannot be read (%s): it is made again.", record, reason)
+    return False
+
+
+def _read(folder: Path, start: int) -> Made:
+    tensors = _tensors(folder, start)
+    return load_file(tensors) if tensors.exists() else {}, json.loads(_record(folder, start).read_text("utf-8"))

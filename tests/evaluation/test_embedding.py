@@ -209,3 +209,22 @@ def test_an_empty_caption_is_named_by_its_row(model, processor, rows):
 def test_items_of_a_selection_know_their_own_order():
     items = Items(torch.eye(4), torch.tensor([9, -3, 9, 5])).select(torch.tensor([1, 2, 3]))
     assert items.first.tolist() == [0, 1, 2] and items.ids.tolist() == [-3, 9, 5]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-9], lambda whole: b"\0" + whole])
+def test_a_damaged_chunk_alone_is_made_again(damage, model, processor, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(embedding, "CHUNK", 2)
+
+    def embedded() -> tuple:
+        embedder = Embedder(model, processor, cache_dir=tmp_path)
+        made, encode = [], embedder._encode
+        embedder._encode = lambda batch, how: made.append(1) or encode(batch, how)
+        return embedder.texts(["a red square", "a blue one", "a green one"]).embeds, len(made)
+
+    first, made = embedded()
+    assert made == 2 and embedded()[1] == 0 and "made again" not in caplog.text
+    file = sorted(tmp_path.rglob("*.safetensors"))[0]
+    file.write_bytes(damage(file.read_bytes()))
+    again, made = embedded()
+    assert made == 1 and torch.equal(first, again) and caplog.text.count("made again") == 1
+    assert embedded()[1] == 0

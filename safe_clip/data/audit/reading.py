@@ -23,10 +23,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ..cells import content, short, stored
+from ..content import column_digest
 from ..images import ORIENTATION, look_at, open_image
 from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, items_there
-from ..pieces import in_pieces, stored_files
-from ..rows import check_caption, undecoded
+from ..pieces import in_pieces
+from ..rows import captions_digest, check_caption, undecoded
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
 TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one
@@ -137,8 +138,8 @@ def _read(
         return {"facts": facts, "workers": workers}
 
     def key(piece: Dataset) -> str:
-        files = None if caption else stored_files(piece, column)
-        return Hasher.hash([piece._fingerprint, column, files, made_with])
+        held = captions_digest([piece[column]]) if caption else column_digest(piece, column)
+        return Hasher.hash([piece._fingerprint, held, column, made_with])  # a fault names its row
 
     features = CAPTION_FACTS if caption else PICTURE_FACTS
     return Items(

@@ -1,0 +1,184 @@
+"""Data known by what they hold, whatever the times of their files say, and caches of them that are made again where
+they are damaged."""
+
+import glob
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+
+from ..errors import UserError, first_line
+from .cells import IN_ZIP, source_file
+
+Made = TypeVar("Made")
+
+# What is larger is known by its size and by samples that are spread evenly from its beginning to its end and come to
+# as much: enough to tell one image or file from another, at a cost that does not grow with them.
+WHOLE_IMAGE = 1 << 16  # bytes
+WHOLE_FILE = 1 << 23
+SAMPLES = 8
+# Files that a table is not made of: `datasets` keeps no more of them than where they are.
+NOT_TABLES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def file_digest(path: str | Path, whole: int = WHOLE_FILE) -> str:
+    """A digest of a file's size and content, of which all is read up to `whole` bytes and as much in samples beyond."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        state = xxhash.xxh3_128(str(size).encode())
+        for start, stop in _parts(size, whole):
+            file.seek(start)
+            state.update(file.read(stop - start))
+    return state.hexdigest()
+
+
+def column_digest(rows: Dataset, column: str) -> str:
+    """A digest of a column of images: of what their cells hold, or what the files hold that these name."""
+    state, archives = xxhash.xxh3_128(), {}
+    for cell in _cells(rows, column):
+        for known in _known_by(cell, archives):
+            state.update(known)
+        state.update(b"\0")
+    return state.hexdigest()
+
+
+def _cells(rows: Dataset, column: str) -> Iterator[Any]:
+    """What is stored: buffers that are not copied, texts, `None`, or whatever else."""
+    for table in rows.select_columns([column]).with_format("arrow").iter(1000):
+        for chunk in table.column(0).chunks:
+            if pa.types.is_struct(chunk.type) and {"bytes", "path"} == {field.name for field in chunk.type}:
+                held, paths = (pc.struct_field(chunk, name) for name in ("bytes", "path"))
+                for content, path in zip(held, paths, strict=True):
+                    yield content.as_buffer() if content.is_valid else path.as_py()
+            elif pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type):
+                yield from (cell.as_buffer() if cell.is_valid else None for cell in chunk)
+            else:
+                yield from (cell.as_py() for cell in chunk)
+
+
+def _known_by(cell: Any, archives: dict[str, dict[str, str]]) -> Iterator[bytes]:
+    if isinstance(cell, pa.Buffer):
+        view = memoryview(cell)
+        yield str(len(view)).encode()
+        yield from (view[start:stop] for start, stop in _parts(len(view), WHOLE_IMAGE))
+    elif isinstance(cell, str) and cell.startswith(IN_ZIP):
+        yield _in_zip(cell, archives).encode()
+    elif isinstance(cell, str) and _is_file(file := source_file(cell)):
+        yield file_digest(file, WHOLE_IMAGE).encode()
+    else:
+        yield repr(cell).encode(errors="surrogatepass")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()  # a pipe would never end
+    except (OSError, ValueError):  # too long, or with NUL characters
+        return False
+
+
+def _in_zip(cell: str, archives: dict[str, dict[str, str]]) -> str:
+    """The checksum that an archive has of a file in it."""
+    name, _, archive = cell.removeprefix(IN_ZIP).partition("::")
+    try:
+        if archive not in archives:
+            with zipfile.ZipFile(archive) as opened:
+                archives[archive] = {entry.filename: f"{entry.file_size} {entry.CRC}" for entry in opened.infolist()}
+        return archives[archive][name]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # told where the image is opened
+        return cell
+
+
+def _parts(size: int, whole: int) -> list[tuple[int, int]]:
+    """Which bytes are read of so many."""
+    if size <= whole:
+        return [(0, size)]
+    length = whole // SAMPLES
+    starts = [number * (size - length) // (SAMPLES - 1) for number in range(SAMPLES)]
+    return [(start, start + length) for start in starts]
+
+
+# ---- Caches ----
+
+
+def cache_of(name: str) -> Path | None:
+    """Where `datasets` shall keep what it makes of local files: a folder for each content, since of the files
+    themselves it knows no more than their times. `None` for what is not here.
+
+    Args:
+        name: a file, a folder, or a pattern of files.
+    """
+    if Path(name).is_dir():
+        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
+            return None  # written by `save_to_disk`, and read where it is
+        inside = ((path, path.relative_to(name).parts) for path in Path(name).rglob("*"))
+        found = (path for path, parts in inside if not any(part.startswith(".") for part in parts))
+    elif _is_file(name):
+        found = [Path(name)]
+    else:
+        found = map(Path, glob.glob(name, recursive=True))
+    files = sorted(path for path in found if path.is_file())
+    if not files:
+        return None
+    known = [
+        (str(path), path.stat().st_size if path.suffix.lower() in NOT_TABLES else file_digest(path)) for path in files
+    ]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "safe_clip" / Hasher.hash(known)
+
+
+def known_by_content(splits: DatasetDict | Dataset) -> DatasetDict | Dataset:
+    """Rows whose fingerprint changes with their files; what `save_to_disk` wrote has it in a file of its own."""
+    for rows in splits.values() if isinstance(splits, DatasetDict) else [splits]:
+        if isinstance(rows, Dataset) and rows.cache_files:
+            files = [file_digest(file["filename"]) for file in rows.cache_files]
+            rows._fingerprint = Hasher.hash([rows._fingerprint, files])
+    return splits
+
+
+def made_again(make: Callable[[], Made], folder: Path | None) -> Made:
+    """What is made, or read from a cache, which is thrown away and made again if it cannot be read.
+
+    Args:
+        make: reads what is in the folder, or fills it.
+        folder: of the cache; nothing is made again where it was not there before.
+    """
+    kept = folder is not None and folder.exists()
+    try:
+        return make()
+    except Exception as error:  # of JSON, Arrow, the system, each its own type; but not of the data
+        if not kept or isinstance(error, DatasetGenerationError | UserError):
+            raise
+        print(f"The cache {folder} cannot be read ({first_line(error)}): it is made again.", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
+    return make()
+
+
+def generated(
+    generator: Callable[..., Iterator[dict]], fingerprint: str, count: int | None = None, **options: Any
+) -> Dataset:
+    """`Dataset.from_generator`, whose cache is made again where it is damaged.
+
+    Args:
+        generator: yields rows.
+        fingerprint: which the rows are known again by.
+        count: how many there must be.
+        **options: as of `Dataset.from_generator`.
+    """
+
+    def make() -> Dataset:
+        rows = Dataset.from_generator(generator, fingerprint=fingerprint, **options)
+        if count is not None and len(rows) != count:
+            raise ValueError(f"it has {len(rows):,} rows and not {count:,}")
+        return rows
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "generator" / f"default-fingerprint={fingerprint}"
+    return made_again(make, folder)
