@@ -6,7 +6,7 @@
 
 `transformers`: a plain `CLIPModel` with its processor. `open_clip`: a folder for
 `open_clip.create_model_and_transforms("local-dir:FOLDER")`; its files may also be uploaded beside a Hub repository's
-others, for `"hf-hub:you/safe-clip"`. `onnx`: one graph for onnxruntime and transformers.js.
+others, for `"hf-hub:you/safe-clip"`. `onnx`: graphs for onnxruntime and transformers.js, of both encoders and of each.
 """
 
 import argparse
@@ -15,115 +15,31 @@ import warnings
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
+from .drop_in import save_drop_in, save_processor
 from .errors import UserError, run
-from .interpolation import merge
-from .model import check_processor, load_clip, load_processor
-
-OPENAI_VOCABULARY = 49408  # of the tokenizer that open_clip brings along
-LAYERS = {
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-
-
-def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
-    """The `open_clip_config.json` of a model.
-
-    Raises:
-        UserError: open_clip has no such architecture.
-    """
-    text, vision = model.config.text_config, model.config.vision_config
-    activations = {text.hidden_act, vision.hidden_act}
-    if activations not in ({"quick_gelu"}, {"gelu"}):
-        raise UserError(f"open_clip knows quick_gelu and gelu, for both encoders alike, not {sorted(activations)}.")
-    # transformers reads the caption's last word at the first end token, in old configurations at the largest.
-    pooling = {"pool_type": "argmax"} if text.eos_token_id == 2 else {"pool_type": "eos", "eos_id": text.eos_token_id}
-    images = processor.image_processor
-    if text.vocab_size != OPENAI_VOCABULARY:
-        pooling["hf_tokenizer_name"] = "local"  # open_clip reads the folder's own under "local-dir:"
-    return {
-        "model_cfg": {
-            "embed_dim": model.config.projection_dim,
-            "quick_gelu": activations == {"quick_gelu"},
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-                "layers": vision.num_hidden_layers,
-                "width": vision.hidden_size,
-                "head_width": vision.hidden_size // vision.num_attention_heads,
-                "mlp_ratio": vision.intermediate_size / vision.hidden_size,
-                "norm_kwargs": {"eps": vision.layer_norm_eps},
-            },
-            "text_cfg": {
-                "context_length": text.max_position_embeddings,
-                "vocab_size": text.vocab_size,
-                "layers": text.num_hidden_layers,
-                "width": text.hidden_size,
-                "heads": text.num_attention_heads,
-                "mlp_ratio": text.intermediate_size / text.hidden_size,
-                "norm_kwargs": {"eps": text.layer_norm_eps},
-                **pooling,
-            },
-        },
-        "preprocess_cfg": {
-            "mean": list(images.image_mean),
-            "std": list(images.image_std),
-            "interpolation": Image.Resampling(images.resample).name.lower(),
-            "resize_mode": "shortest" if "shortest_edge" in images.size else "squash",
-        },
-    }
-
-
-def open_clip_weights(model: CLIPModel) -> dict[str, Tensor]:
-    """The weights under open_clip's names."""
-    state = model.state_dict()
-    weights = {
-        "logit_scale": state["logit_scale"],
-        "text_projection": state["text_projection.weight"].T,
-        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
-        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
-        "visual.proj": state["visual_projection.weight"].T,
-        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
-        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
-        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
-    }
-    layers = {
-        "ln_final": "text_model.final_layer_norm",
-        "visual.ln_pre": "vision_model.pre_layrnorm",  # sic
-        "visual.ln_post": "vision_model.post_layernorm",
-    }
-    for tower, prefix in (("text", ""), ("vision", "visual.")):
-        for number in range(getattr(model.config, f"{tower}_config").num_hidden_layers):
-            ours, theirs = f"{tower}_model.encoder.layers.{number}", f"{prefix}transformer.resblocks.{number}"
-            layers |= {f"{theirs}.{name}": f"{ours}.{other}" for name, other in LAYERS.items()}
-            for kind in ("weight", "bias"):
-                parts = [state[f"{ours}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-                weights[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(parts)
-    weights |= {
-        f"{name}.{kind}": state[f"{other}.{kind}"] for name, other in layers.items() for kind in ("weight", "bias")
-    }
-    return {name: weight.contiguous() for name, weight in weights.items()}
+from .interpolation import check_strength, merge
+from .model import check_processor, load_clip, load_processor, resolve_model, state_true_dimension
+from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE, open_clip_config, to_open_clip
 
 
 def export_open_clip(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
-    """Writes `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer."""
+    """Writes `open_clip_config.json`, `open_clip_model.safetensors` and the processor, which `load_clip` reads too."""
     config = open_clip_config(model, processor)
     output_dir.mkdir(parents=True, exist_ok=True)
-    save_file(open_clip_weights(model), output_dir / "open_clip_model.safetensors", metadata={"format": "pt"})
-    (output_dir / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    processor.tokenizer.save_pretrained(output_dir)
+    save_file(to_open_clip(model), output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    (output_dir / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    save_processor(processor, output_dir)
 
 
-class _Embeddings(nn.Module):
+class _Both(nn.Module):
     """Both encoders, with the inputs and outputs that transformers.js expects of a CLIP."""
+
+    inputs = ("input_ids", "attention_mask", "pixel_values")
+    outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
     def __init__(self, model: CLIPModel):
         super().__init__()
@@ -134,8 +50,37 @@ class _Embeddings(nn.Module):
         return output.logits_per_image, output.logits_per_text, output.text_embeds, output.image_embeds
 
 
+class _Text(_Both):
+    """What transformers.js expects of a `CLIPTextModelWithProjection`: embeddings not yet of length 1.
+
+    No mask: captions are padded on the right, after the token that is read, which sees only what is before it.
+    """
+
+    inputs, outputs = ("input_ids",), ("text_embeds",)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model.get_text_features(input_ids=input_ids).pooler_output
+
+
+class _Vision(_Both):
+    """What transformers.js expects of a `CLIPVisionModelWithProjection`: embeddings not yet of length 1."""
+
+    inputs, outputs = ("pixel_values",), ("image_embeds",)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+
+
+GRAPHS = {"model.onnx": _Both, "text_model.onnx": _Text, "vision_model.onnx": _Vision}
+DYNAMIC = {
+    "input_ids": {0: "texts", 1: "length"},
+    "attention_mask": {0: "texts", 1: "length"},
+    "pixel_values": {0: "images"},
+}
+
+
 def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
-    """Writes `onnx/model.onnx`, the configuration and the processor, laid out as transformers.js reads them.
+    """Writes graphs of both encoders and of each alone, configuration and processor, as transformers.js reads them.
 
     Raises:
         UserError: `onnx` or `onnxscript` is not installed.
@@ -147,38 +92,28 @@ def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) ->
         raise UserError("ONNX export wants onnx and onnxscript: pip install 'safe-clip[onnx]'.") from error
     text = processor.tokenizer(["a dog", "a picture of a cat"], padding=True, return_tensors="pt")
     size = model.config.vision_config.image_size
-    inputs = (text["input_ids"], text["attention_mask"], torch.zeros(3, 3, size, size))
-    file = output_dir / "onnx" / "model.onnx"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own exporter about itself
-        torch.onnx.export(
-            _Embeddings(model.eval()),
-            inputs,
-            file,
-            input_names=["input_ids", "attention_mask", "pixel_values"],
-            output_names=["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"],
-            dynamic_shapes={
-                "input_ids": {0: "texts", 1: "length"},
-                "attention_mask": {0: "texts", 1: "length"},
-                "pixel_values": {0: "images"},
-            },
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+    examples = {**text, "pixel_values": torch.zeros(3, 3, size, size)}
+    (output_dir / "onnx").mkdir(parents=True, exist_ok=True)
+    for file, kind in GRAPHS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own exporter about itself
+            torch.onnx.export(
+                kind(model.eval()),
+                tuple(examples[name] for name in kind.inputs),
+                output_dir / "onnx" / file,
+                input_names=kind.inputs,
+                output_names=kind.outputs,
+                dynamic_shapes={name: DYNAMIC[name] for name in kind.inputs},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    state_true_dimension(model)
     model.config.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    processor.image_processor.save_pretrained(output_dir)  # the file of its own that transformers.js looks for
+    save_processor(processor, output_dir)
 
 
-def export_transformers(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
-    """Writes what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-
-
-FORMATS = {"transformers": export_transformers, "open_clip": export_open_clip, "onnx": export_onnx}
+FORMATS = {"transformers": save_drop_in, "open_clip": export_open_clip, "onnx": export_onnx}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -195,7 +130,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.strength is None) != (args.baseline is None):
         raise UserError("--strength and --baseline go together: the original, and how far from it the model shall be.")
+    if args.strength is not None:
+        check_strength(args.strength)
     output_dir = args.output_dir or Path(f"{Path(args.model).name}-{args.format}")
+    for flag, name in (("--model", args.model), ("--baseline", args.baseline)):
+        if name and output_dir.resolve() == Path(resolve_model(name)).resolve():
+            raise UserError(
+                f"--output_dir {output_dir} is the folder of {flag}, which is never written; choose another."
+            )
     model, processor = load_clip(args.model, args.revision), load_processor(args.model, args.revision)
     if args.strength is not None:
         model = merge(args.baseline, model, args.strength, args.baseline_revision)

@@ -9,6 +9,12 @@ from .errors import UserError
 from .model import load_clip
 
 
+def check_strength(strength: float) -> None:
+    """Raises `UserError` for a strength that is not between the original and the safe model."""
+    if not isinstance(strength, float | int) or not 0 <= strength <= 1:  # nor NaN
+        raise UserError(f"--strength is {strength}; it must be from 0, the original, to 1, the safe model.")
+
+
 def merge(
     base: str | CLIPModel,
     safe: str | CLIPModel,
@@ -23,16 +29,17 @@ def merge(
     Args:
         base: the original: `"demo"`, a Hub id, a folder or a `CLIPModel`; it is not changed.
         safe: what was made of it, likewise, or a `PeftModel` of one.
-        strength: 0 for the original, 1 for the safe model, anything in between, or a little beyond.
+        strength: 0 for the original, 1 for the safe model, or anything in between.
         base_revision, safe_revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        UserError: a model cannot be opened, or the two differ in shape.
+        UserError: a model cannot be opened, the two differ in shape, or the strength is none.
 
     Example:
         >>> model = safe_clip.merge("openai/clip-vit-large-patch14", "you/safe-clip", 0.8)
         >>> model.save_pretrained("safe-clip-0.8")
     """
+    check_strength(strength)
     base = load_clip(base, base_revision) if isinstance(base, str) else base
     safe = load_clip(safe, safe_revision) if isinstance(safe, str) else safe
     if isinstance(safe, PeftModel):

@@ -1,26 +1,30 @@
 """Opening a CLIP and preparing it for training."""
 
+import json
+import re
 from pathlib import Path
-from types import MethodType
+from types import MethodType, ModuleType
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from peft import LoraConfig
+from accelerate.utils import extract_model_from_parallel
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from . import open_clip_format
 from .errors import UserError, first_line, hub_trouble
 from .names import public
+from .tokens import fit_tokenizer
+from .weights import Misfit, find_file, fit, not_finite, read, stored_tensors, weight_files
 
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
@@ -42,44 +46,137 @@ def public_name(name: str | None) -> str:
 
 
 def load_clip(name: str, revision: str | None = None, token: str | None = None) -> CLIPModel:
-    """Loads a `CLIPModel` in float32 from safetensors weights.
+    """Loads a `CLIPModel` in float32 from safetensors weights, of which each is the file's and none is left over.
 
     Args:
-        name: `"demo"` for the embedded base, a Hub id, or a folder.
+        name: `"demo"` for the embedded base, a Hub id, or a folder; also one in open_clip's format.
         revision: a branch, tag or commit of a Hub repository.
         token: a Hub token; the one stored by `hf auth login` by default.
 
     Raises:
-        UserError: there is no such model, it is gated, it is not a CLIP, it has no safetensors, it wants its own code
-            to be run, or the Hub cannot serve it just now.
+        UserError: there is no such model, it is gated, it is not a CLIP, its weights are not safetensors, or not those
+            of its configuration, or not numbers, it requires its own code, or the Hub cannot serve it just now.
     """
     path = resolve_model(name)
     where = {"revision": revision, "token": token}
+    if Path(path).is_file():
+        raise UserError(f"--model {name} is a file: name the folder that has config.json and model.safetensors in it.")
+    settings, foreign = {}, None
     try:
-        config, _ = PreTrainedConfig.get_config_dict(path, **where)
+        adapter = _find_adapter(path, **where)
+        if find_file(path, CONFIG_NAME, **where):
+            settings, _ = PreTrainedConfig.get_config_dict(path, **where)
+        if not settings.get("model_type"):
+            foreign = find_file(path, open_clip_format.CONFIG_FILE, **where)
         # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
-        safe = _has_safetensors(path, **where)
+        files = weight_files(path, [open_clip_format.WEIGHTS_FILE if foreign else SAFE_WEIGHTS_NAME], **where)
     except Exception as error:
-        raise _unavailable(name, error) from error
-    if not config.get("model_type"):
-        raise _unavailable(name, OSError("it has no config.json that names a model_type"))
-    _refuse_code(name, config, "config.json")
-    if config.get("model_type") != "clip":
-        raise UserError(
-            f"--model {name} is a '{config['model_type']}' model, not a CLIP. "
-            "Name a checkpoint of the CLIPModel class, such as openai/clip-vit-base-patch32."
-        )
-    if not safe:
+        raise _unavailable(name, error, found=bool(settings or foreign)) from error
+    if adapter:
+        raise _adapter(name, path, adapter, whole=bool(settings and files))
+    if not foreign:
+        _check_settings(name, path, settings)
+    if not files:
         raise UserError(
             f"--model {name} offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded "
             "because they can run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
         )
     try:
-        # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
-        # what makes the arithmetic faster.
-        return CLIPModel.from_pretrained(path, **where, use_safetensors=True, dtype=torch.float32)
+        if foreign:
+            config = open_clip_format.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
+        else:
+            config = CLIPConfig.from_pretrained(path, **where)
+        model = _assemble(config, files, open_clip_format if foreign else None)
+    except Misfit as error:
+        raise UserError(
+            f"--model {name}: its weights are not those of the CLIPModel that its configuration describes: {error}. "
+            "Download it anew, or save it anew with `model.save_pretrained(folder)` where it was made."
+        ) from error
+    except UserError as error:
+        raise UserError(f"--model {name}: {error}") from error
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
-        raise _unavailable(name, error) from error
+        raise _unavailable(name, error, found=True) from error
+    model.name_or_path = model.config._name_or_path = path
+    if broken := not_finite(model):
+        raise UserError(
+            f"--model {name}: {len(broken)} of its tensors hold values that are not finite numbers, such as "
+            f"{broken[0]}. Whatever made it went wrong; take a checkpoint from before."
+        )
+    state_true_dimension(model)
+    return model
+
+
+def _assemble(config: CLIPConfig, files: list[str], form: ModuleType | None) -> CLIPModel:
+    """A model from files, in their own names for weights or in those of another form; raises `Misfit`."""
+    with torch.device("meta"):
+        empty = CLIPModel(config)
+    expected = own = empty.state_dict()
+    if form is not None:
+        expected = form.to_open_clip(empty)
+    stored = stored_tensors(files)
+    weights = read(stored, fit(stored, expected, {name for name, _ in empty.named_buffers()} - own.keys()), expected)
+    if form is not None:
+        weights = form.from_open_clip(weights, config)
+    # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
+    # what makes the arithmetic faster.
+    model, told = CLIPModel.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+    )
+    if wrong := {kind: names for kind, names in told.items() if names}:
+        raise Misfit(str(wrong))
+    return model
+
+
+def _check_settings(name: str, path: str, settings: dict) -> None:
+    """Raises `UserError` unless a `config.json` is that of a whole CLIP, with weights as they are."""
+    kind = settings.get("model_type")
+    if not kind:
+        parts = [file.parent.name for file in sorted(Path(path).glob(f"*/{CONFIG_NAME}"))]
+        hint = f"; its folders {', '.join(parts)} have one: name the one that is a CLIP" if parts else ""
+        raise _unavailable(name, OSError(f"it has no config.json that names a model_type{hint}"))
+    _refuse_code(name, settings, CONFIG_NAME)
+    if kind != "clip":
+        what = f"'{kind}' model, not a CLIP"
+        what += ", but one encoder of it" if kind in ("clip_text_model", "clip_vision_model") else ""
+        raise UserError(
+            f"--model {name} is a {what}. "
+            "Name a checkpoint of the CLIPModel class, such as openai/clip-vit-base-patch32."
+        )
+    parts = (settings, *(settings.get(part) for part in ("text_config", "vision_config")))
+    if any(isinstance(part, dict) and part.get("quantization_config") for part in parts):
+        raise UserError(
+            f"--model {name} is quantised (quantization_config in its {CONFIG_NAME}), and rounded weights cannot be "
+            "trained nor compared. Name the checkpoint that it was made of."
+        )
+
+
+def _find_adapter(path: str, **where: str | None) -> str | None:
+    try:
+        return find_file(path, ADAPTER_CONFIG, **where)
+    except LocalEntryNotFoundError:  # offline, where nothing else could find it either
+        return None
+
+
+def _adapter(name: str, path: str, file: str, whole: bool) -> UserError:
+    """What to say of a model in whose place, or beside which, an adapter lies."""
+    if whole:
+        return UserError(
+            f"--model {name} holds an adapter ({ADAPTER_CONFIG}) beside a whole model, and transformers would put the "
+            "one into the other without a word. Move the adapter's files into a folder of their own."
+        )
+    if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(path).name) or Path(path, TRAINER_STATE_NAME).is_file():
+        return UserError(
+            f"--model {name} is a checkpoint of a training, which holds its adapter alone: go on with it by "
+            f"--resume_from_checkpoint {name}, or name the folder that save_model() wrote (that training's "
+            "--output_dir)."
+        )
+    if Path(path).parent.joinpath(CONFIG_NAME).is_file():
+        return UserError(f"--model {name} is an adapter alone: name {Path(path).parent}, the whole model around it.")
+    base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return UserError(
+        f"--model {name} is an adapter of {base}, not a whole model. Merge the two: PeftModel.from_pretrained("
+        f"load_clip({base!r}), {name!r}).merge_and_unload().save_pretrained(folder), and save the processor there too."
+    )
 
 
 def _refuse_code(name: str, settings: dict, file: str) -> None:
@@ -93,22 +190,7 @@ def _refuse_code(name: str, settings: dict, file: str) -> None:
 
 def _has_safetensors(path: str, **where: str | None) -> bool:
     """Whether a folder or repository has such weights; an error where there is nobody to ask."""
-    unsure = None
-    for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        if Path(path).is_dir():
-            if Path(path, file).is_file():
-                return True
-            continue
-        try:
-            hf_hub_download(path, file, **where)
-            return True
-        except RemoteEntryNotFoundError:
-            pass
-        except LocalEntryNotFoundError as error:
-            unsure = error
-    if unsure is not None:
-        raise unsure
-    return False
+    return bool(weight_files(path, **where))
 
 
 def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
@@ -131,14 +213,15 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
     return processor
 
 
-def _unavailable(name: str, error: Exception) -> UserError:
+def _unavailable(name: str, error: Exception, found: bool = False) -> UserError:
+    """What to say of an error; `found` where a part of the model was found, so that there is one."""
     if trouble := hub_trouble(error):
         return UserError(f"--model {name}: {trouble}")
     page = f"https://huggingface.co/{name}"
     causes = (error, error.__cause__)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return UserError(f"--model {name} is gated: accept its terms at {page}, then log in with `hf auth login`.")
-    missing = isinstance(error, OSError) and not Path(name).exists()
+    missing = isinstance(error, OSError) and not found and not Path(name).exists()
     if missing or any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return UserError(
             f"--model {name} was found neither as a folder nor at {page}. Check the spelling and the "
@@ -148,7 +231,16 @@ def _unavailable(name: str, error: Exception) -> UserError:
 
 
 def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
-    """Raises `UserError` where the processor's pictures or tokens do not fit the model."""
+    """Makes a processor fit a model, in what `fit_tokenizer` sets of its tokenizer.
+
+    Raises:
+        UserError: its pixels or tokens are not those that the model takes.
+    """
+    if any(getattr(processor, part, None) is None for part in ("tokenizer", "image_processor")):
+        raise UserError(
+            f"processing_class is a {type(processor).__name__}, not a CLIPProcessor: pass tokenizer and image "
+            "processor together, as load_processor() or CLIPProcessor(image_processor, tokenizer) gives them."
+        )
     expected = model.config.vision_config.image_size
     image_processor = processor.image_processor
     size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
@@ -163,12 +255,58 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
             f"the image processor makes pictures of {made[0]}x{made[1]} pixels, but the model takes "
             f"{expected}x{expected}. Use the processor that belongs to the model, or set its `size` and `crop_size`."
         )
-    tokens, vocabulary = len(processor.tokenizer), model.config.text_config.vocab_size
-    if tokens > vocabulary:
+    fit_tokenizer(processor.tokenizer, model.config.text_config)
+
+
+def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, torch.dtype]:
+    """Checks a model that was made elsewhere, and takes it to float32, in which it is trained.
+
+    Args:
+        model: it is changed; compiled, or wrapped for several devices, it is unwrapped.
+
+    Returns:
+        The model, and the type that its weights had.
+
+    Raises:
+        UserError: it is not a CLIP, or not one with all of its weights and nothing else.
+    """
+    if isinstance(model, nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+    clip = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(clip, CLIPModel):
         raise UserError(
-            f"the tokenizer has {tokens} tokens, but the model's vocabulary only {vocabulary}. "
-            "Use the processor that belongs to the model."
+            f"the model is a {type(clip).__name__}, not a CLIPModel (both encoders in one). "
+            "Pass a CLIPModel, a PeftModel of one, a folder or a Hub id."
         )
+    if clip is model and any(isinstance(module, BaseTunerLayer) for module in clip.modules()):
+        raise UserError(
+            "the model is a CLIPModel with an adapter in its layers: pass the PeftModel of it, or what its "
+            "`merge_and_unload()` gives."
+        )
+    if getattr(clip.config, "quantization_config", None) or getattr(clip, "is_quantized", False):
+        raise UserError("the model is quantised, and rounded weights cannot be trained: load it without quantisation.")
+    empty = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if empty:
+        raise UserError(
+            f"{len(empty)} tensors of the model have no values (device 'meta'), such as {empty[0]}: load it with "
+            "`from_pretrained` and without `device_map`."
+        )
+    if broken := not_finite(model):
+        raise UserError(
+            f"{len(broken)} tensors of the model hold values that are not finite numbers, such as {broken[0]}."
+        )
+    state_true_dimension(clip)
+    types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
+    return model.float(), types.pop() if len(types) == 1 else torch.float32
+
+
+def state_true_dimension(model: CLIPModel) -> None:
+    """Has a configuration say in all three places how long embeddings are.
+
+    Some say so at the top alone, and an encoder that is loaded on its own asks its own part.
+    """
+    config, dimension = model.config, model.text_projection.out_features
+    config.projection_dim = config.text_config.projection_dim = config.vision_config.projection_dim = dimension
 
 
 def lora_config(r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0) -> LoraConfig:

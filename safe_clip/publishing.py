@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from .data.bad_rows import LIST_FILE
+from .drop_in import save_drop_in
 from .errors import UserError, first_line
 from .model import public_name
 from .names import public
@@ -82,8 +83,7 @@ class PublishingMixin:
             model = copy.deepcopy(model).merge_and_unload()
         else:
             shutil.rmtree(folder / ADAPTER_DIR, ignore_errors=True)  # of an earlier training
-        model.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
+        save_drop_in(model, self.processing_class, folder, self.stored_dtype)
         self._save_args(folder)
 
     def _save_args(self, folder: Path) -> None:

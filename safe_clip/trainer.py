@@ -4,6 +4,7 @@ import contextlib
 import json
 import warnings
 from collections import defaultdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ from .model import (
     load_clip,
     load_processor,
     lora_config,
+    prepare_model,
     train_towers,
 )
 from .objectives import build_objective
@@ -64,7 +66,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
     repository get the drop-in: a plain `CLIPModel` with the adapter merged into its weights.
 
     Args:
-        model: `"demo"` for the embedded base, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one.
+        model: `"demo"` for the embedded base, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one. It is trained
+            in float32, and saved in the type that it has.
         args: the settings.
         train_dataset, eval_dataset: rows with some of the columns `safe_caption`, `safe_image`,
             `unsafe_caption`, `unsafe_image`, as for `QuadrupletRows`; a dictionary of several is allowed for
@@ -90,7 +93,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
 
     def __init__(
         self,
-        model: str | CLIPModel | PeftModel,
+        model: str | PathLike | CLIPModel | PeftModel,
         args: SafeCLIPTrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -99,9 +102,13 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         **kwargs,
     ):
         args = args or SafeCLIPTrainingArguments()
-        name = model if isinstance(model, str) else model.config._name_or_path
-        if isinstance(model, str):
-            model = load_clip(model)
+        for unfit in {"model_init", "tokenizer", "image_processor"} & kwargs.keys():
+            raise UserError(
+                f"{unfit} is not supported: pass the model as `model`, its CLIPProcessor as processing_class."
+            )
+        model = load_clip(str(model)) if isinstance(model, str | PathLike) else model
+        model, self.stored_dtype = prepare_model(model)
+        name = model.config._name_or_path
         if processing_class is None and not name:
             raise UserError("the model does not say where it came from; pass its CLIPProcessor as processing_class.")
         processing_class = processing_class or load_processor(name)
@@ -176,6 +183,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self._prepare_sharding(mixed)
+        if self.stored_dtype != torch.float32:
+            self._say(f"The model is in {self.stored_dtype}: it is trained in float32, and saved as it was.")
         self.resumed_from = 0  # the step at which the last training began
         self.targets = Targets(self.reference, self.objective, self.accelerator)
         if args.early_stopping_patience is not None:

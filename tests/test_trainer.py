@@ -426,10 +426,14 @@ def test_stock_transformers_loads_the_output(processor, rows, tmp_path, peft_con
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
         "model.safetensors",
+        "merges.txt",
+        "preprocessor_config.json",
         "processor_config.json",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "training_args.json",
+        "vocab.json",
         *(["adapter"] if peft_config else []),
     }
     # A fresh process, in a folder from which safe_clip cannot be imported by chance.

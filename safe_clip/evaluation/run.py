@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from .. import __version__
-from ..interpolation import merge
+from ..interpolation import check_strength, merge
 from ..metrics.ranking import ExactIndex
 from ..model import check_processor, load_clip, load_processor
 from . import TASKS
@@ -29,12 +29,18 @@ class Subject:
         revision: branch, tag or commit of a Hub model.
         baseline: the original that it is drawn back to.
         strength: how far from the original it stands; 1 for the model as it is.
+
+    Raises:
+        UserError: the strength is not from 0 to 1.
     """
 
     name: str
     revision: str | None = None
     baseline: "Subject | None" = None
     strength: float = 1.0
+
+    def __post_init__(self):
+        check_strength(self.strength)
 
     @property
     def label(self) -> str:

@@ -63,10 +63,8 @@ def sweep(
                 f"--sweep wants safe captions and pictures and something unsafe, not all of which {split} has."
             )
     curves: dict[str, list[Point]] = {}
-    made = [
-        (strength, replace(model, baseline=baseline, strength=strength).embed(data, TASKS, accelerator, **options))
-        for strength in sorted(set(strengths))
-    ]
+    subjects = [replace(model, baseline=baseline, strength=strength) for strength in sorted(set(strengths))]
+    made = [(each.strength, each.embed(data, TASKS, accelerator, **options)) for each in subjects]
     if not alone_at_last(accelerator):
         return None
     for strength, each in made:
