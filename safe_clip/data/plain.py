@@ -2,65 +2,19 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain, cycle, islice, repeat
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
 from ..errors import UserError
+from .features import inner_feature, is_text, texts_in
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN
-from .schema import numbered
+from .schema import numbered, with_column
 
 logger = logging.getLogger(__name__)
-
-TEXTS = ("string", "large_string", "string_view")
-NUMBERS = ("int", "uint", "float", "double", "decimal", "bool")
-
-
-def is_text(feature: Any) -> bool:
-    """Whether a column holds texts, however they are stored."""
-    return isinstance(feature, Value) and feature.dtype in TEXTS
-
-
-def is_number(feature: Any) -> bool:
-    """Whether a column holds numbers, true and false among them."""
-    return isinstance(feature, Value) and feature.dtype.startswith(NUMBERS)
-
-
-def texts_in(feature: Any, cell: Any) -> Iterator[str]:
-    """The texts in a cell, in its order: names where it holds numbers of classes, what lists and parts hold, and the
-    names of parts that are true.
-
-    Args:
-        feature: of its column; `None` where it is not known.
-        cell: as `datasets` gives it.
-    """
-    if isinstance(cell, str):
-        yield cell
-    elif isinstance(feature, ClassLabel) and isinstance(cell, int | np.integer) and 0 <= cell < feature.num_classes:
-        yield feature.int2str(int(cell))
-    elif isinstance(cell, Mapping):
-        for name, part in cell.items():
-            if isinstance(part, bool | np.bool_):
-                yield from [name] if part else []
-            else:
-                inner = feature.get(name) if isinstance(feature, Mapping) else getattr(feature, "feature", None)
-                yield from texts_in(inner, part)
-    elif isinstance(cell, list | tuple | np.ndarray):
-        inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
-        for part in cell:
-            yield from texts_in(inner, part)
-
-
-def cell_name(feature: Any, cell: Any) -> str:
-    """What tables call a cell: its text, several with commas between them; "" for an empty one."""
-    if cell is None or isinstance(cell, str) or isinstance(feature, ClassLabel):
-        return "".join(texts_in(feature, cell)).strip()
-    if isinstance(cell, list | tuple | np.ndarray | Mapping):
-        return ", ".join(filter(None, (text.strip() for text in texts_in(feature, cell))))
-    return str(cell).strip()
 
 
 def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spread") -> Any:
@@ -119,22 +73,15 @@ def _is_list(cell: Any) -> bool:
     return isinstance(cell, list | tuple | np.ndarray)
 
 
-def _inner(feature: Any) -> Any:
-    """What a list holds, or a list of lists; the feature itself where it is none."""
-    while isinstance(feature, List | LargeList | list):
-        feature = feature[0] if isinstance(feature, list) else feature.feature
-    return feature
-
-
 def _is_odd(feature: Any) -> bool:
     """Whether captions of this kind have to be read in a way of their own."""
     return isinstance(feature, ClassLabel) or (
-        _inner(feature) is not feature and (is_text(_inner(feature)) or isinstance(_inner(feature), ClassLabel))
+        (inner := inner_feature(feature)) is not feature and (is_text(inner) or isinstance(inner, ClassLabel))
     )
 
 
 def _check(feature: Any, column: str, where: str) -> None:
-    inner = _inner(feature)
+    inner = inner_feature(feature)
     named = f"{where}: column '{column}'"
     if column in CAPTION_COLUMNS:
         if isinstance(inner, Image):
@@ -155,7 +102,7 @@ def _without_numbers_of_nothing(rows: Dataset) -> Dataset:
         feature = rows.features.get(column)
         numbers = isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))
         if numbers and all(cell is None or math.isnan(cell) for cell in rows[column]):
-            rows = rows.remove_columns([column]).add_column(column, [None] * len(rows))
+            rows = with_column(rows, column, [None] * len(rows))
     return rows
 
 
@@ -194,11 +141,9 @@ def _read(rows: Dataset, odd: Mapping[str, Any], where: str, how: str) -> Datase
             "gives each caption a row, --caption_lists first takes the first of each list."
         )
     places, captions = _spread(cells, how)
-    made = numbered(rows) if several else rows
-    made = made.remove_columns(list(odd))
-    made = made.select(places) if len(places) != len(rows) else made
+    made = numbered(rows).select(places) if several else rows
     for column, texts in captions.items():
-        made = made.add_column(column, texts, feature=Value("string"))
+        made = with_column(made, column, texts, Value("string"))
     if several:
         became = "the first of each is taken" if how == "first" else f"spread to {len(made):,} rows, a caption in each"
         logger.warning("%s: %d of %d rows have lists of captions: %s.", where, len(several), len(rows), became)

@@ -4,6 +4,7 @@ import difflib
 import json
 import logging
 import random
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Image, IterableDataset
 
 from ..errors import UserError
+from .column_names import folded, guess_columns, says_unsafe
 from .items import IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
 from .plain import plain_rows, unformatted
@@ -20,6 +22,8 @@ from .sources import load_splits
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"
+CATEGORY, CONCEPT = "category", "concept"
+SPELLED = [folded(name) for name in (*ITEM_COLUMNS, *LABEL_COLUMNS)]
 SHARDS = 64  # into which rows of one file are cut, so that many processes and workers may share the stream
 STREAMED_ROWS = 1000  # of each split that is measured where training rows are streamed
 VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
@@ -80,8 +84,8 @@ def load_quadruplets(
         where = f"split '{split}' of {name}"
         if ROW_COLUMN in _columns(rows):  # which rows that were saved had in another data set
             rows = rows.remove_columns([ROW_COLUMN])
-        rows = refuse_minors(_renamed(unformatted(rows, where), column_mapping or {}, where), where)
-        rows = plain_rows(rows, where, caption_lists)
+        rows, mapping = _renamed(unformatted(rows, where), column_mapping or {}, where, sides_are_right)
+        rows = plain_rows(refuse_minors(rows, where), where, caption_lists)
         if streaming and split != "train":
             rows = first_rows(rows, STREAMED_ROWS)
         elif streaming and isinstance(rows, Dataset):
@@ -91,8 +95,7 @@ def load_quadruplets(
                 rows = join_pictures(rows, column, place, where, missing_pictures)
             elif Path(name).exists():
                 rows = local_pictures(rows, column, folder)
-        pictures = [name for name, feature in (rows.features or {}).items() if isinstance(feature, Image)]
-        check_columns(_columns(rows), where, pictures)
+        check_columns(_columns(rows), where, rows.features, mapping)
         if isinstance(rows, Dataset) and len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
@@ -117,28 +120,74 @@ def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
     return first
 
 
-def _renamed(rows: Dataset | IterableDataset, mapping: Mapping[str, str | None], where: str) -> Any:
-    """Rows under the schema's names: those that are asked for, and those of a preset for other columns."""
-    for old in mapping:
-        if old not in _columns(rows):
-            raise UserError(
-                f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(_columns(rows))}."
-            )
-    if dropped := [old for old, new in mapping.items() if new is None]:
-        rows = rows.remove_columns(dropped)
-    mapping = {old: new for old, new in mapping.items() if new is not None}
-    if known := known_columns(_columns(rows)):
-        preset, names = known
-        names = {old: new for old, new in names.items() if old not in mapping and new not in mapping.values()}
+def _renamed(
+    rows: Dataset | IterableDataset, asked: Mapping[str, str | None], where: str, sides_are_right: bool
+) -> tuple[Any, dict[str, str | None]]:
+    """Rows under the schema's names, and how they were renamed: as is asked for, by how the schema's own names are
+    written, and by a preset."""
+    columns = _columns(rows)
+    mapping = check_mapping(asked, columns, where, sides_are_right)
+    known = {folded(name): name for name in (*ITEM_COLUMNS, *LABEL_COLUMNS, CATEGORY, CONCEPT)}
+    alike = {old: known[folded(old)] for old in columns if folded(old) in known and old not in mapping}
+    taken = [*columns, *mapping.values()]
+    alike = {old: new for old, new in alike.items() if new not in taken and list(alike.values()).count(new) == 1}
+    if alike:
+        logger.warning("%s: taking %s.", where, ", ".join(f"'{old}' as {new}" for old, new in alike.items()))
+    mapping |= alike
+    for column in columns:
+        if (found := re.fullmatch(rf"({'|'.join(ITEM_COLUMNS)})\.\d+", column)) and found[1] in columns:
+            logger.warning("%s has '%s' twice; the first of them is taken.", where, found[1])
+    rows = rows.remove_columns([old for old, new in mapping.items() if new is None])
+    # What is left to presets goes by the names that columns have now.
+    now = [mapping.get(column) or column for column in _columns(rows)]
+    features = rows.features and {mapping.get(old) or old: feature for old, feature in rows.features.items()}
+    if found := known_columns(now, features):
+        preset, names = found
+        names = {old: new for old, new in names.items() if old not in mapping.values()}
         told = ", ".join(f"{old} as {new}" for old, new in names.items())
         if told:
             logger.warning("%s has the columns of %s: taking %s.", where, preset, told)
         mapping |= names
-    after = [mapping.get(column, column) for column in _columns(rows)]
+    after = [mapping.get(column) or column for column in _columns(rows)]
     for column in after:
         if after.count(column) > 1:
             raise UserError(f"--column_mapping gives {where} two columns '{column}'; rename the other one too.")
-    return rows.rename_columns(mapping) if mapping else rows
+    renamed = {old: new for old, new in mapping.items() if new is not None and new != old}
+    return (rows.rename_columns(renamed) if renamed else rows), mapping
+
+
+def check_mapping(
+    mapping: Mapping[str, str | None], columns: Sequence[str], where: str, sides_are_right: bool = False
+) -> dict[str, str | None]:
+    """How columns are to be renamed, where they have these names.
+
+    Raises:
+        UserError: there is no such column, it is to have a name that only looks like one of the schema, or its own name
+            says the other side.
+    """
+    found: dict[str, str | None] = {}
+    for old, new in mapping.items():
+        name = old if old in columns else next((each for each in columns if each.strip() == str(old).strip()), None)
+        if name is None:
+            raise UserError(
+                f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(columns)}."
+            )
+        if new is not None and new not in ITEM_COLUMNS:
+            close = difflib.get_close_matches(folded(new), SPELLED, n=1, cutoff=0.85)
+            if (close and new not in LABEL_COLUMNS) or " or " in str(new):
+                raise UserError(
+                    f"--column_mapping calls '{old}' '{new}', which is no column of the schema; those are "
+                    f"{_listed(ITEM_COLUMNS)}."
+                )
+        unsafe = says_unsafe(name)
+        if new in ITEM_COLUMNS and unsafe is not None and unsafe != new.startswith("unsafe"):
+            says, side = ("unsafe", "safe") if unsafe else ("safe", "unsafe")
+            told = f"--column_mapping makes '{old}' of {where} {new}, but its name says {says}, not {side}"
+            if not sides_are_right:
+                raise UserError(f"{told}. Swap the two sides, or go on with --sides_are_right if this is right.")
+            logger.warning("%s.", told)
+        found[name] = new
+    return found
 
 
 def hold_out_validation(splits: DatasetDict) -> DatasetDict:
@@ -155,13 +204,19 @@ def hold_out_validation(splits: DatasetDict) -> DatasetDict:
     return splits
 
 
-def check_columns(columns: list[str], where: str, pictures: Sequence[str] = ()) -> None:
+def check_columns(
+    columns: Sequence[str],
+    where: str,
+    features: Mapping[str, Any] | None = None,
+    mapping: Mapping[str, str | None] | None = None,
+) -> None:
     """Warns of items that rows lack altogether.
 
     Args:
         columns: the names of the columns.
         where: what messages call the rows.
-        pictures: those of them that hold pictures.
+        features: of the columns, where they are known.
+        mapping: how columns were renamed before, which messages undo.
 
     Raises:
         UserError: there is no item at all, or another column is likely meant for one that is missing.
@@ -169,27 +224,25 @@ def check_columns(columns: list[str], where: str, pictures: Sequence[str] = ()) 
     missing = [column for column in ITEM_COLUMNS if column not in columns]
     if not missing:
         return
-    numbers = set(STREAM_IDS)
-    spare = [column for column in columns if column not in {*ITEM_COLUMNS, *LABEL_COLUMNS, *numbers, ROW_COLUMN}]
-    guesses = {}
-    for column in missing:
-        candidates = [name for name in spare if name not in guesses]
-        close = difflib.get_close_matches(column, candidates, n=1, cutoff=0.5)
-        if column in IMAGE_COLUMNS and not close:
-            close = [name for name in candidates if name in pictures][:1]
-        guesses.update({close[0]: column} if close else {})
+    mapping = dict(mapping or {})
+    own = {new: old for old, new in mapping.items() if new is not None}
+    sure, doubtful = guess_columns([name for name in columns if name not in {*STREAM_IDS, ROW_COLUMN}], features)
     lacks = f"{where} lacks the column{'s' * (len(missing) > 1)} {_listed(missing)}"
     absent = [column for column in missing if column in IMAGE_COLUMNS]
-    elsewhere = f" Pictures in a folder or zip of their own are named by {' and '.join(f'--{c}s' for c in absent)}."
-    if guesses or len(missing) == len(ITEM_COLUMNS):
-        example = guesses or {"YOUR_COLUMN": missing[0]}
-        first = next(iter(example))
+    elsewhere = f" Images in a folder or zip of their own are named by {' and '.join(f'--{c}s' for c in absent)}."
+    if sure or doubtful or len(missing) == len(ITEM_COLUMNS):
+        guesses = {own.get(name, name): new for name, new in sure.items()}
+        open_ones = {own.get(name, name): " or ".join(places) for name, places in doubtful.items()}
+        example = mapping | guesses if guesses else mapping | (open_ones or {"YOUR_COLUMN": missing[0]})
+        unsure = "; ".join(f"say whether '{name}' is {places}" for name, places in open_ones.items())
+        first = next(iter(guesses or open_ones or example))
         raise UserError(
-            f"{lacks}; it has {_listed(columns)}. Name them with --column_mapping '{json.dumps(example)}', or leave a "
-            f"column that is something else out with '{{\"{first}\": null}}'.{elsewhere if absent else ''}"
+            f"{lacks}; it has {_listed([own.get(name, name) for name in columns])}. Name them with --column_mapping "
+            f"'{json.dumps(example)}'{f' ({unsure})' if unsure else ''}, or leave a column that is something else out "
+            f"with '{{{json.dumps(first)}: null}}'.{elsewhere if absent else ''}"
         )
     logger.warning("%s: what needs none is trained and measured.%s", lacks, elsewhere if absent else "")
 
 
-def _listed(names: list[str] | tuple[str, ...]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -96,7 +96,7 @@ class QuadrupletRows(TorchDataset):
         if isinstance(rows, Dataset):
             rows = plain_rows(rows)
             if not set(ITEM_COLUMNS) & set(rows.column_names):
-                check_columns(rows.column_names, "the data set")
+                check_columns(rows.column_names, "the data set", rows.features)
             self.filing = file_rows(rows)
             rows = undecoded(rows, rows.column_names)
         self.rows = self.stored = rows

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +12,8 @@ from datasets import Dataset, Features, IterableDataset, Value
 
 from ..errors import UserError
 from .cells import IN_ZIP, open_archive, storable
+from .column_names import modality, pair_of_captions, senses
+from .features import inner_feature, is_text
 from .items import ROW_COLUMN
 
 logger = logging.getLogger(__name__)
@@ -20,8 +22,8 @@ logger = logging.getLogger(__name__)
 PRESETS = {
     "ViSU-Text": {"safe": "safe_caption", "nsfw": "unsafe_caption", "tag": "category"},
     "NSFWCaps": {"caption": "safe_caption", "nsfw_caption": "unsafe_caption", "chosen_category": "category"},
-    "a list of prompts, such as I2P": {"prompt": "unsafe_caption", "categories": "category"},
 }
+LISTS = {"a list of prompts, such as I2P": {"prompt": "unsafe_caption", "categories": "category"}}
 # The columns by which each side's pictures are found, the first that a data set has.
 ID_COLUMNS = {
     "safe_image": ("coco_id", "image_id", "image_coco_url"),
@@ -32,22 +34,41 @@ STREAM_IDS = (*dict.fromkeys(name for names in ID_COLUMNS.values() for name in n
 NUMBERS = {"safe_image": r"(?:^|_)(\d+)$", "unsafe_image": r"^(\d+)(?:[_-]|$)"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LISTED = 5
+NEW_COLUMN = "safe_clip_new"  # a name that nobody has
 CURE = (
     "Add them, or leave these rows out with --missing_pictures skip, or keep their captions with "
     "--missing_pictures keep."
 )
 
 
-def known_columns(columns: list[str]) -> tuple[str, dict[str, str]] | None:
+def known_columns(columns: list[str], features: Mapping[str, Any] | None = None) -> tuple[str, dict[str, str]] | None:
     """The preset whose captions a data set has, and how it renames the columns that are there.
 
-    Nothing where the data set has captions of the schema already.
+    Nothing where the data set has captions of the schema already, or where another column of captions says its side, of
+    which a preset knows nothing.
+
+    Args:
+        columns: the names of all columns.
+        features: of them, where they are known.
     """
-    for name, mapping in PRESETS.items():
+    if {"safe_caption", "unsafe_caption"} & set(columns):
+        return None
+    pair = pair_of_captions(columns, features)
+    for name, mapping in {**PRESETS, **({"pairs of captions": pair} if pair else {}), **LISTS}.items():
         captions = [old for old, new in mapping.items() if new.endswith("caption")]
-        if set(captions) <= set(columns) and not {"safe_caption", "unsafe_caption"} & set(columns):
-            return name, {old: new for old, new in mapping.items() if old in columns and new not in columns}
+        if not set(captions) <= set(columns) or not all(_may_hold_text(each, features) for each in captions):
+            continue
+        if name in LISTS and any(
+            modality(each, (features or {}).get(each)) == "text" and senses(each) for each in columns
+        ):
+            continue
+        return name, {old: new for old, new in mapping.items() if old in columns and new not in columns}
     return None
+
+
+def _may_hold_text(column: str, features: Mapping[str, Any] | None) -> bool:
+    feature = inner_feature((features or {}).get(column))
+    return not isinstance(feature, Value) or is_text(feature) or feature.dtype == "null"
 
 
 def stream_columns(rows: IterableDataset) -> list[str]:
@@ -60,10 +81,19 @@ def numbered(rows: Dataset) -> Dataset:
     return rows if ROW_COLUMN in rows.column_names else rows.add_column(ROW_COLUMN, list(range(len(rows))))
 
 
+def with_column(rows: Dataset, column: str, cells: Sequence[Any], feature: Any = None) -> Dataset:
+    """Rows with a column of these cells, in place of the one of that name, if there is one."""
+    if column not in rows.column_names:
+        return rows.add_column(column, list(cells), feature=feature)
+    # Without any column, rows would forget how many they are.
+    made = rows.add_column(NEW_COLUMN, list(cells), feature=feature)
+    return made.remove_columns([column]).rename_column(NEW_COLUMN, column)
+
+
 def local_pictures(rows: Dataset | IterableDataset, column: str, folder: Path) -> Dataset | IterableDataset:
     """Paths of a column of text, which are meant from the folder where the data set lies."""
     feature = (rows.features or {}).get(column)
-    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+    if not is_text(feature):
         return rows
 
     def placed(cell: str | None) -> str | None:
@@ -71,7 +101,7 @@ def local_pictures(rows: Dataset | IterableDataset, column: str, folder: Path) -
 
     if isinstance(rows, IterableDataset):
         return rows.map(lambda row: {column: placed(row[column])}, features=rows.features)
-    return rows.remove_columns([column]).add_column(column, [placed(cell) for cell in rows[column]])
+    return with_column(rows, column, [placed(cell) for cell in rows[column]])
 
 
 def _id_column(columns: Sequence[str], candidates: Sequence[str], where: str, option: str) -> str:
@@ -134,8 +164,7 @@ def join_pictures(
             f"{where}: {len(missing):,} of {len(paths):,} rows have no picture in --{column}s {place}, such as "
             f"{', '.join(missing[:LISTED])}. {CURE}"
         )
-    rows = rows.remove_columns([column]) if column in rows.column_names else rows
-    rows = rows.add_column(column, paths)
+    rows = with_column(rows, column, paths)
     if not missing:
         return rows
     told = (where, len(missing), len(paths), place)

@@ -148,3 +148,9 @@ def test_an_archive_that_was_written_anew_is_decoded_anew(tmp_path):
         return data[1]["safe_image"][:, 0, 0].tolist()
 
     assert first("red") == [255, 0, 0] and first("blue") == [0, 0, 255]
+
+
+def test_rows_of_images_alone_are_kept_decoded(rows, processor):
+    items = QuadrupletRows(rows.select_columns(["safe_image", "unsafe_image"]))
+    items.cache_pictures(processor.image_processor, progress=False)
+    assert len(items) == 24 and items[3]["unsafe_image"].shape == (3, 16, 16)

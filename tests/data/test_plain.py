@@ -8,7 +8,8 @@ from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Valu
 
 from safe_clip import QuadrupletRows, UserError, evaluate_quadruplets, load_quadruplets
 from safe_clip.data.captions import check_captions
-from safe_clip.data.plain import cell_name, plain_rows, texts_in
+from safe_clip.data.features import cell_name, texts_in
+from safe_clip.data.plain import plain_rows
 from safe_clip.data.quadruplets import hold_out_validation
 from safe_clip.data.streams import QuadrupletStream
 
@@ -240,3 +241,15 @@ def test_plain_rows_are_left_as_they_are(rows, caplog):
     with caplog.at_level(logging.DEBUG, "safe_clip"):
         assert plain_rows(rows) is rows and not caplog.records
     assert rows.features == FEATURES
+
+
+def test_a_data_set_of_one_column_keeps_its_rows(tmp_path):
+    names = ClassLabel(names=["a dog", "a cat"])
+    assert captions(Dataset.from_dict({"safe_caption": [1, 0]}).cast_column("safe_caption", names)) == [
+        ("a cat", None),
+        ("a dog", None),
+    ]
+    make_rows(1)["safe_image"][0].save(tmp_path / "0.png")
+    Dataset.from_dict({"safe_image": ["0.png"] * 2}).to_parquet(tmp_path / "rows.parquet")
+    rows = QuadrupletRows(load_quadruplets(str(tmp_path / "rows.parquet"), hold_out=False)["train"])
+    assert len(rows) == 2 and rows[1]["safe_image"].size == (16, 16)

@@ -264,7 +264,10 @@ def test_a_mapping_of_one_s_own_wins_over_what_is_known(world, tmp_path):
     table |= {column: world[column] for column in ("safe_image", "unsafe_image")}
     Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
     mapping = {"nsfw": "safe_caption", "safe": "unsafe_caption"}
-    check(load_quadruplets(str(tmp_path / "train.parquet"), None, mapping, hold_out=False)["train"], world)
+    with pytest.raises(UserError, match="makes 'nsfw' of .* safe_caption, but its name says unsafe, not safe"):
+        load_quadruplets(str(tmp_path / "train.parquet"), None, mapping)
+    meant = {"hold_out": False, "sides_are_right": True}
+    check(load_quadruplets(str(tmp_path / "train.parquet"), None, mapping, **meant)["train"], world)
     # What it does not name is taken as it is known.
     table = {"safe": world["safe_caption"], "nsfw": world["unsafe_caption"], "kind": ["mark"] * COUNT}
     table |= {column: world[column] for column in ("safe_image", "unsafe_image")}
@@ -272,4 +275,4 @@ def test_a_mapping_of_one_s_own_wins_over_what_is_known(world, tmp_path):
     rows = load_quadruplets(str(tmp_path / "train.parquet"), None, {"kind": "category"}, hold_out=False)["train"]
     check(rows, world)
     with pytest.raises(UserError, match="gives split 'train' of .* two columns 'safe_image'; rename the other one too"):
-        load_quadruplets(str(tmp_path / "train.parquet"), None, {"unsafe_image": "safe_image"})
+        load_quadruplets(str(tmp_path / "train.parquet"), None, {"unsafe_image": "safe_image"}, sides_are_right=True)

@@ -25,6 +25,7 @@ from ...names import public
 from ..arguments import DataArguments
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, UNKNOWN
 from ..quadruplets import DEMO
+from ..schema import with_column
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _with_whole_paths(rows: Dataset) -> Dataset:
     for column in IMAGE_COLUMNS:
         if column in rows.column_names and isinstance(rows.features[column], Value):
             whole = [str(Path(cell).absolute()) if cell and "://" not in cell else cell for cell in rows[column]]
-            rows = rows.remove_columns([column]).add_column(column, whole)
+            rows = with_column(rows, column, whole)
     return rows
 
 

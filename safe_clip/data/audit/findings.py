@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from ...errors import UserError
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN, SAFE, UNKNOWN, UNSAFE
 from ..minors import TEXT_COLUMNS, named, speaks_of_minors
-from ..schema import numbered
+from ..schema import numbered, with_column
 from .duplicates import at_place, near_pictures, repeated_rows, same_captions
 from .reading import KINDS, UNCLEAR, Items
 
@@ -233,7 +233,6 @@ def labelled(rows: Dataset, judged: Sequence[Judged]) -> Dataset:
         if not each.scored:
             continue
         label = labels[each.items.column]
-        rows = rows.remove_columns([label]) if label in rows.column_names else rows
         values = [None if verdict == UNKNOWN else verdict == SAFE for verdict in each.verdict.tolist()]
-        rows = rows.add_column(label, values)
+        rows = with_column(rows, label, values)
     return rows
