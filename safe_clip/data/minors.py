@@ -13,13 +13,13 @@ from typing import Any
 from datasets import ClassLabel, Dataset, IterableDataset
 
 from ..errors import UserError
-from .items import CAPTION_COLUMNS
+from .items import ABOUT_COLUMNS, CAPTION_COLUMNS
 from .schema import numbered
 from .unsafe_words import SEXUAL, plain
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = (*CAPTION_COLUMNS, "category", "concept")
+TEXT_COLUMNS = (*CAPTION_COLUMNS, *ABOUT_COLUMNS)
 
 YOUNG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 MINORS = re.compile(

@@ -20,6 +20,7 @@ from ..errors import UserError
 from .content import column_digest
 from .images import open_image
 from .items import (
+    ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     EMPTY,
     IMAGE_COLUMNS,
@@ -113,14 +114,17 @@ class QuadrupletRows(TorchDataset):
         quadruplet = self._read(index)
         return quadruplet if self.augment is None else self.augment(quadruplet)
 
+    def stored_row(self, index: int) -> dict[str, Any]:
+        """The row that a quadruplet is made of, as it is stored."""
+        return self.rows[index if self.filing is None else int(self.filing.row[index])]
+
     def _read(self, index: int) -> dict[str, Any]:
+        row = self.stored_row(index)
         if self.filing is None:
-            row = self.rows[index]
             if not set(ITEM_COLUMNS) & set(row):
                 check_columns(list(row), f"row {index}")
             return {**StoredQuadruplet(row, row.get(ROW_COLUMN, index)).read(), "row": index}
         number = int(self.filing.row[index])
-        row = self.rows[number]
         columns = [None if place == NOWHERE else ITEM_COLUMNS[place] for place in self.filing.source[index]]
         facts = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
         stored = StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts, self.shape)
@@ -214,11 +218,12 @@ def captions_digest(parts: Iterable[list[str | None]]) -> str:
 
 
 def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
-    """The items of rows with these columns, their labels and what they are known by; pictures as they are stored.
+    """The items of rows with these columns, their labels, what is unsafe in them and what they are known by; images as
+    they are stored.
 
     Decoding them one by one, where they are used, is what lets a broken picture be named by row and column.
     """
-    kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, ROW_COLUMN}
+    kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, *ABOUT_COLUMNS, ROW_COLUMN}
     if isinstance(rows, IterableDataset):
         kept |= set(STREAM_IDS)
     rows = rows.select_columns([name for name in columns if name in kept])

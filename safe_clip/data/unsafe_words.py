@@ -26,24 +26,31 @@ UNSAFE = re.compile(rf"\b(?:{SEXUAL}|{OTHERS})\b")
 EMPTY_WORDS = {"and", "any", "for", "non", "none", "not", "other", "others", "safe", "some", "the", "unknown", "with"}
 
 
-def says_unsafe(text: str, about: Iterable[Any] = ()) -> bool:
+def says_unsafe(text: str, about: Iterable[str] = ()) -> bool:
     """Whether a caption has a word that says what is unsafe: one of a list, or of what its row is about.
 
     Args:
         text: the caption.
-        about: what the row calls unsafe in it, such as `["weapons", "dagger"]`; what is no text is passed over.
+        about: what the row calls unsafe in it, such as `["weapons", "dagger"]`.
     """
     text = plain(text)
     if UNSAFE.search(text):
         return True
     words = {
         word.removesuffix("s") if len(word) > 3 else word
-        for cell in about
-        if isinstance(cell, str)
-        for word in re.findall(r"[^\W\d_]{3,}", plain(cell))
+        for told in about
+        for word in re.findall(r"[^\W\d_]{3,}", plain(told))
         if word not in EMPTY_WORDS
     }
     return any(re.search(rf"\b{re.escape(word)}(?:e?s)?\b", text) for word in words)
+
+
+def texts_of(cell: Any) -> list[str]:
+    """The texts in a cell, which may be one, or hold some in lists and mappings."""
+    if isinstance(cell, str):
+        return [cell]
+    parts = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list | tuple) else ()
+    return [text for part in parts for text in texts_of(part)]
 
 
 def plain(text: str) -> str:
