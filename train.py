@@ -41,6 +41,7 @@ class ScriptArguments(DataArguments):
         default=False,
         metadata={"help": "Train all weights in place of LoRA adapters; lower --learning_rate to about 1e-5."},
     )
+    sides_are_right: bool = field(default=False, init=False)  # a setting of training
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         usage="train.py [CONFIG.yaml] [--flag value ...]",
     )
+    script.sides_are_right = args.sides_are_right
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
@@ -104,6 +106,8 @@ def main(argv: list[str]) -> None:
     )
     if trainer.is_world_process_zero() and not script.streaming:
         print(trainer.train_dataset.filing.told(trainer.term_rows), flush=True)
+
+    trainer.check_sides()
 
     def figures(model: Any, when: str) -> dict[str, dict[str, float]]:
         return {

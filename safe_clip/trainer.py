@@ -52,7 +52,8 @@ from .objectives import build_objective
 from .objectives.base import Makeup
 from .publishing import DIGEST_FILE, PublishingMixin, is_whole
 from .reference import FrozenReference
-from .reference_cache import table_size
+from .reference_cache import Embedder, table_size
+from .sides import check_sides
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
 
@@ -185,6 +186,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             self._prepare_sharding(mixed)
         if self.stored_dtype != torch.float32:
             self._say(f"The model is in {self.stored_dtype}: it is trained in float32, and saved as it was.")
+        self._sides_checked = False
         self.resumed_from = 0  # the step at which the last training began
         self.targets = Targets(self.reference, self.objective, self.accelerator)
         if args.early_stopping_patience is not None:
@@ -197,8 +199,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             resume_from_checkpoint: a checkpoint's folder, or `"last"` (or `True`) for the newest in `output_dir`.
 
         Raises:
-            UserError: there is no such checkpoint, or it was made with other data, or a row cannot be used, or the loss
-                is not finite.
+            UserError: there is no such checkpoint, or it was made with other data, or a row cannot be used, or the
+                sides look swapped, or the loss is not finite.
         """
         if resume_from_checkpoint in ("last", True):
             saved = self._checkpoints()
@@ -216,6 +218,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         if self.train_dataset is not None:
             if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
                 self._move_model_to_device(self.model, self.args.device)
+            self.check_sides()
             self._cache_pictures()
             self.targets.prepare(
                 self.train_dataset,
@@ -245,6 +248,22 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         if self.args.strength != 1:
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
+
+    def check_sides(self) -> None:
+        """Asks the training rows and the original, once, whether the safe and the unsafe side are swapped.
+
+        Raises:
+            UserError: they look so, and `sides_are_right` is not set.
+        """
+        if self.args.sides_are_right or self.train_dataset is None or self._sides_checked:
+            return
+        self._move_model_to_device(self.model, self.args.device)
+        collator = QuadrupletCollator(self.processing_class, self.model.config.text_config.max_position_embeddings)
+        embed = Embedder(self.reference, self.accelerator)
+        progress = self.args.process_index == 0 and not self.args.disable_tqdm
+        check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
+        self.reference.put_away()
+        self._sides_checked = True
 
     def _prepare_sharding(self, mixed: bool) -> None:
         """Makes the model ready for FSDP2 or DeepSpeed, or raises `UserError` for what they cannot do.

@@ -45,6 +45,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Train what generators read too, the states of tokens and patches, with the weights that the objective has
             for them. `False` is for search alone: faster, and more of the concepts that training does not show is
             redirected. `loss_weights` wins over it.
+        sides_are_right (`bool`, defaults to `False`):
+            Train although the names of columns, words in captions or the original say that the safe and the unsafe side
+            are swapped.
         strength (`float`, defaults to 1.0):
             Where the model is left after training, between the original (0) and what it was trained to be (1);
             `eval.py --sweep strength` shows what each point is like. Checkpoints keep all of the training.
@@ -183,6 +186,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     generators: bool = field(
         default=True,
         metadata={"help": "Train the states that Stable Diffusion and LLaVA read too; off for search alone."},
+    )
+    sides_are_right: bool = field(
+        default=False, metadata={"help": "Train although safe and unsafe sides look swapped to words or the original."}
     )
     strength: float = field(
         default=1.0, metadata={"help": "Where training leaves the model between the original (0) and the result (1)."}
