@@ -29,7 +29,7 @@ from .reference_cache import Embedder
 
 logger = logging.getLogger(__name__)
 
-ROWS = 256  # of the training data, evenly spread, that are looked at
+ROWS = 128  # of the training data, evenly spread, that are looked at
 DEVIATIONS = 3.0  # from an even split, below which chance could be all that there is
 # Share of rows that has to speak against the sides as they are called. Where the bundled demo's are right, 4 % of rows
 # do at most by nearness, and 9 % by what words mean to the original.

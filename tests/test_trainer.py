@@ -256,7 +256,9 @@ def test_a_data_set_that_changed_is_not_gone_on_with(processor, rows, tmp_path):
 def test_gradient_checkpointing_gives_the_same_weights(processor, rows, tmp_path):
     plain = make_trainer(processor, rows, tmp_path, max_steps=2)
     plain.train()
-    checkpointed = make_trainer(processor, rows, tmp_path, max_steps=2, gradient_checkpointing=True)
+    checkpointed = make_trainer(
+        processor, rows, tmp_path, max_steps=2, gradient_checkpointing=True, sides_are_right=True
+    )
     calls = []
     layer = checkpointed.model.base_model.model.text_model.encoder.layers[1].mlp
     layer.register_forward_pre_hook(lambda module, _: calls.append(module.training))
