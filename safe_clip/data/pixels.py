@@ -97,8 +97,6 @@ def cache_pixels(
         return Hasher.hash([[(column, column_digest(piece, column)) for column in columns], made])
 
     pixels = in_pieces(rows, features, arguments, key, _loaded, "Decoding pictures, once", progress, accelerator)
-    if set(columns) == set(rows.column_names):
-        return pixels
     return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)
 
 
