@@ -137,12 +137,18 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     """What is trained on, and the splits, each of which can be measured: of a stream, its first rows."""
     from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
     from safe_clip.data.quadruplets import STREAMED_ROWS, first_rows, hold_out_validation
+    from safe_clip.data.splits import known_splits, meant
     from safe_clip.data.streams import QuadrupletStream
 
     splits = script.load(hold_out=False)
+    script.eval_splits = known_splits(script.eval_splits, splits)
     for split in ["train", *(script.eval_splits or [])]:
         if split not in splits and split != "validation":
-            raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.")
+            other = next((each for each in splits if meant(each) is None), None)
+            cure = (
+                f" Name what is trained on: --dataset {script.dataset}:{other}." if split == "train" and other else ""
+            )
+            raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.{cure}")
     list_file = Path(args.output_dir, LIST_FILE)
     list_file.unlink(missing_ok=True)  # of an earlier run
     rows = None

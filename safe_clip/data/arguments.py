@@ -33,7 +33,8 @@ class DataArguments:
     """The quadruplets, and where their pictures are."""
 
     dataset: str = field(
-        default="demo", metadata={"help": "A Hub id, a folder, a file, or 'demo' for the embedded world."}
+        default="demo",
+        metadata={"help": "A Hub id, folder or file, or 'demo' for the embedded world; NAME:train[:50%] is a part."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     column_mapping: dict | str | None = field(

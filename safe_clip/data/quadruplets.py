@@ -18,6 +18,7 @@ from .minors import refuse_minors
 from .plain import plain_rows, unformatted
 from .schema import STREAM_IDS, join_pictures, known_columns, local_pictures, numbered, stream_columns
 from .sources import load_splits
+from .splits import named_splits, part_off, take_part
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ def load_quadruplets(
     """Loads a quadruplet data set and checks its columns.
 
     Args:
-        name: `"demo"` for the embedded world, or as for `load_splits`. Paths in columns of pictures are meant from the
-            folder where the data set lies.
+        name: `"demo"` for the embedded world, or as for `load_splits`; `NAME:SPLIT` or `NAME:train[:50%]` for one split
+            or some of its rows. Paths in columns of pictures are meant from the folder where the data set lies.
         config: the configuration of a Hub data set that has several.
         column_mapping: `{column of the data set: column of the schema}`, or `None` for a column to leave out; those of
             `PRESETS` are known.
@@ -67,23 +68,28 @@ def load_quadruplets(
     Returns:
         Splits, without rows that sexualise minors, with those of the columns `safe_caption`, `safe_image`,
         `unsafe_caption`, `unsafe_image` that there are, and whatever else the data set has. Cells of them may be empty.
+        Of their names, `val`, `training` and the like become `validation` and `train`.
 
     Raises:
         UserError: the data set cannot be found or opened, or its columns do not match.
     """
+    name, part = part_off(name)
     if name == DEMO:
         from ..demo.dataset import load_demo
 
         splits = load_demo()
     else:
         splits = load_splits(name, config, token, streaming=streaming)
+    for split, rows in splits.items():
+        if ROW_COLUMN in _columns(rows):  # which rows that were saved had in another data set
+            splits[split] = rows.remove_columns([ROW_COLUMN])
+    splits = named_splits(splits, f"--dataset {name}")
+    splits = DatasetDict(take_part(splits, part, f"--dataset {name}") if part else splits)
     if choose is not None:
         splits = DatasetDict({split: splits[split] for split in choose(splits)})
     folder = Path(name) if Path(name).is_dir() else Path(name).parent
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
-        if ROW_COLUMN in _columns(rows):  # which rows that were saved had in another data set
-            rows = rows.remove_columns([ROW_COLUMN])
         rows, mapping = _renamed(unformatted(rows, where), column_mapping or {}, where, sides_are_right)
         rows = plain_rows(refuse_minors(rows, where), where, caption_lists)
         if streaming and split != "train":

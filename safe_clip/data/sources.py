@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDatasetDict, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
 from .content import cache_of, known_by_content, made_again
+from .features import is_text
 
 # An empty cell is none; "NA" and "None" are words like others.
 CSV = {"keep_default_na": False, "na_values": [""]}
@@ -84,6 +85,13 @@ def load_splits(
                 f"{option} {name} was found neither as a folder nor at {page}. Check the spelling; "
                 "if it is private, log in with `hf auth login`."
             ) from error
+        if names := re.search(r"(?:available configs|Available): \[(.+?)\]", str(error)):
+            names = [each.strip(" '\"") for each in names[1].split(",")]
+            cure = (
+                f"name one, such as --dataset_config {names[0]}" if option == "--dataset" else "name the files of one"
+            )
+            had = f"no configuration '{config}', only" if config else "several configurations,"
+            raise UserError(f"{option} {name} has {had} {', '.join(names)}: {cure}.") from error
         cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
         if re.search(r"UTF-?8|codec can't decode", f"{error} {error.__cause__}", re.IGNORECASE):
             cure = "Save its texts as UTF-8."
@@ -100,7 +108,7 @@ def load_splits(
 def _check_text(splits: Any) -> None:
     """Raises `pyarrow.ArrowInvalid` for texts of an encoding that is found out only when they are read."""
     for rows in splits.values() if isinstance(splits, DatasetDict) else ():
-        texts = [name for name, feature in rows.features.items() if feature == Value("string")]
+        texts = [name for name, feature in rows.features.items() if is_text(feature)]
         rows.data.table.select(texts).validate(full=True)
 
 

@@ -14,6 +14,7 @@ from ..data.classification import ClassificationData, load_classification
 from ..data.galleries import load_pictures
 from ..data.quadruplets import DEMO, STREAMED_ROWS, first_rows
 from ..data.schema import numbered
+from ..data.splits import known_splits
 from ..errors import UserError
 from . import TASKS
 from .transforms import load_synonyms
@@ -80,7 +81,7 @@ def load_evaluation_data(
     """
     quadruplets = DataArguments(quadruplets) if isinstance(quadruplets, str) else quadruplets
     dataset = quadruplets.dataset
-    if "validation" in (splits or ()):
+    if "validation" in (splits or ()):  # maybe one that is held out
         loaded = quadruplets.load()
     else:
         loaded = quadruplets.load(hold_out=False, choose=lambda found: choose_splits(found, splits, dataset))
@@ -135,6 +136,7 @@ def choose_splits(splits: DatasetDict, wanted: Sequence[str] | None, name: str) 
     Raises:
         UserError: there is no such split.
     """
+    wanted = known_splits(wanted, splits)
     for split in wanted or ():
         if split not in splits:
             raise UserError(f"--dataset {name} has no split '{split}', only {', '.join(splits)}.")
