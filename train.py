@@ -21,6 +21,7 @@ from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import DataArguments
 from safe_clip.errors import first_line, run
 from safe_clip.ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
+from safe_clip.stopping import handled
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -76,8 +77,11 @@ def main(argv: list[str]) -> None:
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
     from safe_clip.card import check_card, write_model_card
+    from safe_clip.data.rows import QuadrupletRows
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
+    from safe_clip.interruption import StopAfterStep
+    from safe_clip.plan import check_plan
 
     script, args = parse_arguments(
         [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
@@ -91,6 +95,8 @@ def main(argv: list[str]) -> None:
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
     rows, splits = load_rows(script, args)
+    rows = rows if script.streaming else QuadrupletRows(rows)
+    check_plan(args, rows, splits.get("validation"))
     measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
@@ -116,7 +122,11 @@ def main(argv: list[str]) -> None:
         }
 
     before = figures(trainer.model, "before")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    stop = StopAfterStep(trainer.accelerator)
+    trainer.add_callback(stop)
+    with handled(stop.handle):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    stop.check(trainer.state)
     trainer.save_model()
     if trainer.is_world_process_zero():
         # Where the model lies in shards, one process has no more of it than what was saved.

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
+from .config import OneLineParser
 from .drop_in import save_drop_in, save_processor
 from .errors import UserError, run
 from .interpolation import check_strength, merge
@@ -117,7 +118,7 @@ FORMATS = {"transformers": save_drop_in, "open_clip": export_open_clip, "onnx": 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m safe_clip.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="safe-clip", help="a folder, a Hub id, or 'demo'")

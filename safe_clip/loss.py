@@ -248,6 +248,8 @@ class LossMixin:
         """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""
         sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
         self._term_sums[mode] = defaultdict(float)
+        if mode == "train":
+            self.fed |= {name for name, (_, rows) in sums.items() if rows}
         return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
 
     # ---- What is not finite ----

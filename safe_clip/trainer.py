@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
-from torch.distributed.fsdp import StateDictType
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     CLIPModel,
@@ -24,23 +23,22 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import (
-    EvalLoopOutput,
     TrainOutput,
 )
 
 from .data.augmentation import RandomCrop
 from .data.captions import check_captions
-from .data.collator import QuadrupletCollator, item_ids
+from .data.collator import QuadrupletCollator
 from .data.pixels import cache_size, has_room, pixel_shape
 from .data.rows import QuadrupletRows
 from .data.sampling import SimilarLengths
 from .data.streams import QuadrupletStream, StreamLoader
 from .errors import UserError
+from .evaluating import EvaluationMixin, as_evaluated
 from .fast import casts_kept, make_fast
 from .loss import LossMixin
 from .model import (
     accept_one_modality,
-    accept_sharding,
     check_processor,
     load_clip,
     load_processor,
@@ -50,9 +48,11 @@ from .model import (
 )
 from .objectives import build_objective
 from .objectives.base import Makeup
+from .plan import Moved, check_plan, check_trained, warn_of_unfed
 from .publishing import DIGEST_FILE, PublishingMixin, is_whole
 from .reference import FrozenReference
 from .reference_cache import Embedder, table_size
+from .sharding import ShardingMixin
 from .sides import check_sides
 from .targets import Targets
 from .training_args import SafeCLIPTrainingArguments
@@ -60,7 +60,7 @@ from .training_args import SafeCLIPTrainingArguments
 LENGTHS = 8  # of captions are multiples of this where each new one would have to be compiled
 
 
-class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
+class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin, Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
@@ -102,11 +102,18 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         peft_config: PeftConfig | Literal["default"] | None = "default",
         **kwargs,
     ):
-        args = args or SafeCLIPTrainingArguments()
         for unfit in {"model_init", "tokenizer", "image_processor"} & kwargs.keys():
             raise UserError(
                 f"{unfit} is not supported: pass the model as `model`, its CLIPProcessor as processing_class."
             )
+        args = SafeCLIPTrainingArguments() if args is None else args
+        eval_dataset = as_evaluated(eval_dataset)
+        if isinstance(train_dataset, IterableDataset):
+            train_dataset = QuadrupletStream(train_dataset, getattr(args, "seed", 0))
+        streamed = isinstance(train_dataset, QuadrupletStream)
+        if train_dataset is not None and not streamed and not isinstance(train_dataset, QuadrupletRows):
+            train_dataset = QuadrupletRows(train_dataset)
+        check_plan(args, train_dataset, eval_dataset)
         model = load_clip(str(model)) if isinstance(model, str | PathLike) else model
         model, self.stored_dtype = prepare_model(model)
         name = model.config._name_or_path
@@ -116,13 +123,6 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         check_processor(model, processing_class)
         max_length = model.config.text_config.max_position_embeddings
         accept_one_modality(model.get_base_model() if isinstance(model, PeftModel) else model)
-        if isinstance(train_dataset, IterableDataset):
-            train_dataset = QuadrupletStream(train_dataset, args.seed)
-        streamed = isinstance(train_dataset, QuadrupletStream)
-        if streamed and args.max_steps <= 0:
-            raise UserError("a stream does not say how many rows it has, so --max_steps has to say how long to train.")
-        if train_dataset is not None and not streamed:
-            train_dataset = QuadrupletRows(train_dataset)
         if train_dataset is not None and args.random_crop is not None:
             train_dataset.augment = RandomCrop(args.random_crop)
 
@@ -150,19 +150,19 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
         )
         self._losses = []  # since the last step
+        self.fed: set[str] = set()  # terms that rows had part in, in training
         # Of each term, the sum over rows and their number.
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self.term_rows = None  # how many quadruplets of the training data feed each term
         if present is not None:
             labelled = (np.zeros(1, dtype=bool),) * 2 if streamed else train_dataset.filing[2:]
-            counts = self.objective.term_rows(Makeup(*map(torch.from_numpy, (present, *labelled))))
+            makeup = Makeup(*map(torch.from_numpy, (present, *labelled)))
+            counts = self.objective.term_rows(makeup)
             self.term_rows = None if streamed else counts
 
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {split: QuadrupletRows(rows) for split, rows in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = QuadrupletRows(eval_dataset)
         if args.process_index == 0:
+            if present is not None:
+                warn_of_unfed(self.objective, makeup, getattr(train_dataset, "columns", None))
             evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
             tables = [data.rows for data in (train_dataset, *evaluated) if data is not None]
             tables = [table for table in tables if isinstance(table, Dataset)]
@@ -202,6 +202,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             UserError: there is no such checkpoint, or it was made with other data, or a row cannot be used, or the
                 sides look swapped, or the loss is not finite.
         """
+        if self.train_dataset is None:
+            raise UserError("train() requires a train_dataset, which this trainer was not given.")
         if resume_from_checkpoint in ("last", True):
             saved = self._checkpoints()
             if not saved:
@@ -234,6 +236,8 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             self.resumed_from = state.global_step
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
+        self.fed.clear()
+        moved = Moved(self.model) if Moved.knowable(self.model) and not self.is_sharded else None
         try:
             with contextlib.nullcontext() if self.is_sharded else casts_kept(self.model):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -245,6 +249,7 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
             if isinstance(error, KeyError) and "metric_for_best_model" in str(error):
                 raise UserError(f"--metric_for_best_model: {error.args[0]}") from error
             raise
+        check_trained(self, moved)
         if self.args.strength != 1:
             self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
@@ -264,36 +269,6 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
         self.reference.put_away()
         self._sides_checked = True
-
-    def _prepare_sharding(self, mixed: bool) -> None:
-        """Makes the model ready for FSDP2 or DeepSpeed, or raises `UserError` for what they cannot do.
-
-        Args:
-            mixed: whether a process may be dealt rows of one modality, whose other tower the others would wait for.
-        """
-        state = self.accelerator.state
-        plugin = getattr(state, "fsdp_plugin", None)
-        how = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
-        if plugin is not None and (plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT):
-            raise UserError(
-                "FSDP wants fsdp_version 2 and FULL_STATE_DICT checkpoints, as in configs/accelerate/fsdp2.yaml."
-            )
-        if getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", None) == 3:
-            raise UserError(
-                "DeepSpeed's ZeRO-3 leaves no weights to save; use ZeRO-2, or configs/accelerate/fsdp2.yaml."
-            )
-        if mixed:
-            raise UserError(f"{how} wants rows that have all items, or a single modality; others train under DDP.")
-        if self.args.strength != 1 and not isinstance(self.model, PeftModel):
-            raise UserError(f"--strength with --full_finetuning wants DDP; under {how}, use LoRA or export it later.")
-        accept_sharding(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
-        # The original embeds the training rows before there are shards.
-        self._move_model_to_device(self.model, self.args.device)
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether no process has the whole model while it is trained."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _cache_pictures(self) -> None:
         """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
@@ -376,28 +351,3 @@ class SafeCLIPTrainer(LossMixin, PublishingMixin, Trainer):
         if "loss" in logs:
             logs = logs | self._pop_term_means("train")
         super().log(logs, start_time)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
-        """Loss and, where metrics are asked for, the embeddings of a batch."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, embeds = self.compute_loss(model, inputs, return_outputs=True)
-        if prediction_loss_only:
-            return loss, None, None
-        # The Trainer computes metrics only where there are labels; a quadruplet's are numbers by which its items
-        # can be told apart, since a caption or picture that occurs twice has several right answers.
-        return loss, tuple(embeds), item_ids(inputs).to(loss.device)
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        """Adds the mean of every loss term to the metrics."""
-        self._term_sums["eval"].clear()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._pop_term_means("eval")
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return output

@@ -339,7 +339,7 @@ def _restated(settings: SafeCLIPTrainingArguments) -> Iterator[None]:
         likely = [name for name in given if re.search(rf"\b{re.escape(str(given[name]))}\b", said)]
         flags = [name for name in named if name in given] or named or likely or list(given)
         told = ", ".join(f"--{name} {getattr(settings, name)}" for name in flags)
-        raise UserError(f"{told}: {said}") from error
+        raise UserError(f"{told or 'the settings'}: {said}") from error
 
 
 def _fast_in_bfloat16(on_cpu: bool) -> bool:

@@ -175,12 +175,12 @@ def test_workers_beside_a_gpu(tmp_path, monkeypatch):
 
     def stop(self):
         seen.update(vars(self))
-        raise StopIteration
+        raise SystemExit
 
     monkeypatch.setattr(module.TrainingArguments, "__post_init__", stop)
     for processes, workers in (("1", 8), ("6", 4)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        with pytest.raises(StopIteration):
+        with pytest.raises(SystemExit):
             SafeCLIPTrainingArguments(str(tmp_path))
         assert seen["dataloader_num_workers"] == workers and seen["dataloader_persistent_workers"] is True
         assert seen["accelerator_config"] == {"non_blocking": True} and seen["bf16"] is False

@@ -228,7 +228,7 @@ def test_cropped_pictures_are_embedded_as_they_come_and_it_says_why(processor, r
         make_trainer(processor, rows, tmp_path, cache_pictures="on", **settings).train()
     with pytest.raises(UserError, match="--random_crop is 1.5; it must be above 0"):
         make_trainer(processor, rows, tmp_path, random_crop=1.5)
-    with pytest.raises(UserError, match="--reference_cache on: it must be auto or off"):
+    with pytest.raises(UserError, match="--reference_cache on: it must be among auto, off"):
         make_trainer(processor, rows, tmp_path, reference_cache="on")
 
 

@@ -25,6 +25,7 @@ import aiohttp
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..config import OneLineParser
 from ..errors import UserError, run
 from .images import open_image
 from .minors import refuse_minors
@@ -177,7 +178,7 @@ def _suffix(content: bytes) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m safe_clip.data.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="a Hub id, a folder or a file")

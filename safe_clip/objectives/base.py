@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..ranges import AMOUNT, shown
+from .batch import ITEMS, Makeup, QuadrupletEmbeds, ReferenceEmbeds, as_batch
 
-ITEMS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
 # Of every objective: terms over states, which generators read, and what a row needs to have part in them (states.py).
 STATE_NEEDS = {
     "preservation_text_states": ("safe_text",),
@@ -19,62 +19,6 @@ STATE_NEEDS = {
     "redirection_text_states": ("unsafe_text", "safe_text"),
     "redirection_image_states": ("unsafe_image", "safe_image"),
 }
-
-
-class QuadrupletEmbeds(NamedTuple):
-    """Unit-length embeddings of B quadruplets, each B x dimension, by the model in training; NaN for a missing item."""
-
-    safe_text: Tensor
-    unsafe_text: Tensor
-    safe_image: Tensor
-    unsafe_image: Tensor
-
-
-class Makeup(NamedTuple):
-    """What B quadruplets are made of.
-
-    Attributes:
-        present: which of `ITEMS` each has; B x 4 booleans.
-        generated: whether it is made of items of an unsafe side that turned out harmless; B booleans.
-        mixed: whether one item of its unsafe side did so, and the other did not; B booleans.
-    """
-
-    present: Tensor
-    generated: Tensor
-    mixed: Tensor
-
-    @classmethod
-    def whole(cls, count: int, device: torch.device | None = None) -> "Makeup":
-        """That of quadruplets that have all, without labels."""
-        no = torch.zeros(count, dtype=torch.bool, device=device)
-        return cls(torch.ones(count, len(ITEMS), dtype=torch.bool, device=device), no, no)
-
-    def having(self, *items: str) -> Tensor:
-        """Whether quadruplets have all of some items; B booleans."""
-        return self.present[:, [ITEMS.index(item) for item in items]].all(dim=1)
-
-
-class ReferenceEmbeds(NamedTuple):
-    """Unit-length embeddings by the frozen original, and what else is known of a batch of B quadruplets.
-
-    Attributes:
-        safe_text, safe_image: the safe items, B x dimension; NaN for a missing item.
-        unsafe_text, unsafe_image: the unsafe items, B x dimension; there where the objective `reads_unsafe`.
-        anchor_text, anchor_image: safe pairs drawn from the training data with replacement, those of the batch
-            not left out, K x dimension; there where the objective wants `anchors` and training has begun. Of data
-            without any pair, single items, NaN in the other modality.
-        makeup: what the batch is made of; `None` where nothing is missing.
-        progress: share of training that is done, in [0, 1].
-    """
-
-    safe_text: Tensor
-    safe_image: Tensor
-    unsafe_text: Tensor | None = None
-    unsafe_image: Tensor | None = None
-    anchor_text: Tensor | None = None
-    anchor_image: Tensor | None = None
-    makeup: Makeup | None = None
-    progress: float = 1.0
 
 
 def state_feeds(makeup: Makeup) -> dict[str, Tensor]:
@@ -144,6 +88,7 @@ class Objective(nn.Module):
     WEIGHTS: ClassVar[dict[str, float]]
     STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(STATE_NEEDS, 0.0)
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
+    COHERENCE: ClassVar[tuple[str, ...]] = ()  # terms over unsafe items alone, which redirect nothing
     # What the trainer has to bring along.
     reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
     anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them
@@ -177,28 +122,49 @@ class Objective(nn.Module):
         """
         return {name: makeup.having(*items) for name, items in self.NEEDS.items()}
 
+    @property
+    def redirecting(self) -> list[str]:
+        """The terms with a weight that make something safe: in which no row without unsafe items has part."""
+        whole = Makeup.whole(3)
+        present = whole.present.clone()
+        present[1, 2:] = present[2, :2] = False  # some terms stand in where there is one modality
+        found = [self._counts(Makeup.whole(1)._replace(present=row[None])) for row in present]
+        without = [self._counts(_without_unsafe(Makeup.whole(1)._replace(present=row[None]))) for row in present]
+        return [
+            name
+            for name in found[0]
+            if name not in self.COHERENCE and any(a[name] > b[name] for a, b in zip(found, without, strict=True))
+        ]
+
+    def _counts(self, makeup: Makeup) -> dict[str, int]:
+        feeds = self.feeds(makeup) | state_feeds(makeup)
+        return {name: int(rows.sum()) for name, rows in feeds.items() if self.weights[name]}
+
     def term_rows(self, makeup: Makeup) -> dict[str, int]:
         """How many rows of all the data feed each term that has a weight.
 
         Raises:
             UserError: none feeds any that redirects, though some term with a weight would.
         """
-
-        def counts(makeup: Makeup) -> dict[str, int]:
-            feeds = self.feeds(makeup) | state_feeds(makeup)
-            return {name: int(rows.sum()) for name, rows in feeds.items() if self.weights[name]}
-
-        def without_unsafe(makeup: Makeup) -> Makeup:
-            return makeup._replace(present=makeup.present & torch.tensor([True, False, True, False]))
-
-        found, whole = counts(makeup), Makeup.whole(1)
-        redirecting = [name for name, rows in counts(whole).items() if rows > counts(without_unsafe(whole))[name]]
-        if redirecting and found == counts(without_unsafe(makeup)):
-            raise UserError(
-                f"no training row has what {', '.join(redirecting)} need, so nothing would be made safe: they want "
-                "unsafe items beside safe ones. Name their columns with --column_mapping."
-            )
+        found, without = self._counts(makeup), self._counts(_without_unsafe(makeup))
+        redirecting = self.redirecting
+        if redirecting and all(found[name] == without[name] for name in redirecting):
+            raise self.redirects_nothing()
         return found
+
+    def redirects_nothing(self) -> UserError:
+        """The error for data of which no row feeds any term that redirects."""
+        whole = self._counts(Makeup.whole(1))
+        named = ", ".join(name for name in self.redirecting if whole[name])
+        return UserError(
+            f"no training row has what {named} need, so nothing would be made safe: they require unsafe items beside "
+            "safe ones. Name their columns with --column_mapping, or, where labels call all items safe, mend these."
+        )
+
+    def unfed(self, makeup: Makeup) -> list[str]:
+        """The terms with a weight that whole rows would feed, but no row of all the data does."""
+        found, whole = self._counts(makeup), self._counts(Makeup.whole(1))
+        return [name for name, rows in found.items() if not rows and whole[name]]
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of the terms that have a weight: their weighted sum."""
@@ -228,7 +194,9 @@ class Objective(nn.Module):
         with exact():
             embeds = QuadrupletEmbeds(*map(_float32, embeds))
             reference = ReferenceEmbeds(*map(_float32, reference))
-            makeup = reference.makeup or Makeup.whole(len(embeds.safe_text), embeds.safe_text.device)
+            if self.reads_unsafe and (reference.unsafe_text is None or reference.unsafe_image is None):
+                raise UserError(f"{type(self).__name__} requires the original's embeddings of unsafe items too.")
+            makeup = Makeup.of(embeds) if reference.makeup is None else reference.makeup
             feeds = self.feeds(makeup, reference)
             terms = self.terms(embeds, reference._replace(makeup=makeup))
         for name, term in terms.items():
@@ -241,17 +209,33 @@ class Objective(nn.Module):
                     value = term(rows, piece).sum() / len(rows)
                 yield name, value
 
-    def forward(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *embeds: Any, reference: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of a batch.
+
+        Args:
+            *embeds: `QuadrupletEmbeds` and `ReferenceEmbeds`; or, in this order, the trained model's embeddings of safe
+                captions, unsafe captions, safe images and unsafe images, B x dimension each, of any length, `None` or
+                rows of NaN for what is missing.
+            reference: in the second case, the original's embeddings: of safe captions and safe images, or of all four;
+                by default the trained model's own, detached, which are the same until training moves it.
 
         Returns:
             The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
+
+        Raises:
+            UserError: they are no such embeddings.
         """
+        embeds, reference = as_batch(embeds, reference)
         values = dict(self.pieces(embeds, reference, at_once=len(embeds.safe_text)))
         if values:
             return self.total(values), values
         # Every process takes part in every step, whatever it was dealt.
         return 0.0 * sum(items.float().nansum() for items in embeds), values
+
+
+def _without_unsafe(makeup: Makeup) -> Makeup:
+    kept = torch.tensor([not item.startswith("unsafe") for item in ITEMS], device=makeup.present.device)
+    return makeup._replace(present=makeup.present & kept)
 
 
 def _float32(value):

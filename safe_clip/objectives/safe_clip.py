@@ -36,7 +36,8 @@ class SafeCLIPLoss(Objective):
         UserError: a weight names no term or is negative, or all are 0.
 
     Example:
-        >>> loss, terms = SafeCLIPLoss()(embeds, reference)
+        >>> loss, terms = SafeCLIPLoss()(safe_text, unsafe_text, safe_image, unsafe_image)  # B x dimension each
+        >>> loss, terms = SafeCLIPLoss()(*embeds, reference=(original_safe_text, original_safe_image))
     """
 
     WEIGHTS = {

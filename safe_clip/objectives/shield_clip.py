@@ -35,6 +35,7 @@ class ShieldCLIPLoss(Objective):
     """
 
     WEIGHTS = {"real": 0.1, "safe": 0.1, "redirect": 0.1, "mixed": 0.25, "coherence": 0.25}
+    COHERENCE = ("coherence",)
 
     def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
         safe = makeup.having("safe_text") | makeup.having("safe_image")
