@@ -11,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedConfig
@@ -26,6 +27,7 @@ from .names import public
 from .tokens import fit_tokenizer
 from .weights import Misfit, find_file, fit, not_finite, read, stored_tensors, weight_files
 
+BRIGHTEST = 10.0  # pixel: with OpenAI's mean and deviation white is 2.1 at most, with one half each it is 1
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
 
@@ -254,6 +256,12 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
         raise UserError(
             f"the image processor makes pictures of {made[0]}x{made[1]} pixels, but the model takes "
             f"{expected}x{expected}. Use the processor that belongs to the model, or set its `size` and `crop_size`."
+        )
+    white = image_processor(Image.new("RGB", (expected, expected), "white"), return_tensors="pt")["pixel_values"]
+    if not white.abs().max() <= BRIGHTEST:
+        raise UserError(
+            f"the image processor makes {white.abs().max():g} of white, where a CLIP is used to about 2: set its "
+            "`do_rescale`, `rescale_factor` (1/255) and `image_std`, or use the processor that belongs to the model."
         )
     fit_tokenizer(processor.tokenizer, model.config.text_config)
 
