@@ -1,5 +1,6 @@
 """What is exported gives the same embeddings in the tools that read it."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from safe_clip import UserError, merge
+from safe_clip import UserError, load_clip, load_processor, merge
+from safe_clip.evaluation.run import Subject
 from safe_clip.export import FORMATS, export_open_clip, main, open_clip_config
+from safe_clip.model import check_processor
 
 from .conftest import build_model
 
@@ -78,6 +81,90 @@ def test_old_configurations_pool_at_the_largest_token(processor):
     assert open_clip_config(model, processor)["model_cfg"]["text_cfg"]["pool_type"] == "argmax"
 
 
+def test_an_end_token_that_is_the_largest_is_written_as_older_versions_know_it(processor):
+    """They pool at the largest token, and know neither `eos_id` nor `norm_kwargs`."""
+    model, processor = build_model(processor), copy.deepcopy(processor)
+    text, tokenizer = model.config.text_config, processor.tokenizer
+    assert tokenizer.eos_token_id != len(tokenizer) - 1
+    pooling = {"pool_type": "eos", "eos_id": tokenizer.eos_token_id}
+    assert pooling.items() <= open_clip_config(model, processor)["model_cfg"]["text_cfg"].items()
+    text.eos_token_id = len(tokenizer) - 1
+    cfg = open_clip_config(model, processor)["model_cfg"]
+    assert cfg["text_cfg"]["pool_type"] == "argmax" and "eos_id" not in cfg["text_cfg"]
+    assert "norm_kwargs" not in cfg["text_cfg"] and "norm_kwargs" not in cfg["vision_cfg"]
+    tokenizer.add_tokens("larger")  # which would be read in its place
+    assert open_clip_config(model, processor)["model_cfg"]["text_cfg"]["eos_id"] == text.eos_token_id
+
+
+@pytest.mark.parametrize(("activation", "dtype"), [("quick_gelu", torch.float32), ("gelu", torch.float16)])
+def test_what_was_written_for_open_clip_is_read_back(activation, dtype, processor, pictures, tmp_path):
+    model = build_model(processor, seed=3)
+    for tower in (model.config.text_config, model.config.vision_config):
+        tower.hidden_act, tower.layer_norm_eps = activation, 1e-6
+    weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    model = CLIPModel(model.config).eval()
+    model.load_state_dict(weights)
+    export_open_clip(copy.deepcopy(model).to(dtype), processor, tmp_path)
+    again = load_clip(str(tmp_path))
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    own = load_processor(str(tmp_path))
+    check_processor(again, own)
+    for found, expected in zip(embed(again, own, pictures), embed(model, processor, pictures), strict=True):
+        if isinstance(found, torch.Tensor):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_what_open_clip_has_and_a_clip_model_has_not_is_refused(processor, tmp_path):
+    export_open_clip(build_model(processor), processor, tmp_path)
+    file = tmp_path / "open_clip_config.json"
+    written = json.loads(file.read_text())
+    for part, change, said in (
+        ("vision_cfg", {"timm_model_name": "vit_base"}, "says timm_model_name 'vit_base' in vision_cfg"),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "does not describe a CLIP"),
+        ("vision_cfg", {"pool_type": "avg"}, "says pool_type 'avg' in vision_cfg"),
+        ("text_cfg", {"pool_type": "last"}, "says pool_type 'last' in text_cfg"),
+        ("text_cfg", {"no_causal_mask": True}, "says no_causal_mask True in text_cfg"),
+        ("text_cfg", {"layers": 3}, r"missing \(12 of 74\): transformer\.resblocks\.2\."),
+    ):
+        changed = copy.deepcopy(written)
+        changed["model_cfg"][part].update(change)
+        file.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=said) as error:
+            load_clip(str(tmp_path))
+        assert str(error.value).startswith(f"--model {tmp_path}: ")
+    harmless = copy.deepcopy(written)
+    harmless["model_cfg"]["vision_cfg"] |= {"pool_type": "tok", "attentional_pool": False, "timm_model_name": None}
+    file.write_text(json.dumps(harmless))
+    load_clip(str(tmp_path))
+
+
+def test_a_strength_lies_between_the_two_models(model_dir, processor, tmp_path):
+    flags = ["--model", model_dir, "--baseline", model_dir, "--format", "transformers"]
+    for strength in ("8", "nan", "-0.1", "inf", "1.0001"):
+        with pytest.raises(UserError, match=r"--strength is .*; it must be from 0, the original, to 1"):
+            main([*flags, "--output_dir", str(tmp_path / "out"), f"--strength={strength}"])
+        with pytest.raises(UserError, match="it must be from 0"):
+            merge(model_dir, model_dir, float(strength))
+        with pytest.raises(UserError, match="it must be from 0"):
+            Subject("demo", baseline=Subject("demo"), strength=float(strength))
+    with pytest.raises(UserError, match="it must be from 0"):
+        merge(model_dir, model_dir, "much")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_read_is_never_written(model_dir, processor, tmp_path):
+    build_model(processor, seed=1).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for kind in FORMATS:
+        for model, baseline, said in ((tmp_path, model_dir, "--model"), (model_dir, tmp_path, "--baseline")):
+            flags = ["--model", str(model), "--baseline", str(baseline), "--strength", "0", "--format", kind]
+            with pytest.raises(UserError, match=f"is the folder of {said}, which is never written"):
+                main([*flags, "--output_dir", f"{tmp_path}/../{tmp_path.name}"])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_an_architecture_that_open_clip_lacks_is_refused(processor):
     model = build_model(processor)
     model.config.text_config.hidden_act = "relu"
@@ -98,6 +185,16 @@ def test_onnxruntime_embeds_the_same_for_other_numbers_of_items(model_dir, proce
     np.testing.assert_allclose(found["text_embeds"], text_embeds, atol=1e-5)
     np.testing.assert_allclose(found["image_embeds"], image_embeds, atol=1e-5)
     assert found["logits_per_image"].shape == (2, 3)
+    # Of one encoder each, as transformers.js loads CLIPTextModelWithProjection and CLIPVisionModelWithProjection.
+    for kind, name, given, expected in (
+        ("text_model", "text_embeds", "input_ids", text_embeds),
+        ("vision_model", "image_embeds", "pixel_values", image_embeds),
+    ):
+        session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{kind}.onnx")
+        assert [one.name for one in session.get_inputs()] == [given]
+        assert [one.name for one in session.get_outputs()] == [name]
+        (made,) = session.run(None, {given: batch[given].numpy()})
+        np.testing.assert_allclose(normalize(torch.from_numpy(made), dim=-1), expected, atol=1e-5)
     layout = {"config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "onnx"}
     assert layout <= {file.name for file in tmp_path.iterdir()}
     images = json.loads((tmp_path / "preprocessor_config.json").read_text())
