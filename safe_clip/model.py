@@ -24,8 +24,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from . import open_clip_format
 from .errors import UserError, first_line, hub_trouble
 from .names import public
-from .tokens import fit_tokenizer
-from .weights import Misfit, find_file, fit, not_finite, read, stored_tensors, weight_files
+from .tokens import CURE, fit_tokenizer
+from .weights import Misfit, broken_weights, find_file, fit, read, stored_tensors, weight_files
 
 BRIGHTEST = 10.0  # pixel: with OpenAI's mean and deviation white is 2.1 at most, with one half each it is 1
 DEMO = "demo"
@@ -79,6 +79,8 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     if not foreign:
         _check_settings(name, path, settings)
     if not files:
+        if others := sorted(Path(path).glob("*.safetensors")):
+            raise UserError(f"--model {name}: its weights are expected in {SAFE_WEIGHTS_NAME}, not {others[0].name}.")
         raise UserError(
             f"--model {name} offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded "
             "because they can run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
@@ -99,11 +101,8 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
         raise _unavailable(name, error, found=True) from error
     model.name_or_path = model.config._name_or_path = path
-    if broken := not_finite(model):
-        raise UserError(
-            f"--model {name}: {len(broken)} of its tensors hold values that are not finite numbers, such as "
-            f"{broken[0]}. Whatever made it went wrong; take a checkpoint from before."
-        )
+    if broken := broken_weights(model):
+        raise UserError(f"--model {name}: {broken}. Whatever made it went wrong; take a checkpoint from before.")
     state_true_dimension(model)
     return model
 
@@ -135,6 +134,8 @@ def _check_settings(name: str, path: str, settings: dict) -> None:
     if not kind:
         parts = [file.parent.name for file in sorted(Path(path).glob(f"*/{CONFIG_NAME}"))]
         hint = f"; its folders {', '.join(parts)} have one: name the one that is a CLIP" if parts else ""
+        if any(Path(path).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{ADAPTER_CONFIG}")):
+            hint = "; it holds checkpoints of a training that did not end: go on with --resume_from_checkpoint last"
         raise _unavailable(name, OSError(f"it has no config.json that names a model_type{hint}"))
     _refuse_code(name, settings, CONFIG_NAME)
     if kind != "clip":
@@ -243,6 +244,8 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
             f"processing_class is a {type(processor).__name__}, not a CLIPProcessor: pass tokenizer and image "
             "processor together, as load_processor() or CLIPProcessor(image_processor, tokenizer) gives them."
         )
+    if getattr(processor.tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(f"the tokenizer is a {type(processor.tokenizer).__name__}, not a CLIPTokenizer. {CURE}.")
     expected = model.config.vision_config.image_size
     image_processor = processor.image_processor
     size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
@@ -299,10 +302,8 @@ def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, 
             f"{len(empty)} tensors of the model have no values (device 'meta'), such as {empty[0]}: load it with "
             "`from_pretrained` and without `device_map`."
         )
-    if broken := not_finite(model):
-        raise UserError(
-            f"{len(broken)} tensors of the model hold values that are not finite numbers, such as {broken[0]}."
-        )
+    if broken := broken_weights(clip):
+        raise UserError(f"the model's {broken}. Whatever made it went wrong; take one from before.")
     state_true_dimension(clip)
     types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
     return model.float(), types.pop() if len(types) == 1 else torch.float32

@@ -94,7 +94,7 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
 
     def __init__(
         self,
-        model: str | PathLike | CLIPModel | PeftModel,
+        model: str | PathLike | CLIPModel | PeftModel | None = None,
         args: SafeCLIPTrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,

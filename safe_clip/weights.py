@@ -9,13 +9,16 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import CLIPModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import get_checkpoint_shard_files
 
 # What compiling and distributing put around a module, as parts of the names of its weights.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the types that hold weights as they are
+LARGEST_SCALE = 10.0  # of CLIPs whose factor was not stored in place of its logarithm
+POINTER = b"version https://git-lfs"
 NAMED = 3  # tensors that a message names
 
 
@@ -80,10 +83,13 @@ def stored_tensors(files: Iterable[str]) -> dict[str, Stored]:
     """What safetensors files hold, by name; no tensor is read.
 
     Raises:
-        Misfit: a name occurs twice, so that either tensor could be meant.
+        Misfit: a name occurs twice, so that either tensor could be meant, or the weights were not downloaded.
     """
     stored: dict[str, Stored] = {}
     for file in files:
+        with open(file, "rb") as start:
+            if start.read(len(POINTER)) == POINTER:
+                raise Misfit(f"{Path(file).name} is a pointer of Git LFS to them: run `git lfs pull` in its folder")
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 if name in stored:
@@ -146,9 +152,19 @@ def read(stored: Mapping[str, Stored], names: Mapping[str, str], expected: Mappi
     return tensors
 
 
-def not_finite(model: nn.Module) -> list[str]:
-    """The names of weights that hold a NaN or an infinity."""
-    return [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+def broken_weights(model: CLIPModel) -> str | None:
+    """What is wrong with the values of a CLIP's weights, if anything."""
+    named = dict(model.named_parameters())
+    if names := [name for name, weight in named.items() if not torch.isfinite(weight).all()]:
+        return f"tensors hold values that are not finite numbers ({len(names)}): {_some(names)}"
+    if names := [
+        name for name, weight in named.items() if weight.dim() > 1 and "lora_" not in name and not weight.any()
+    ]:
+        return f"tensors hold nothing but zeros ({len(names)}): {_some(names)}"
+    scale = model.logit_scale.item()
+    if not scale <= LARGEST_SCALE:
+        return f"logit_scale is {scale:g}, the logarithm of a factor, which is 4.6 at most for other CLIPs"
+    return None
 
 
 def _core(name: str, known: Iterable[str]) -> str:

@@ -149,11 +149,13 @@ DAMAGED = {
         lambda state: {n: v.to(torch.float8_e4m3fn) for n, v in state.items()},
         r"not stored as floating-point numbers \(78 of 78\)",
     ),
-    "not a number": (changed(LOST, lambda value: value * torch.nan), f"not finite numbers, such as {LOST}"),
+    "not a number": (changed(LOST, lambda value: value * torch.nan), rf"not finite numbers \(1\): {LOST}"),
     "one infinity": (
         changed("text_model.final_layer_norm.bias", lambda bias: bias.index_fill(0, torch.tensor([3]), torch.inf)),
-        "not finite numbers, such as text_model.final_layer_norm.bias",
+        r"not finite numbers \(1\): text_model\.final_layer_norm\.bias",
     ),
+    "zeros": (changed(LOST, torch.zeros_like), rf"hold nothing but zeros \(1\): {LOST}"),
+    "a factor for its logarithm": (changed(SCALE, torch.exp), r"logit_scale is 14\.\d+, the logarithm of a factor"),
 }
 
 
@@ -243,3 +245,21 @@ def test_a_file_or_the_folder_around_is_told_from_a_model(save):
         load_clip(str(folder / "model.safetensors"))
     with pytest.raises(UserError, match="its folders changed have one: name the one that is a CLIP"):
         load_clip(str(folder.parent))
+
+
+def test_weights_that_are_not_where_they_are_looked_for(save):
+    folder = Path(save())
+    file = (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with pytest.raises(UserError, match=r"expected in model\.safetensors, not model\.fp16\.safetensors"):
+        load_clip(str(folder))
+    file.unlink()
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="is a pointer of Git LFS to them: run `git lfs pull`"):
+        load_clip(str(folder))
+
+
+def test_a_training_that_did_not_end(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="checkpoints of a training that did not end: go on with --resume_from"):
+        load_clip(str(tmp_path))

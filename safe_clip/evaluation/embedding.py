@@ -32,6 +32,7 @@ from ..data.images import open_image
 from ..data.items import ROW_COLUMN
 from ..errors import UserError, first_line
 from ..fingerprints import settings_of, weights_digest
+from ..model import check_processor
 from .items import Items
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Embedder:
         accelerator: Accelerator | None = None,
         num_workers: int | None = None,
     ):
+        check_processor(model, processor)
         if precision == "auto":
             precision = "float32" if model.device.type == "cpu" else "float16"
         if num_workers is None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from .. import __version__
 from ..interpolation import check_strength, merge
 from ..metrics.ranking import ExactIndex
-from ..model import check_processor, load_clip, load_processor
+from ..model import load_clip, load_processor
 from . import TASKS
 from .data import EvaluationData
 from .embedding import Embedder, default_cache
@@ -63,7 +63,6 @@ class Subject:
             UserError: the model cannot be used, a caption is bad, or a picture cannot be read and may not be skipped.
         """
         model, processor = load_clip(self.name, self.revision), load_processor(self.name, self.revision)
-        check_processor(model, processor)
         if self.strength != 1:
             model = merge(load_clip(self.baseline.name, self.baseline.revision), model, self.strength)
         embedder = Embedder(
