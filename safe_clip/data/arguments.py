@@ -113,4 +113,5 @@ class DataArguments:
             streaming=self.streaming,
             caption_lists=self.caption_lists,
             sides_are_right=self.sides_are_right,
+            skip_damaged=self.on_bad_row == "skip",
         )

@@ -1,11 +1,10 @@
 """Data known by what they hold, whatever the times of their files say, and caches of them that are made again where
 they are damaged."""
 
-import glob
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,23 +109,9 @@ def _parts(size: int, whole: int) -> list[tuple[int, int]]:
 # ---- Caches ----
 
 
-def cache_of(name: str) -> Path | None:
+def cache_of(files: Sequence[Path]) -> Path | None:
     """Where `datasets` shall keep what it makes of local files: a folder for each content, since of the files
-    themselves it knows no more than their times. `None` for what is not here.
-
-    Args:
-        name: a file, a folder, or a pattern of files.
-    """
-    if Path(name).is_dir():
-        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
-            return None  # written by `save_to_disk`, and read where it is
-        inside = ((path, path.relative_to(name).parts) for path in Path(name).rglob("*"))
-        found = (path for path, parts in inside if not any(part.startswith(".") for part in parts))
-    elif _is_file(name):
-        found = [Path(name)]
-    else:
-        found = map(Path, glob.glob(name, recursive=True))
-    files = sorted(path for path in found if path.is_file())
+    themselves it knows no more than their times. `None` where there are none."""
     if not files:
         return None
     known = [

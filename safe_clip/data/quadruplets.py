@@ -6,17 +6,18 @@ import logging
 import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, IterableDataset
 
 from ..errors import UserError
 from .column_names import folded, guess_columns, says_unsafe
+from .confinement import confined_images, local_images
 from .items import IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
+from .places import find_place
 from .plain import plain_rows, unformatted
-from .schema import STREAM_IDS, join_pictures, known_columns, local_pictures, numbered, stream_columns
+from .schema import STREAM_IDS, join_pictures, known_columns, numbered, stream_columns
 from .sources import load_splits
 from .splits import named_splits, part_off, take_part
 
@@ -44,12 +45,14 @@ def load_quadruplets(
     streaming: bool = False,
     caption_lists: str = "spread",
     sides_are_right: bool = False,
+    skip_damaged: bool = False,
 ) -> DatasetDict:
     """Loads a quadruplet data set and checks its columns.
 
     Args:
         name: `"demo"` for the embedded world, or as for `load_splits`; `NAME:SPLIT` or `NAME:train[:50%]` for one split
-            or some of its rows. Paths in columns of pictures are meant from the folder where the data set lies.
+            or some of its rows. Paths in columns of pictures are meant from the folder where the data set lies; those
+            of a data set from elsewhere only inside what was downloaded.
         config: the configuration of a Hub data set that has several.
         column_mapping: `{column of the data set: column of the schema}`, or `None` for a column to leave out; those of
             `PRESETS` are known.
@@ -64,6 +67,7 @@ def load_quadruplets(
         caption_lists: what becomes of several captions in a cell, as for `plain_rows`.
         sides_are_right: rename columns of the unsafe side to the safe one, or the reverse, where the mapping says so;
             by default that is an error.
+        skip_damaged: as for `load_splits`.
 
     Returns:
         Splits, without rows that sexualise minors, with those of the columns `safe_caption`, `safe_image`,
@@ -79,7 +83,7 @@ def load_quadruplets(
 
         splits = load_demo()
     else:
-        splits = load_splits(name, config, token, streaming=streaming)
+        splits = load_splits(name, config, token, streaming=streaming, skip_damaged=skip_damaged)
     for split, rows in splits.items():
         if ROW_COLUMN in _columns(rows):  # which rows that were saved had in another data set
             splits[split] = rows.remove_columns([ROW_COLUMN])
@@ -87,7 +91,7 @@ def load_quadruplets(
     splits = DatasetDict(take_part(splits, part, f"--dataset {name}") if part else splits)
     if choose is not None:
         splits = DatasetDict({split: splits[split] for split in choose(splits)})
-    folder = Path(name) if Path(name).is_dir() else Path(name).parent
+    home = find_place(name).home if name != DEMO else None
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
         rows, mapping = _renamed(unformatted(rows, where), column_mapping or {}, where, sides_are_right)
@@ -99,8 +103,8 @@ def load_quadruplets(
         for column, place in (("safe_image", safe_images), ("unsafe_image", unsafe_images)):
             if place:
                 rows = join_pictures(rows, column, place, where, missing_pictures)
-            elif Path(name).exists():
-                rows = local_pictures(rows, column, folder)
+            elif column in _columns(rows) and name != DEMO:
+                rows = local_images(rows, column, home) if home else confined_images(rows, column, name)
         check_columns(_columns(rows), where, rows.features, mapping)
         if isinstance(rows, Dataset) and len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")

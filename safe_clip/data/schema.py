@@ -90,20 +90,6 @@ def with_column(rows: Dataset, column: str, cells: Sequence[Any], feature: Any =
     return made.remove_columns([column]).rename_column(NEW_COLUMN, column)
 
 
-def local_pictures(rows: Dataset | IterableDataset, column: str, folder: Path) -> Dataset | IterableDataset:
-    """Paths of a column of text, which are meant from the folder where the data set lies."""
-    feature = (rows.features or {}).get(column)
-    if not is_text(feature):
-        return rows
-
-    def placed(cell: str | None) -> str | None:
-        return str(folder / cell) if cell and "://" not in cell else cell
-
-    if isinstance(rows, IterableDataset):
-        return rows.map(lambda row: {column: placed(row[column])}, features=rows.features)
-    return with_column(rows, column, [placed(cell) for cell in rows[column]])
-
-
 def _id_column(columns: Sequence[str], candidates: Sequence[str], where: str, option: str) -> str:
     found = next((name for name in candidates if name in columns), None)
     if found is None:

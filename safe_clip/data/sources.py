@@ -1,29 +1,27 @@
 """Opening a data set, wherever it lies."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import xxhash
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
+from .confinement import confined
 from .content import cache_of, known_by_content, made_again
+from .damage import TOLD, check_files, is_shard, whole_part
 from .features import is_text
+from .places import Place, find_place
 
-# An empty cell is none; "NA" and "None" are words like others.
-CSV = {"keep_default_na": False, "na_values": [""]}
-# Kinds of files, and how `datasets` calls them.
-FILES: dict[str, tuple[str, dict]] = {
-    ".csv": ("csv", CSV),
-    ".tsv": ("csv", CSV | {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".tar": ("webdataset", {}),
-}
+logger = logging.getLogger(__name__)
 
 
 def load_splits(
@@ -34,18 +32,19 @@ def load_splits(
     whole: bool = False,
     split: str | None = None,
     streaming: bool = False,
+    skip_damaged: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
     """Loads all splits of a data set.
 
     Args:
-        name: the id of a data set on the Hub, a folder written by `save_to_disk`, any folder that
-            `datasets.load_dataset` reads, a file of one of the `FILES`, or a pattern such as `shards/*.tar`.
+        name: as for `find_place`.
         config: the configuration of a Hub data set that has several.
         token: a Hub token; the one stored by `hf auth login` by default.
         option: the flag that errors name.
         split: load this split alone.
         whole: of a folder of files, take every one, as one split, whatever split its name sounds like.
         streaming: read rows as they are asked for, in place of all at once; not of what `save_to_disk` wrote.
+        skip_damaged: of WebDataset shards that were cut off, take what there is, and say so.
 
     Returns:
         The splits; a data set without any is `train`.
@@ -53,23 +52,79 @@ def load_splits(
     Raises:
         UserError: the data set cannot be found or opened.
     """
-    cache = None if streaming else cache_of(name)
+    place = find_place(name, option, whole)
+    with _unreadable() as unreadable, _explaining(name, option, place, unreadable):
+        place = _mended(place) if skip_damaged else place
+        files = _files(place)
+        check_files([file for file in files if file.name.lower().endswith(TOLD)], option)
+        cache = None if streaming else cache_of(files)
 
-    def load() -> DatasetDict | IterableDatasetDict | Dataset:
-        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists():
-            splits = load_from_disk(name)
-        elif Path(name).is_file() or Path(name).suffix == ".tar":
-            splits = _file(name, option, streaming, cache)
-        else:
-            files = "**" if whole and Path(name).is_dir() else None
-            kept = {"cache_dir": cache and str(cache), "streaming": streaming}
-            splits = load_dataset(name, config, data_files=files, split=split, token=token, **kept)
-            splits = DatasetDict({split: splits}) if split else splits
-        _check_text(splits)
-        return known_by_content(splits)
+        def load() -> DatasetDict | IterableDatasetDict | Dataset:
+            kept = {"cache_dir": cache and str(cache), "streaming": streaming, **place.options}
+            if place.saved:
+                splits = load_from_disk(place.name)
+            elif place.files:
+                splits = load_dataset(place.name, data_files=place.files, **kept)
+            else:
+                every = "**" if whole and place.home else None
+                splits = load_dataset(place.name, config, data_files=every, split=split, token=token, **kept)
+                splits = DatasetDict({split: splits}) if split else splits
+            _check_text(splits)
+            return known_by_content(splits)
 
-    try:
         splits = made_again(load, cache)
+    if not splits and not isinstance(splits, Dataset):
+        raise UserError(f"{option} {name} has no splits.")
+    splits = splits if place.home else confined(splits, place.name)
+    return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
+
+
+def _mended(place: Place) -> Place:
+    """The same rows without what is lost of shards that were cut off."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mended"
+
+    def mended(file: str) -> str:
+        path = Path(file)
+        key = xxhash.xxh3_64_hexdigest(f"{path.absolute()} {path.stat()[6:9]}".encode(errors="surrogateescape"))
+        return str(whole_part(path, folder / key)) if is_shard(path) else file
+
+    return replace(place, files={split: [mended(file) for file in files] for split, files in place.files.items()})
+
+
+def _files(place: Place) -> list[Path]:
+    """The files of this machine that are read, but for what `save_to_disk` wrote."""
+    if place.files:
+        return [Path(file) for files in place.files.values() for file in files]
+    if place.home is None or place.saved:
+        return []
+    inside = ((path, path.relative_to(place.name).parts) for path in Path(place.name).rglob("*"))
+    return sorted(path for path, parts in inside if not any(part.startswith(".") for part in parts) and path.is_file())
+
+
+@contextmanager
+def _unreadable() -> Iterator[list[str]]:
+    """The files that `datasets` could not read, which its errors do not name, and its log does."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if told := re.search(r"from (?:file )?'(.*?)' with error|file '(.*?)' with error", record.getMessage()):
+                found.append(next(filter(None, told.groups())))
+
+    log = logging.getLogger("datasets")
+    listener = Listener(logging.ERROR)
+    log.addHandler(listener)
+    try:
+        yield found
+    finally:
+        log.removeHandler(listener)
+
+
+@contextmanager
+def _explaining(name: str, option: str, place: Place, unreadable: list[str]) -> Iterator[None]:
+    """Tells in one line what went wrong in opening a data set, and what to do."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # unreadable files, unknown configurations, no connection: each its own type
@@ -92,17 +147,20 @@ def load_splits(
             )
             had = f"no configuration '{config}', only" if config else "several configurations,"
             raise UserError(f"{option} {name} has {had} {', '.join(names)}: {cure}.") from error
-        cure = "Check its files." if Path(name).exists() else "Check the spelling and the connection."
+        said = f"{error.__cause__ or error}"
+        cure = "Check its files." if place.home else "Check the spelling and the connection."
         if re.search(r"UTF-?8|codec can't decode", f"{error} {error.__cause__}", re.IGNORECASE):
             cure = "Save its texts as UTF-8."
-        if "share the same prefix or the same types" in str(error.__cause__ or error):
+        if "share the same prefix or the same types" in said:
             cure = "The first five samples of the shards must have every kind of file that later ones have."
         if "scripts are no longer supported" in str(error):
-            cure = "Code from a repository is not run; its rows are wanted as files, such as Parquet."
-        raise UserError(f"{option} {name} could not be loaded ({error.__cause__ or error}). {cure}") from error
-    if not splits and not isinstance(splits, Dataset):
-        raise UserError(f"{option} {name} has no splits.")
-    return DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
+            cure = "Code from a repository is not run; its rows are required as files, such as Parquet."
+        if missing := re.search(r"'?(zstandard|lz4)'?", said):
+            cure = f"`pip install {missing[1]}`, or unpack it."
+        where = f"{option} {name}"
+        if unreadable and Path(unreadable[0]).name != Path(name).name:
+            where += f", file {Path(unreadable[0]).name},"
+        raise UserError(f"{where} could not be loaded ({said}). {cure}") from error
 
 
 def _check_text(splits: Any) -> None:
@@ -110,11 +168,3 @@ def _check_text(splits: Any) -> None:
     for rows in splits.values() if isinstance(splits, DatasetDict) else ():
         texts = [name for name, feature in rows.features.items() if is_text(feature)]
         rows.data.table.select(texts).validate(full=True)
-
-
-def _file(name: str, option: str, streaming: bool, cache: Path | None) -> DatasetDict | IterableDatasetDict:
-    suffix = Path(name).suffix.lower()
-    if suffix not in FILES:
-        raise UserError(f"{option} {name} is a file of no known kind; those are {', '.join(FILES)}.")
-    kind, options = FILES[suffix]
-    return load_dataset(kind, data_files=name, streaming=streaming, cache_dir=cache and str(cache), **options)
