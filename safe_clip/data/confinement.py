@@ -17,6 +17,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from .cells import MOST_BYTES, OUTSIDE, is_inline
 
+NEW = "_placed"  # a column, for a while
 ON_HUB = re.compile(r"hf://datasets/([^@]+?)(?:@([^/]+))?/(.*)")
 
 
@@ -98,7 +99,7 @@ class _Inside:
         if isinstance(cell, dict):
             path = cell.get("path")
             if cell.get("bytes") is not None or path is None:
-                return cell
+                return {"bytes": cell.get("bytes"), "path": _beside_bytes(path)}
             if self._is_own(path):
                 with xopen(path, "rb", download_config=DownloadConfig()) as file:
                     return {"bytes": file.read(MOST_BYTES + 1), "path": None}
@@ -124,7 +125,9 @@ def _changed(rows: Dataset | IterableDataset, column: str, change: Callable[[Any
         return rows
     before = list(rows[column])
     after = [change(cell) for cell in before]
-    return rows if after == before else rows.remove_columns([column]).add_column(column, after)
+    if after == before:
+        return rows
+    return rows.add_column(NEW, after).remove_columns([column]).rename_column(NEW, column)
 
 
 def _is_text(feature: Any) -> bool:
@@ -133,26 +136,29 @@ def _is_text(feature: Any) -> bool:
 
 def _changed_paths(rows: Dataset, column: str, change: Callable[[str], str]) -> Dataset:
     """Rows whose images that are stored by path alone have other paths; what is stored with them is not copied."""
-    cells = rows.data.column(column)
-    chunks = [_with_paths(chunk, change) for chunk in cells.chunks]
-    if all(after is before for after, before in zip(chunks, cells.chunks, strict=True)):
+    before = rows.data.column(column).chunks
+    chunks = [_with_paths(chunk, change) for chunk in before]
+    if all(new is old for new, old in zip(chunks, before, strict=True)):
         return rows
-    table = rows.data.table.set_column(
-        rows.data.table.column_names.index(column), column, pa.chunked_array(chunks, type=cells.type)
-    )
+    table = rows.data.table.set_column(rows.data.table.column_names.index(column), column, pa.chunked_array(chunks))
     fingerprint = Hasher.hash([rows._fingerprint, column, "confined"])
     return Dataset(InMemoryTable(table), rows.info, rows.split, indices_table=rows._indices, fingerprint=fingerprint)
 
 
 def _with_paths(chunk: pa.StructArray, change: Callable[[str], str]) -> pa.StructArray:
     contents, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
-    alone = pc.and_(pc.is_null(contents), pc.is_valid(paths))
-    if not pc.any(alone).as_py():
-        return chunk
-    before = paths.to_pylist()
-    after = [change(path) if is_alone else path for path, is_alone in zip(before, alone.to_pylist(), strict=True)]
+    before, held = paths.to_pylist(), pc.is_valid(contents).to_pylist()
+    after = [
+        _beside_bytes(path) if is_held else path and change(path) for path, is_held in zip(before, held, strict=True)
+    ]
     if after == before:
         return chunk
     return pa.StructArray.from_arrays(
         [contents, pa.array(after, type=paths.type)], fields=list(chunk.type), mask=pc.is_null(chunk)
     )
+
+
+def _beside_bytes(path: str | None) -> str | None:
+    """A path that stands beside the image itself, if it is a mere name: `datasets` would take the file, if there is
+    one, when it stores the cell anew."""
+    return None if path is None or re.search(r"[/\\:]", path) else path

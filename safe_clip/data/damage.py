@@ -70,7 +70,7 @@ def whole_part(path: Path, folder: Path) -> Path:
     unpacked = folder / f"{path.name}.partial"
     with open(unpacked, "w+b") as file:
         with contextlib.suppress(EOFError, OSError, lzma.LZMAError), opened(path) as packed:
-            while part := packed.read(PART):
+            while part := packed.read1(PART):  # which gives what there is before the end is missed
                 file.write(part)
         size, end, count = file.tell(), 0, 0
         file.seek(0)

@@ -48,7 +48,7 @@ CURES = {
 SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` writes
 METADATA = re.compile(r"metadata\.(?:csv|jsonl|parquet)\Z")  # beside images, for `datasets`
 PATTERN = re.compile(r"[*?\[{]")
-MISREAD = re.compile(r"[*?\[\]{}]|::|://")  # what `datasets` reads as a pattern or a chain of addresses
+MISREAD = re.compile(r"[*?\[\]{}$]|::|://")  # what `datasets` reads as a pattern or a chain of addresses
 HUB_PAGE = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/|hf://)datasets/([\w.-]+(?:/[\w.-]+)?)/?\Z")
 SPLIT_NAMES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
@@ -184,8 +184,11 @@ def _options(path: Path) -> dict[str, Any]:
     kind, options = FILES[_kind(path)]
     if kind != "csv":
         return options
-    with opened(path) as file:
-        head = file.readline(1 << 20).decode("utf-8-sig", "replace")
+    try:
+        with opened(path) as file:
+            head = file.readline(1 << 20).decode("utf-8-sig", "replace")
+    except Exception:  # of whatever packed it, which is told where the file is looked at
+        return options
     own = options.get("sep", ",")
     columns = {each: len(next(csv.reader([head], delimiter=each), [])) for each in SEPARATORS}
     best = max(SEPARATORS, key=lambda each: (columns[each], each == own))

@@ -150,7 +150,7 @@ def test_a_damaged_cache_of_rows_is_made_again(file, how, cache, tmp_path, capsy
 
     source = write(tmp_path / "rows.jsonl", captions("gun"))
     load_quadruplets(str(source), hold_out=False)
-    (found,) = cache_of(str(source)).rglob(file)
+    (found,) = cache_of([source]).rglob(file)
     damaged(found, how)
     for said in (1, 0):
         assert load_quadruplets(str(source), hold_out=False)["train"]["unsafe_caption"][3] == "a gun 3"
