@@ -206,9 +206,11 @@ def _folder(path: Path, where: str, whole: bool) -> Place:
         inside[:] = sorted(each for each in inside if not each.startswith((".", "__")))
         images = images or any(each.lower().endswith(PICTURES) for each in names)
         tables += [Path(folder, each) for each in sorted(names) if not each.startswith(".") and _is_table(each)]
-    if not images or not tables or _has_configurations(path) or any(METADATA.match(table.name) for table in tables):
+    if _has_configurations(path):
+        return Place(readable(path), home=path)
+    if not images or not tables or any(METADATA.match(table.name) for table in tables):
         kinds = {_suffix(table) for table in tables}
-        options = _options(tables[0]) if tables and not images and kinds in ({".csv"}, {".tsv"}) else {}
+        options = _options(tables[0]) if not images and kinds in ({".csv"}, {".tsv"}) else {}
         return Place(readable(path), options=options, home=path)
     notes = [table for table in tables if _suffix(table) != ".json"]  # settings and logs are often JSON
     tables = notes or tables

@@ -53,7 +53,7 @@ def load_splits(
         UserError: the data set cannot be found or opened.
     """
     place = find_place(name, option, whole)
-    with _unreadable() as unreadable, _explaining(name, option, place, unreadable):
+    with _unreadable() as unreadable, _explaining(name, config, option, place, unreadable):
         place = _mended(place) if skip_damaged else place
         files = _files(place)
         check_files([file for file in files if file.name.lower().endswith(TOLD)], option)
@@ -121,7 +121,7 @@ def _unreadable() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _explaining(name: str, option: str, place: Place, unreadable: list[str]) -> Iterator[None]:
+def _explaining(name: str, config: str | None, option: str, place: Place, unreadable: list[str]) -> Iterator[None]:
     """Tells in one line what went wrong in opening a data set, and what to do."""
     try:
         yield
