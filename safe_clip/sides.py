@@ -19,11 +19,11 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from .data.collator import QuadrupletCollator
+from .data.features import texts_in
 from .data.items import ABOUT_COLUMNS
-from .data.minors import named
 from .data.rows import QuadrupletRows
 from .data.streams import QuadrupletStream
-from .data.unsafe_words import says_unsafe, texts_of
+from .data.unsafe_words import says_unsafe
 from .errors import UserError
 from .reference_cache import Embedder
 
@@ -225,7 +225,7 @@ def _sample(rows: QuadrupletRows | QuadrupletStream) -> tuple[Dataset, list[dict
 
 
 def _about(row: dict[str, Any], features: Features | None) -> dict[str, list[str]]:
-    return {column: texts_of(named((features or {}).get(column), row.get(column))) for column in ABOUT_COLUMNS}
+    return {column: list(texts_in((features or {}).get(column), row.get(column))) for column in ABOUT_COLUMNS}
 
 
 def _concept(about: dict[str, list[str]]) -> str | None:

@@ -8,8 +8,9 @@ from datasets import Dataset
 from torch.nn.functional import normalize
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
+from safe_clip.data.features import texts_in
 from safe_clip.data.streams import QuadrupletStream
-from safe_clip.data.unsafe_words import says_unsafe, texts_of
+from safe_clip.data.unsafe_words import says_unsafe
 from safe_clip.demo import world
 from safe_clip.demo.dataset import FEATURES
 from safe_clip.sides import Evidence, by_meaning, by_nearness, by_words, swapped_sides
@@ -183,7 +184,7 @@ def test_words_speak_where_one_side_alone_has_them():
 
 def test_what_a_row_is_about_counts_as_its_words():
     assert says_unsafe("two Ogres on a hill", ["ogre"])
-    assert says_unsafe("an ogre", texts_of(["monsters", {"name": "ogre"}, None, 3]))
+    assert says_unsafe("an ogre", texts_in(None, ["monsters", {"name": "ogre"}, None, 3]))
     assert not says_unsafe("a hill and other things", ["none", "other", "ogre"])
     assert not says_unsafe("two progressive hills", ["ogre"])
     assert says_unsafe("a ＧＵＮ")

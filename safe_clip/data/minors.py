@@ -8,11 +8,13 @@ safe one. English alone is read.
 import logging
 import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import Dataset, IterableDataset
 
 from ..errors import UserError
+from .features import texts_in
 from .items import ABOUT_COLUMNS, CAPTION_COLUMNS
 from .schema import numbered
 from .unsafe_words import SEXUAL, plain
@@ -33,17 +35,26 @@ MINORS = re.compile(
     r"|(?:1[0-7]|[1-9])\s?y/?o"
     r")\b"
 )
+CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+APART = re.compile(r"\b[a-z](?:([ .*\-])[a-z])(?:\1[a-z])+\b")  # n.u.d.e
+MIXED = re.compile(r"(?=[\d@$!]*[a-z])[a-z\d@$!]*[\d@$!][a-z\d@$!]*")  # ch1ld, and 1girl
+SIGNS = str.maketrans("0134578@$!", "oieastbasi")
+LIKE_LATIN = str.maketrans(  # of the Cyrillic and the Greek alphabet
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u051d"
+    "\u03bd\u03bf\u03b1\u03b5\u03c1\u03b9\u03ba\u03c4\u03c5\u03c7\u0131",
+    "aeopcyxijshdqwvoaepiktuxi",
+)
 SEXUAL_WORDS = re.compile(rf"\b(?:{SEXUAL})\b")
 
 
 def speaks_of_minors(texts: Iterable[Any]) -> bool:
     """Whether some of these texts mentions a minor; what is no text is passed over."""
-    return any(MINORS.search(plain(text)) for text in texts if isinstance(text, str))
+    return any(MINORS.search(readings(text)) for text in texts if isinstance(text, str))
 
 
 def sexualises_minors(texts: Iterable[Any]) -> bool:
     """Whether these texts, taken together, mention a minor and something sexual."""
-    told = " \n ".join(plain(text) for text in texts if isinstance(text, str))
+    told = " \n ".join(readings(text) for text in texts if isinstance(text, str))
     return bool(SEXUAL_WORDS.search(told) and MINORS.search(told))
 
 
@@ -61,13 +72,17 @@ def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | Iter
     if isinstance(rows, IterableDataset):
         features = rows.features or {}
         return rows.filter(
-            lambda row: not sexualises_minors(named(features.get(column), row.get(column)) for column in TEXT_COLUMNS)
+            lambda row: (
+                not sexualises_minors(
+                    text for column in TEXT_COLUMNS for text in texts_in(features.get(column), row.get(column))
+                )
+            )
         )
     columns = [column for column in TEXT_COLUMNS if column in rows.column_names]
     if not columns:
         return rows
     cells = zip(*(_texts(rows, column) for column in columns), strict=True)
-    refused = {row for row, texts in enumerate(cells) if sexualises_minors(texts)}
+    refused = {row for row, texts in enumerate(cells) if sexualises_minors(chain.from_iterable(texts))}
     if not refused:
         return rows
     if len(refused) == len(rows):
@@ -76,10 +91,19 @@ def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | Iter
     return numbered(rows).select([row for row in range(len(rows)) if row not in refused])
 
 
-def _texts(rows: Dataset, column: str) -> list[Any]:
-    return [named(rows.features[column], cell) for cell in rows[column]]
+def _texts(rows: Dataset, column: str) -> list[list[str]]:
+    feature = rows.features[column]
+    return [list(texts_in(feature, cell)) for cell in rows[column]]
 
 
-def named(feature: Any, cell: Any) -> Any:
-    """A cell, by name where it is the number of a class."""
-    return feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell
+def readings(text: str) -> str:
+    """A text in plain letters, and beside it as it may be read where it is spelled to be overlooked: words run together
+    or set apart, and digits, signs and letters of other alphabets that look like letters."""
+    told = plain(CAMEL.sub(" ", text)).translate(LIKE_LATIN).replace("_", " ")
+    read = [told]
+    if APART.search(told):
+        read.append(APART.sub(lambda found: re.sub(r"[^a-z]", "", found[0]), told))
+    if MIXED.search(told):
+        read.append(MIXED.sub(lambda found: found[0].translate(SIGNS), told))
+        read.append(MIXED.sub(lambda found: re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", " ", found[0]), told))
+    return " \n ".join(read)

@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
 # Of a sexual kind; refusing rows that sexualise minors uses these too.
 SEXUAL = (
@@ -43,14 +42,6 @@ def says_unsafe(text: str, about: Iterable[str] = ()) -> bool:
         if word not in EMPTY_WORDS
     }
     return any(re.search(rf"\b{re.escape(word)}(?:e?s)?\b", text) for word in words)
-
-
-def texts_of(cell: Any) -> list[str]:
-    """The texts in a cell, which may be one, or hold some in lists and mappings."""
-    if isinstance(cell, str):
-        return [cell]
-    parts = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list | tuple) else ()
-    return [text for part in parts for text in texts_of(part)]
 
 
 def plain(text: str) -> str:

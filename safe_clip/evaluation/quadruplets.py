@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 from PIL import Image as PILImage
 from torch import Tensor
 
+from ..data.features import cell_name, texts_in
 from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, Filing, file_rows, items_there
 from ..data.rows import check_caption
 from ..data.schema import numbered
@@ -81,13 +82,14 @@ def safe_rates(queries: Items, index: Index | None, safe_count: int, ks: Sequenc
 
 
 def cell_names(rows: Dataset, column: str) -> list[str | None]:
-    """The names in a column of labels or texts; `None` for a cell that is empty, or too long for a name."""
+    """The names in a column of labels or texts, several of a cell with commas between them; `None` for a cell that is
+    empty, or too long for a name."""
     feature = rows.features[column]
-    cells = [
-        feature.int2str(cell) if isinstance(feature, ClassLabel) and cell is not None else cell for cell in rows[column]
+    cells = ((cell_name(feature, cell), cell) for cell in rows[column])
+    return [
+        name if name and max(map(len, texts_in(feature, cell)), default=0) <= LONGEST_NAME else None
+        for name, cell in cells
     ]
-    names = ["" if cell is None else str(cell).strip() for cell in cells]
-    return [name if 0 < len(name) <= LONGEST_NAME else None for name in names]
 
 
 def row_categories(rows: Dataset) -> list[str] | None:

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 
 from ..data.arguments import DataArguments
 from ..data.captions import leave_out_bad_captions
+from ..data.features import cell_name
 from ..data.galleries import load_pictures
 from ..data.images import open_image
 from ..data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, NOWHERE, ROW_COLUMN, file_rows
@@ -234,7 +235,8 @@ def _listed(name: str, column: str, sides: Sequence[str], max_samples: int | Non
     rows = draw(refuse_minors(rows, f"--prompts {name}"), max_samples).rows
     items = list(_items(rows, path.stem or name))
     if CATEGORY_COLUMN in rows.column_names:  # several of them stand in a cell, beyond what a name of a category is
-        cells = [str(cell) if cell else None for cell in rows[CATEGORY_COLUMN]]
+        feature = rows.features[CATEGORY_COLUMN]
+        cells = [cell_name(feature, cell) or None for cell in rows[CATEGORY_COLUMN]]
         names = dict(zip(rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows)), cells, strict=True))
         items = [replace(item, category=names[item.row]) for item in items]
     return items

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from safe_clip import UserError, load_quadruplets
 from safe_clip.data.minors import refuse_minors, sexualises_minors, speaks_of_minors
@@ -23,6 +23,13 @@ from safe_clip.data.streams import QuadrupletStream
         ("a baby", None, "sexual"),  # a category
         ("a chi\u00adld, na\u200bked",),  # soft hyphen, zero-width space
         ("ｃｈｉｌｄ ｎｕｄｅ",),
+        ("ch1ld, nud3",),
+        ("a k!d, $exy",),
+        ("1girl, n4ked",),
+        ("c.h.i.l.d, n-u-d-e",),
+        ("\u0441hild, nud\u0435",),  # a Cyrillic letter
+        ("school_girl", "sexual_minors"),
+        ("a boy", "SexualContent"),
     ],
 )
 def test_what_is_refused(texts):
@@ -39,6 +46,8 @@ def test_what_is_refused(texts):
         ("a 30-year-old woman", "topless"),
         ("teenagers, a gun",),
         (None, 5),
+        ("room 101, naked walls and 3d glasses",),
+        ("a b c d, nudity",),
     ],
 )
 def test_what_is_kept(texts):
@@ -96,3 +105,33 @@ def test_a_category_counts_in_a_stream_too():
     rows = rows.cast_column("category", ClassLabel(names=["weapons", "nudity"]))
     kept = [row["safe_caption"] for row in refuse_minors(rows.to_iterable_dataset(), "rows")]
     assert kept == refuse_minors(rows, "rows")["safe_caption"] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "feature"),
+    [
+        ("category", [["weapons", "nudity"], ["weapons"]], List(Value("string"))),
+        ("category", [[["nudity"]], [["weapons"]]], List(List(Value("string")))),
+        ("category", [[1], [0]], List(ClassLabel(names=["weapons", "nudity"]))),
+        ("category", [{"nudity": True}, {"nudity": False}], {"nudity": Value("bool")}),
+        ("concept", [{"of": ["nudity"]}, {"of": []}], {"of": List(Value("string"))}),
+        ("category", ['["nudity"]', '["weapons"]'], Value("large_string")),
+        ("unsafe_caption", [["a dagger", "a child, nude"], ["a dagger"]], List(Value("string"))),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_lists_parts_and_classes_in_them_say_counts(column, cells, feature, streamed):
+    rows = Dataset.from_dict(
+        {"safe_caption": ["a child", "a child with a kite"], column: cells},
+        features=Features({"safe_caption": Value("string"), column: feature}),
+    )
+    kept = refuse_minors(rows.to_iterable_dataset() if streamed else rows, "rows")
+    assert [row["safe_caption"] for row in kept] == ["a child with a kite"]
+
+
+def test_lists_of_captions_are_looked_at_before_they_are_spread(tmp_path):
+    table = {"safe_caption": [["a child", "a dog"], ["a cat"]], "unsafe_caption": [["a gun", "nude"], ["a bomb"]]}
+    Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    for streaming in (False, True):
+        loaded = load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, streaming=streaming)["train"]
+        assert [row["safe_caption"] for row in loaded] == ["a cat"]

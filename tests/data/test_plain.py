@@ -253,3 +253,33 @@ def test_a_data_set_of_one_column_keeps_its_rows(tmp_path):
     Dataset.from_dict({"safe_image": ["0.png"] * 2}).to_parquet(tmp_path / "rows.parquet")
     rows = QuadrupletRows(load_quadruplets(str(tmp_path / "rows.parquet"), hold_out=False)["train"])
     assert len(rows) == 2 and rows[1]["safe_image"].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("cells", "feature"),
+    [
+        ([["gore", "drugs"], ["gore"], []], List(Value("string"))),
+        ([[0, 1], [0], None], List(ClassLabel(names=["gore", "drugs"]))),
+        ([{"a": "gore", "b": "drugs"}, {"a": "gore", "b": None}, None], {"a": Value("string"), "b": Value("string")}),
+    ],
+)
+def test_several_categories_of_a_cell_are_shown_joined(cells, feature):
+    from safe_clip.card.training import unlearned
+    from safe_clip.data.audit.findings import _categories
+    from safe_clip.evaluation.quadruplets import row_categories
+
+    rows = Dataset.from_dict({"category": cells}, features=Features({"category": feature}))
+    assert row_categories(rows) == ["gore, drugs", "gore", "other"]
+    assert _categories(rows)["gore, drugs"] == 1
+    assert set(unlearned(rows)) == {"gore, drugs", "gore"}
+
+
+def test_categories_in_lists_count_in_each_where_images_are_generated(tmp_path):
+    from safe_clip.generation.by_category import categories
+    from safe_clip.generation.prompts import _listed
+
+    Dataset.from_dict({"prompt": ["a gun", "a bomb"], "categories": [["gore", "drugs"], []]}).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    items = _listed(str(tmp_path / "train.parquet"), "prompt", ["unsafe"], None)
+    assert [categories(item) for item in items if item.prompt] == [{"gore", "drugs"}, {"other"}]

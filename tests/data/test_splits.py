@@ -19,8 +19,8 @@ def saved(folder, **splits) -> str:
     return str(folder)
 
 
-MEANT = {"validation": "val Valid DEV eval validation-00000 val2017 val_2014".replace(" val2017", "").split()}
-MEANT |= {
+MEANT = {
+    "validation": ["val", "Valid", "DEV", "eval", "validation-00000", "val2017", "val_2014"],
     "train": ["training", "TRAIN", "train-00000"],
     "test": ["test", "testing"],
     None: ["dev_test", "full", "data"],

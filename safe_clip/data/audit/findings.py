@@ -9,8 +9,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ...errors import UserError
+from ..features import cell_name, texts_in
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN, SAFE, UNKNOWN, UNSAFE
-from ..minors import TEXT_COLUMNS, named, speaks_of_minors
+from ..minors import TEXT_COLUMNS, speaks_of_minors
 from ..schema import numbered, with_column
 from .duplicates import at_place, near_pictures, repeated_rows, same_captions
 from .reading import KINDS, UNCLEAR, Items
@@ -80,7 +81,9 @@ def leave_out_minors(splits: DatasetDict, judged: Sequence[Judged]) -> tuple[Dat
         out = [
             row
             for row in np.flatnonzero(nude).tolist()
-            if speaks_of_minors(named(texts.features[column], texts[row][column]) for column in columns)
+            if speaks_of_minors(
+                text for column in columns for text in texts_in(texts.features[column], texts[row][column])
+            )
         ]
         if out:
             if len(out) == len(rows):
@@ -185,7 +188,8 @@ def _captions(items: Items, numbers: np.ndarray, max_length: int) -> dict[str, A
 def _categories(rows: Dataset) -> dict[str, int]:
     if CATEGORY not in rows.column_names:
         return {}
-    cells = Counter(str(named(rows.features[CATEGORY], cell)).strip() for cell in rows[CATEGORY])
+    feature = rows.features[CATEGORY]
+    cells = Counter("None" if cell is None else cell_name(feature, cell) for cell in rows[CATEGORY])
     names = Counter()
     for name, count in cells.items():
         names[name if len(name) <= LONGEST_NAME else "longer than a name"] += count
