@@ -23,12 +23,14 @@ from safe_clip.config import changed, parse_arguments, split_config
 from safe_clip.data.arguments import LIST_FILE, DataArguments
 from safe_clip.errors import run
 from safe_clip.evaluation import TASKS
+from safe_clip.outputs import OutputFolder
 from safe_clip.ranges import COUNT, SHARE, Range, check_ranges
 
 DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Settings that a card has elsewhere, or that change no figure.
 SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
+SAME_FIGURES |= {"overwrite_output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
 GENERATION_TASKS = ("text_to_image", "image_to_text")
 LISTED = 10  # rows and pictures that were left out, of each set, that the terminal names
@@ -99,6 +101,10 @@ class EvaluationArguments(DataArguments):
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Write also where others wrote files of these names; replaced/ keeps those."},
+    )
 
     RANGES: ClassVar[dict[str, Range]] = {
         "strength": SHARE,
@@ -180,7 +186,7 @@ def main(argv: list[str]) -> None:
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import broadcast_object_list
 
-    from safe_clip.card import check_card, update_model_card
+    from safe_clip.card import check_card, check_measured, update_model_card
     from safe_clip.evaluation import strength, suite
     from safe_clip.evaluation.data import load_evaluation_data
     from safe_clip.evaluation.report import write_report
@@ -200,6 +206,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--{unused} is for --task {' and --task '.join(GENERATION_TASKS)}; name one.")
     if args.update_card:
         check_card(args.model)
+    folder = OutputFolder(args.output_dir)
+    made = ["strength.json", "strength.png"] if args.sweep else ["results.json", "report.html", LIST_FILE]
+    folder.check(args.overwrite_output_dir, files=made)
     tasks = strength.TASKS if args.sweep else args.tasks
     baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
     model = Subject(args.model, args.model_revision, baseline, args.strength)
@@ -237,15 +246,14 @@ def main(argv: list[str]) -> None:
         "num_workers": args.num_workers,
     }
     factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
-    folder = Path(args.output_dir)
     if args.sweep:
         curves = strength.sweep(model, baseline, args.strengths, data, accelerator, factory, **options)
         if curves:
-            folder.mkdir(parents=True, exist_ok=True)
             points = {split: [point._asdict() for point in points] for split, points in curves.items()}
-            (folder / "strength.json").write_text(json.dumps(points, indent=2) + "\n")
-            strength.draw(curves, folder / "strength.png")
-            print(f"\n{strength.sweep_table(curves)}\n\nThe curve is in {folder}/strength.png.")
+            folder.write("strength.json", json.dumps(points, indent=2) + "\n")
+            with folder.writing("strength.png") as path:
+                strength.draw(curves, path)
+            print(f"\n{strength.sweep_table(curves)}\n\nThe curve is in {folder.path}/strength.png.")
         return
     facts = {
         "settings": args.settings,
@@ -256,18 +264,18 @@ def main(argv: list[str]) -> None:
     if measured is None:
         return
     results, made = measured
-    folder.mkdir(parents=True, exist_ok=True)
     left_out = [*data.bad_captions.items(), *made["model"].unreadable.items(), *data.unavailable.items()]
     for where, reasons in left_out:
         print(f"{where}: left out {len(reasons)}.", *reasons[:LISTED], sep="\n  ")
-    (folder / LIST_FILE).write_text(
-        "".join(f"{where}, {reason}\n" for where, reasons in left_out for reason in reasons)
-    )
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    write_report(folder / "report.html", results, made, data, args.show_unsafe)
+    folder.write(LIST_FILE, "".join(f"{where}, {reason}\n" for where, reasons in left_out for reason in reasons))
+    folder.write("results.json", json.dumps(results, indent=2) + "\n")
+    with folder.writing("report.html") as path:
+        write_report(path, results, made, data, args.show_unsafe)
     if args.update_card:
+        check_measured(args.model, results)
         print(f"The card is updated: {update_model_card(args.model, results, args.model_revision)}")
-    print(f"\n{results_table(results)}\n\nAll figures are in {folder}/results.json, pictures in {folder}/report.html.")
+    where = folder.path
+    print(f"\n{results_table(results)}\n\nAll figures are in {where}/results.json, pictures in {where}/report.html.")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Every setting is a flag; a YAML file given first sets any of them, and flags aft
 The output directory is a plain CLIPModel that stock transformers loads.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from typing import Any, ClassVar
 import safe_clip
 from safe_clip import UserError
 from safe_clip.config import changed, parse_arguments, split_config
-from safe_clip.data.arguments import DataArguments
+from safe_clip.data.arguments import LIST_FILE, DataArguments
 from safe_clip.errors import first_line, run
+from safe_clip.outputs import OutputFolder
 from safe_clip.ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
 from safe_clip.stopping import handled
 
@@ -76,12 +78,7 @@ def main(argv: list[str]) -> None:
         print("No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes.")
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
-    from safe_clip.card import check_card, write_model_card
-    from safe_clip.data.rows import QuadrupletRows
-    from safe_clip.evaluation.summary import compute_metrics
-    from safe_clip.evaluation.table import before_after_table
-    from safe_clip.interruption import StopAfterStep
-    from safe_clip.plan import check_plan
+    from safe_clip.card import check_card
 
     script, args = parse_arguments(
         [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
@@ -92,8 +89,26 @@ def main(argv: list[str]) -> None:
     )
     script.sides_are_right = args.sides_are_right
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
+    output = OutputFolder(args.output_dir)
+    output.check(args.overwrite_output_dir, [script.model, script.dataset])
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
+    with output.lock() if args.process_index == 0 else contextlib.nullcontext():
+        if args.process_index == 0:
+            output.claim()
+            output.record(LIST_FILE, editable=True)
+        make_safe(script, args, output)
+
+
+def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments, output: OutputFolder) -> None:
+    """Trains, measures before and after, writes the card, and publishes where that is asked for."""
+    from safe_clip.card import write_model_card
+    from safe_clip.data.rows import QuadrupletRows
+    from safe_clip.evaluation.summary import compute_metrics
+    from safe_clip.evaluation.table import before_after_table
+    from safe_clip.interruption import StopAfterStep
+    from safe_clip.plan import check_plan
+
     rows, splits = load_rows(script, args)
     rows = rows if script.streaming else QuadrupletRows(rows)
     check_plan(args, rows, splits.get("validation"))
@@ -132,9 +147,11 @@ def main(argv: list[str]) -> None:
         # Where the model lies in shards, one process has no more of it than what was saved.
         trained = safe_clip.load_clip(args.output_dir) if trainer.is_sharded else trainer.model
         results = {"before": before, "after": figures(trained, "after")}
-        Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
+        of = {"weights": output.manifest["weights"]}
+        output.write("results.json", json.dumps(of | results, indent=2))
         print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
-    write_model_card(trainer, splits, script.dataset, script.further)
+    if not (trainer.nothing_left and output.manifest.get("card")):  # which has what is known of these weights
+        write_model_card(trainer, splits, script.dataset, script.further)
     if args.push_to_hub:
         if trainer.is_world_process_zero():
             measure(script, args.output_dir, splits)
@@ -145,7 +162,7 @@ def main(argv: list[str]) -> None:
 
 def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments) -> tuple[Any, Mapping[str, Any]]:
     """What is trained on, and the splits, each of which can be measured: of a stream, its first rows."""
-    from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
+    from safe_clip.data.bad_rows import leave_out_bad_rows
     from safe_clip.data.quadruplets import STREAMED_ROWS, first_rows, hold_out_validation
     from safe_clip.data.splits import known_splits, meant
     from safe_clip.data.streams import QuadrupletStream
@@ -187,7 +204,7 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
 
 def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
     """Measures what was saved by all protocols, for its card. A fault in this keeps no model from being pushed."""
-    from safe_clip.card import update_model_card
+    from safe_clip.card import check_measured, update_model_card
     from safe_clip.evaluation.data import Sample, choose_splits, load_evaluation_data
     from safe_clip.evaluation.run import Subject, evaluate
 
@@ -200,7 +217,9 @@ def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> 
         data = load_evaluation_data(script, chosen)
         data.splits = {split: Sample(splits[split], sample.of) for split, sample in data.splits.items()}
         subjects = Subject(folder), Subject(script.model, script.model_revision)
-        update_model_card(folder, evaluate(*subjects, data, facts=facts)[0])
+        results = evaluate(*subjects, data, facts=facts)[0]
+        check_measured(folder, results)
+        update_model_card(folder, results)
     except Exception as error:  # of the network, of the device: each its own type, and training is not to be lost
         print(f"warning: it was not measured ({first_line(error)}). Its card says how to do so later.", file=sys.stderr)
 

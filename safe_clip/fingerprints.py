@@ -3,10 +3,13 @@
 import importlib.metadata
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPConfig, CLIPProcessor
 
@@ -19,9 +22,13 @@ def weights_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     """A digest of named weights, whatever their order."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(weights, key=lambda each: each[0]):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _add(digest: xxhash.xxh3_128, name: str, tensor: Tensor) -> None:
+    digest.update(name.encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def settings_of(config: CLIPConfig, processor: CLIPProcessor) -> list[Any]:
@@ -38,3 +45,15 @@ def settings_of(config: CLIPConfig, processor: CLIPProcessor) -> list[Any]:
         json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
         [__version__, *(importlib.metadata.version(name) for name in LIBRARIES)],
     ]
+
+
+def stored_weights_digest(folder: Path) -> str | None:
+    """The digest of the weights in a model's folder, as of the model that is loaded from it; `None` for none."""
+    state = xxhash.xxh3_128()
+    files = sorted(folder.glob("model*.safetensors"))
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+        where = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118
+        for name in sorted(where):
+            _add(state, name, where[name].get_tensor(name))
+    return state.hexdigest() if files else None

@@ -16,7 +16,7 @@ from .data.collator import QuadrupletCollator, model_inputs, place
 from .errors import UserError
 from .objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds, state_feeds
 from .objectives.states import States, state_values
-from .publishing import step_of
+from .resuming import step_of
 
 CACHED = "cached"  # in a chunk's inputs, what is known of its step already
 
@@ -283,7 +283,7 @@ class LossMixin:
 
     def not_finite(self, what: str) -> UserError:
         """The error for a loss or gradient that is infinite or not a number."""
-        saved = [folder for folder in self._checkpoints() if step_of(folder) <= self.state.global_step]
+        saved = [folder for folder in self._checkpoints(self.run) if step_of(folder) <= self.state.global_step]
         # DeepSpeed steps as it goes backward.
         moved = "weights may have moved by it" if self.is_deepspeed_enabled else "no weight was moved by it"
         resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""

@@ -9,26 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, ModelCard, ModelCardData, upload_folder
+from huggingface_hub import CommitInfo, ModelCardData, upload_folder
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
-from transformers import CLIPModel, TrainerState
+from transformers import CLIPModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from .data.bad_rows import LIST_FILE
 from .drop_in import save_drop_in
 from .errors import UserError, first_line
 from .model import public_name
 from .names import public
+from .outputs import OutputFolder, make_public_modes, write_whole
+from .run_identity import RUN_FILE, facts_of
 
-DIGEST_FILE = "training_rows.json"  # of a checkpoint
 ADAPTER_DIR = "adapter"  # of a saved model
-# Checkpoints, which are for going on with, and logs, which tell of the machine, where it stands, and its files.
-NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", "runs/*", "emissions.csv", LIST_FILE]
+# Of a checkpoint, what a Trainer of transformers and we write.
+CHECKPOINT_FILES = ["adapter_*", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
+CHECKPOINT_FILES += ["optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", RUN_FILE]
+CHECKPOINT_FILES += ["training_args.json", "tokenizer*.json", "*processor_config.json", "pytorch_model_fsdp*"]
+CHECKPOINT_FILES += ["special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*"]
 
 
 class PublishingMixin:
@@ -47,12 +50,15 @@ class PublishingMixin:
                 super().save_model(output_dir, _internal_call=True)
                 if self.args.should_save:
                     self._save_args(Path(output_dir))
-                    self._save_digest(Path(output_dir))
+                    self._save_run(Path(output_dir))
                     _make_public(Path(output_dir))
+                    make_public_modes(Path(output_dir).glob("*.safetensors"))
             else:
                 model = self._whole_model()
                 if model is not None:
-                    self._save_drop_in(model, Path(output_dir or self.args.output_dir))
+                    output = self._output(output_dir or self.args.output_dir)
+                    with output.staged() as stage:
+                        self._save_drop_in(model, stage)
         except (OSError, SafetensorError) as error:  # a full disk, no right to write
             raise UserError(
                 f"{output_dir or self.args.output_dir} cannot be written ({error}). Make room there, or choose another "
@@ -76,13 +82,10 @@ class PublishingMixin:
 
     def _save_drop_in(self, model: CLIPModel | PeftModel, folder: Path) -> None:
         if isinstance(model, PeftModel):
-            kept = (folder / ADAPTER_DIR / "README.md").exists()
             model.save_pretrained(folder / ADAPTER_DIR)
-            _make_public(folder / ADAPTER_DIR, kept)
+            _make_public(folder / ADAPTER_DIR)
             # A merged copy, since merging and unmerging would leave rounding errors in the original.
             model = copy.deepcopy(model).merge_and_unload()
-        else:
-            shutil.rmtree(folder / ADAPTER_DIR, ignore_errors=True)  # of an earlier training
         save_drop_in(model, self.processing_class, folder, self.stored_dtype)
         self._save_args(folder)
 
@@ -91,15 +94,28 @@ class PublishingMixin:
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         (folder / "training_args.json").write_text(json.dumps(public(self.args.to_dict()), indent=2))
 
-    def _save_digest(self, folder: Path) -> None:
-        """Saves what tells the training rows from others, for going on from this checkpoint."""
-        if self.train_dataset is not None:
-            (folder / DIGEST_FILE).write_text(json.dumps(self.train_dataset.digest))
+    def _save_run(self, folder: Path) -> None:
+        """Saves what tells this run from others, for going on from this checkpoint."""
+        write_whole(folder / RUN_FILE, json.dumps({"run": self.run, **(self.run_facts or facts_of(self))}, indent=1))
 
-    def _checkpoints(self) -> list[Path]:
-        """Whole checkpoints in the output directory, the newest last."""
-        found = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")
-        return sorted(filter(is_whole, found), key=step_of)
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, or cut off: files would be left over
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _output(self, folder: str | Path | None = None) -> OutputFolder:
+        """A folder to write into, by default the output directory, looked at before the first time.
+
+        Raises:
+            UserError: it must not be written to; see `OutputFolder.check`.
+        """
+        output = OutputFolder(folder or self.args.output_dir)
+        if output.path.resolve() not in self._may_write:
+            output.check(self.args.overwrite_output_dir, [self.reference.config._name_or_path or None])
+            self._may_write.add(output.path.resolve())
+        return output
 
     # ---- Hub ----
 
@@ -122,7 +138,7 @@ class PublishingMixin:
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
-        """Saves the drop-in and uploads the output directory: as `Trainer.push_to_hub`, but without `NOT_PUSHED`.
+        """Saves the drop-in and uploads the output directory: as `Trainer.push_to_hub`, but only what was written.
 
         Raises:
             UserError: the upload failed; what is on disk is whole, and the message says how to push it again.
@@ -135,6 +151,7 @@ class PublishingMixin:
             return None
         self.create_model_card(**kwargs)
         revision = revision or self.args.hub_revision
+        names = OutputFolder(self.args.output_dir).to_push
         try:
             self._finish_current_push()
             return upload_folder(
@@ -144,13 +161,13 @@ class PublishingMixin:
                 token=token or self.args.hub_token,
                 revision=revision,
                 run_as_future=not blocking,
-                ignore_patterns=NOT_PUSHED,
+                allow_patterns=names,
             )
         except Exception as error:  # of the connection, of the Hub: each its own type
             refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
             cure = "Log in with `hf auth login`, then push" if refused else "Push"
             command = ["hf", "upload", self.hub_model_id, self.args.output_dir, "."]
-            command += [word for pattern in NOT_PUSHED for word in ("--exclude", pattern)]
+            command += [word for name in names for word in ("--include", name)]
             command += ["--revision", revision] if revision else []
             raise UserError(
                 f"the push to {self.hub_model_id} failed ({first_line(error)}). Nothing is lost: the model is in "
@@ -169,10 +186,11 @@ class PublishingMixin:
             base_model=base if not Path(base).exists() else None,
             tags=["clip", "safe-clip"],
         )
-        ModelCard(
+        text = (
             f"---\n{data.to_yaml()}\n---\n\n# {card.parent.resolve().name}\n\n"
             "A CLIP fine-tuned with safe-clip so that its encoders respond less to unsafe inputs.\n"
-        ).save(card)
+        )
+        OutputFolder(card.parent).write(card.name, text, editable=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes a checkpoint, with the drop-in at the repository's root.
@@ -197,36 +215,24 @@ class PublishingMixin:
             "revision": self.args.hub_revision,
             "run_as_future": True,
         }
-        jobs = [upload_folder(folder_path=self.args.output_dir, ignore_patterns=NOT_PUSHED, **common)]
+        names = OutputFolder(self.args.output_dir).to_push
+        jobs = [upload_folder(folder_path=self.args.output_dir, allow_patterns=names, **common)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = strategy == HubStrategy.CHECKPOINT
             path = "last-checkpoint" if last else Path(checkpoint_folder).name
-            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=path, **common))
+            kept = {"path_in_repo": path, "allow_patterns": CHECKPOINT_FILES}
+            jobs.append(upload_folder(folder_path=checkpoint_folder, **kept, **common))
         if self.push_in_progress is None or self.push_in_progress.is_done():
             self.push_in_progress = PushInProgress(jobs)
         else:
             self.push_in_progress.jobs.extend(jobs)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's state, which is written last, is there and was not cut off by a full disk or a kill."""
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _make_public(folder: Path, has_card: bool = False) -> None:
-    """Takes the original's path out of an adapter's configuration, and, if it had no card, PEFT's empty one away."""
+def _make_public(folder: Path) -> None:
+    """Takes the original's path out of an adapter's configuration, and PEFT's empty card away."""
     config = folder / CONFIG_NAME
     if config.exists():
         settings = json.loads(config.read_text())
         settings["base_model_name_or_path"] = public_name(settings["base_model_name_or_path"])
         config.write_text(json.dumps(settings, indent=2))
-        if not has_card:
-            (folder / "README.md").unlink(missing_ok=True)
+        (folder / "README.md").unlink(missing_ok=True)

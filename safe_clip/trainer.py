@@ -1,7 +1,6 @@
 """Training a CLIP to be safe."""
 
 import contextlib
-import json
 import warnings
 from collections import defaultdict
 from os import PathLike
@@ -14,14 +13,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import (
-    CLIPModel,
-    CLIPProcessor,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerState,
-    set_seed,
-)
+from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, set_seed
 from transformers.trainer_utils import (
     TrainOutput,
 )
@@ -49,9 +41,10 @@ from .model import (
 from .objectives import build_objective
 from .objectives.base import Makeup
 from .plan import Moved, check_plan, check_trained, warn_of_unfed
-from .publishing import DIGEST_FILE, PublishingMixin, is_whole
+from .publishing import PublishingMixin
 from .reference import FrozenReference
 from .reference_cache import Embedder, table_size
+from .resuming import ResumingMixin, step_at
 from .sharding import ShardingMixin
 from .sides import check_sides
 from .targets import Targets
@@ -60,7 +53,7 @@ from .training_args import SafeCLIPTrainingArguments
 LENGTHS = 8  # of captions are multiples of this where each new one would have to be compiled
 
 
-class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin, Trainer):
+class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin, ResumingMixin, Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
@@ -149,6 +142,7 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         self.objective = build_objective(
             args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
         )
+        self._may_write: set[Path] = set()  # folders that were looked at
         self._losses = []  # since the last step
         self.fed: set[str] = set()  # terms that rows had part in, in training
         # Of each term, the sum over rows and their number.
@@ -196,51 +190,51 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         """Trains.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or `"last"` (or `True`) for the newest in `output_dir`.
+            resume_from_checkpoint: a checkpoint's folder, or `"last"` (or `True`) for the newest of this run in
+                `output_dir`. A run that is at its end is left as it is.
 
         Raises:
-            UserError: there is no such checkpoint, or it was made with other data, or a row cannot be used, or the
-                sides look swapped, or the loss is not finite.
+            UserError: there is no such checkpoint, or it is of another run (other data, model, objective, adapter or
+                seed); or a row cannot be used, or the sides look swapped, or the loss is not finite; or the output
+                directory holds what others wrote, or another run writes there.
         """
         if self.train_dataset is None:
             raise UserError("train() requires a train_dataset, which this trainer was not given.")
-        if resume_from_checkpoint in ("last", True):
-            saved = self._checkpoints()
-            if not saved:
-                raise UserError(
-                    f"there is no checkpoint in {self.args.output_dir}; leave out --resume_from_checkpoint to begin."
-                )
-            resume_from_checkpoint = str(saved[-1])
-        elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
-            raise UserError(
-                f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a whole checkpoint."
-            )
-        if resume_from_checkpoint:
-            self._check_rows(Path(resume_from_checkpoint))
-        if self.train_dataset is not None:
-            if self.place_model_on_device:  # which the Trainer does later under --bf16_full_eval
-                self._move_model_to_device(self.model, self.args.device)
-            self.check_sides()
-            self._cache_pictures()
-            self.targets.prepare(
-                self.train_dataset,
-                self.data_collator,
-                self.args.eval_batch_size,
-                self.args.dataloader_num_workers,
-                progress=not self.args.disable_tqdm,
-                cache=self._may_cache_reference(),
-            )
-        self.resumed_from = 0
-        if resume_from_checkpoint:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
-            self.resumed_from = state.global_step
+        with self._as_run(resume_from_checkpoint) as checkpoint:
+            return self._train(checkpoint, *args, **kwargs)
+
+    def _train(self, checkpoint: Path | None, *args, **kwargs) -> TrainOutput:
+        if self.place_model_on_device:  # which comes later under --bf16_full_eval
+            self._move_model_to_device(self.model, self.args.device)
+        output = self._finished(checkpoint, self._all_steps()) if checkpoint else None
+        self.nothing_left = output is not None
+        if output is None:
+            output = self._train_on(checkpoint, *args, **kwargs)
+            self._note_end(self.state.max_steps)
+        if self.args.strength != 1:
+            self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
+        return output
+
+    def _train_on(self, checkpoint: Path | None, *args, **kwargs) -> TrainOutput:
+        """Trains from the beginning, or from a checkpoint."""
+        self.check_sides()
+        self._cache_pictures()
+        self.targets.prepare(
+            self.train_dataset,
+            self.data_collator,
+            self.args.eval_batch_size,
+            self.args.dataloader_num_workers,
+            progress=not self.args.disable_tqdm,
+            cache=self._may_cache_reference(),
+        )
+        self.resumed_from = step_at(checkpoint) if checkpoint else 0
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         self.fed.clear()
         moved = Moved(self.model) if Moved.knowable(self.model) and not self.is_sharded else None
         try:
             with contextlib.nullcontext() if self.is_sharded else casts_kept(self.model):
-                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
         except Exception as error:
             # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is
             # lost; before training began there is nothing to close.
@@ -250,8 +244,6 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
                 raise UserError(f"--metric_for_best_model: {error.args[0]}") from error
             raise
         check_trained(self, moved)
-        if self.args.strength != 1:
-            self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
         return output
 
     def check_sides(self) -> None:
@@ -328,21 +320,6 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SimilarLengths(batch, rows, self.processing_class.tokenizer, self.args.seed)
-
-    def _check_rows(self, checkpoint: Path) -> None:
-        """Raises `UserError` unless the training rows are those that a checkpoint was made with."""
-        file = checkpoint / DIGEST_FILE
-        if self.train_dataset is None or not file.exists():
-            return
-        before, now = json.loads(file.read_text()), self.train_dataset.digest
-        changed = sorted(name for name in before.keys() & now if before[name] != now[name] and name != "rows")
-        told = [f"there were {before['rows']:,} rows and are {now['rows']:,}"] if before["rows"] != now["rows"] else []
-        told += [f"{', '.join(changed)} differ"] if changed else []
-        if told:
-            raise UserError(
-                f"the training data are not those of {checkpoint}: {'; '.join(told)}. Go on with the data of then, or "
-                "leave out --resume_from_checkpoint and choose another --output_dir."
-            )
 
     # ---- Logging and evaluation ----
 

@@ -353,6 +353,7 @@ def test_a_resumed_run_tells_of_its_own_steps_alone(trained, dataset_dir, proces
     args = SafeCLIPTrainingArguments(
         str(folder), max_steps=5, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no"
     )
+    args.loss_weights = first.args.loss_weights  # without which it would be another run
     trainer = SafeCLIPTrainer(model_dir, args, rows["train"], peft_config=lora_config(4, 8))
     trainer.train("last")
     assert "s for steps 4 to 5 alone, being resumed, on" in write_model_card(trainer, rows, dataset_dir).read_text()

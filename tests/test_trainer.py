@@ -242,7 +242,7 @@ def test_a_data_set_that_changed_is_not_gone_on_with(processor, rows, tmp_path):
         (rows.select(range(20)), "there were 24 rows and are 20; safe_caption, unsafe_caption, .* differ"),
         (rows.remove_columns("unsafe_image"), "which items there are, or their labels, differ"),
         (rows.add_column("unsafe_caption_is_safe", [False] * 23 + [True]), "which items .* differ"),
-        (shuffled, "safe_caption, unsafe_caption differ"),
+        (shuffled, "safe_caption, unsafe_caption differ; safe_image, unsafe_image differ"),
         (other, "unsafe_caption differ"),
     ):
         resumed = make_trainer(processor, changed, tmp_path, max_steps=4)

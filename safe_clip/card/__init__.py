@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from yaml import YAMLError
 
 from ..errors import UserError, first_line, hub_trouble
+from ..outputs import OutputFolder
 from ..trainer import SafeCLIPTrainer
 from .blocks import read_blocks, replace_blocks
-from .results import combine, eval_results, is_ours, results_section, worst_cases
+from .results import combine, eval_results, others, results_section, worst_cases
 from .training import CURVES_FILE, training_facts
 
 CARD_FILE = "README.md"
@@ -61,9 +62,31 @@ def write_model_card(
     card = ModelCard.from_template(data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE)
     if path.exists():
         card = _renewed(_read(path), card)
-    (folder / RESULTS_FILE).unlink(missing_ok=True)  # of other weights
-    card.save(path)
+    output = OutputFolder(folder)
+    weights = output.manifest["weights"]
+    earlier = _results(folder / RESULTS_FILE)
+    if earlier is not None and earlier.get("weights", {}).get("model") == weights is not None:
+        _show(card, earlier, model)  # measured already
+    elif output.is_ours(RESULTS_FILE):
+        (folder / RESULTS_FILE).unlink()  # of other weights
+    output.write(CARD_FILE, str(card), editable=True)
+    output.record(*(name for name in (CURVES_FILE,) if (folder / name).exists()))
+    output.update(card=weights)
     return path
+
+
+def _results(path: Path) -> dict | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _show(card: ModelCard, results: dict, name: str) -> None:
+    """Puts figures into a card."""
+    card.data.eval_results = [*(others(card) or []), *eval_results(results)]
+    card.text = replace_blocks(card.text, {"results": results_section(results, name), "worst": worst_cases(results)})
 
 
 def _renewed(old: ModelCard, new: ModelCard) -> ModelCard:
@@ -73,14 +96,9 @@ def _renewed(old: ModelCard, new: ModelCard) -> ModelCard:
     tags = [*(was.get("tags") or []), *now["tags"]]
     was.update({key: value for key, value in now.items() if value is not None})
     was.update(license=licence or now["license"], tags=list(dict.fromkeys(tags)))
-    old.data.eval_results = _others(old)
+    old.data.eval_results = others(old)
     old.text = replace_blocks(old.text, read_blocks(new.text))
     return old
-
-
-def _others(card: ModelCard) -> list[EvalResult] | None:
-    """Figures in the metadata that are not this package's."""
-    return [result for result in card.data.get("eval_results") or [] if not is_ours(result)] or None
 
 
 def check_card(model: str) -> None:
@@ -102,6 +120,13 @@ def check_card(model: str) -> None:
         ) from error
 
 
+def check_measured(model: str, results: dict) -> None:
+    """Raises `UserError` where a folder got other weights since it was measured."""
+    there = OutputFolder(model).manifest["weights"] if Path(model).is_dir() else None
+    if there not in (None, results["weights"]["model"]):
+        raise UserError(f"{model} has other weights by now than those that were measured. Run the same command again.")
+
+
 def update_model_card(model: str, results: dict, revision: str | None = None) -> str:
     """Writes results into the card of a model, and as `evaluation.json` beside it; the rest of the card stays.
 
@@ -119,9 +144,11 @@ def update_model_card(model: str, results: dict, revision: str | None = None) ->
         UserError: the card cannot be read, or the Hub refuses.
     """
     if Path(model).is_dir():
-        files = {name: path for name in (CARD_FILE, RESULTS_FILE) if (path := Path(model, name)).exists()}
-        for name, text in _updated(Path(model).resolve().name, files, results).items():
-            Path(model, name).write_bytes(text.encode())
+        output = OutputFolder(model, "--model")
+        with output.lock():
+            files = {name: path for name in (CARD_FILE, RESULTS_FILE) if (path := Path(model, name)).exists()}
+            for name, text in _updated(Path(model).resolve().name, files, results).items():
+                output.write(name, text, editable=name == CARD_FILE)
         return str(Path(model, CARD_FILE))
     try:
         # What is read is what the commit builds on: neither an older copy from the cache, nor one that somebody
@@ -148,14 +175,9 @@ def update_model_card(model: str, results: dict, revision: str | None = None) ->
 def _updated(model: str, files: dict[str, Path], results: dict) -> dict[str, str]:
     """The new texts of the card and of the results."""
     card = _read(files[CARD_FILE]) if CARD_FILE in files else ModelCard(f"---\n---\n# {model.rpartition('/')[2]}\n")
-    earlier = None
-    if RESULTS_FILE in files:
-        with contextlib.suppress(ValueError):
-            earlier = json.loads(files[RESULTS_FILE].read_text(encoding="utf-8"))
-    results = combine(earlier, results)
+    results = combine(_results(files[RESULTS_FILE]) if RESULTS_FILE in files else None, results)
     name = card.data.model_name = card.data.get("model_name") or model
-    card.data.eval_results = [*(_others(card) or []), *eval_results(results)]
-    card.text = replace_blocks(card.text, {"results": results_section(results, name), "worst": worst_cases(results)})
+    _show(card, results, name)
     return {CARD_FILE: str(card), RESULTS_FILE: json.dumps(results, indent=2) + "\n"}
 
 

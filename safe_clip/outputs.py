@@ -1,0 +1,378 @@
+"""A folder that is written into: what in it is this package's, how files get there, and who may write."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from . import __version__
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "safe_clip.json"  # says what this package wrote
+LOCK = ".safe_clip.lock"
+STAGE = ".safe_clip-"  # begins the name of a folder whose files are not whole yet
+REPLACED = "replaced"  # a folder with what was in the way
+PATIENCE = 6.0  # seconds; what a process that was killed had started ends within 5
+FEW = 5  # names that a message lists
+
+# What others read of a model's folder: a file of these that is left over changes what they load.
+LOADED = ("adapter_config.json", "adapter_model.*", "config.json", "generation_config.json", "*.safetensors")
+LOADED += ("*.safetensors.index.json", "pytorch_model*", "tf_model.h5", "flax_model.msgpack", "model.onnx", "onnx")
+LOADED += ("*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*")
+LOADED += ("merges.txt", "spiece.model", "chat_template*", "modules.json", "*sentence_*.json", "*_Pooling")
+LOADED += ("open_clip_*", "adapter/adapter_*")
+# What is of certain weights, and not theirs any more when others take their place.
+FIGURES = ("results.json", "evaluation.json", "loss_curves.png")
+CARD = "README.md"
+# What this package wrote before it kept a manifest.
+WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", "generation_config.json")
+WRITTEN += ("*processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+WRITTEN += ("merges.txt", "training_args.json", "adapter/adapter_*", "adapter/README.md", "bad_rows.txt", *FIGURES)
+WRITTEN += ("open_clip_*", "onnx/model.onnx*", "report.html", "strength.json", "strength.png", "audit.json")
+# By which files of ours are known without a manifest: what the text has.
+MARKS = {
+    CARD: ("<!-- safe-clip: ", "A CLIP fine-tuned with safe-clip"),
+    "training_args.json": ('"objective"',),
+    "results.json": ('"safe_clip"', '  "before": {'),
+    "evaluation.json": ('"safe_clip"',),
+    "audit.json": ('"safe_clip"',),
+    "report.html": ("safe-clip",),
+    "failed.csv": ("id,address,reason",),
+}
+# What trainers and loggers leave, that is neither read nor written here. Of hidden files nothing is asked.
+HARMLESS = (MANIFEST, REPLACED, "runs", "wandb", "mlruns", "logs", "evaluation", "emissions*.csv", "events.out.*")
+HARMLESS += ("*_results.json", "trainer_state.json", "lost+found", "__pycache__", "codecarbon*")
+CHECKPOINT_MARKS = ("safe_clip_run.json", "training_args.json", "training_rows.json")
+
+
+class OutputFolder:
+    """A folder that is written into.
+
+    Args:
+        path: where; it need not be there yet.
+        option: the flag that named it, for messages.
+    """
+
+    def __init__(self, path: str | Path, option: str = "--output_dir"):
+        self.path, self.option = Path(path), option
+
+    # ---- Before anything else ----
+
+    def check(
+        self, overwrite: bool = False, reads: Sequence[str | Path | None] = (), files: Sequence[str] | None = None
+    ) -> None:
+        """Raises `UserError` for what could not, or must not, be written.
+
+        Args:
+            overwrite: what others wrote may be moved away.
+            reads: folders or files that are read from, if they are on this machine, and so never written to.
+            files: the only files that are written; by default a model's, which claim the folder as a whole.
+        """
+        check_writable(self.path, self.option)
+        here = self.path.resolve()
+        for each in reads:
+            if each is None or not _exists(Path(each)):
+                continue
+            read = Path(each).resolve()
+            if read.is_dir() and (here == read or here in read.parents or read in here.parents):
+                how = "is" if here == read else "holds" if here in read.parents else "lies in"
+                raise UserError(
+                    f"{self.option} {self.path} {how} {each}, which is read and never written to; name a folder "
+                    "outside of it."
+                )
+        if not overwrite and (found := self.foreign(files)):
+            told = ", ".join(found[:FEW]) + (f" and {len(found) - FEW} more" if len(found) > FEW else "")
+            raise UserError(
+                f"{self.option} {self.path} holds what this package did not write: {told}. Name another folder, or "
+                f"add --overwrite_output_dir: what is in the way is then moved into {self.path / REPLACED}."
+            )
+
+    def foreign(self, files: Sequence[str] | None = None) -> list[str]:
+        """Names of what is there and not ours, as far as it matters; see `check`."""
+        if not _exists(self.path):
+            return []
+        if files is not None:
+            return [name for name in files if os.path.lexists(self.path / name) and not self.is_ours(name)]
+        found = []
+        for entry in sorted(self.path.iterdir()):
+            name = entry.name
+            if name.startswith(".") or _fits(name, HARMLESS):
+                continue
+            if entry.is_dir() and any((entry / mark).is_file() for mark in (MANIFEST, *CHECKPOINT_MARKS)):
+                continue  # another folder of ours, or a checkpoint, whatever it is called now
+            if name.startswith("checkpoint-") and entry.is_dir():
+                cut_off = self._is_claimed() and not (entry / "trainer_state.json").exists()
+                found += [] if cut_off else [name]
+            elif name in ("adapter", "onnx") and entry.is_dir():
+                inner = (f"{name}/{each.name}" for each in sorted(entry.iterdir()) if not each.name.startswith("."))
+                found += [each for each in inner if not self.is_ours(each)]
+            elif not self.is_ours(name):
+                found.append(name)
+        return found
+
+    # ---- What is ours ----
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What this package wrote: `model`, the files of the model that is there, and `beside`, others, each with its
+        size and digest, or `None` where a person may change it; `weights`, a digest; and other facts of a run."""
+        empty = {"model": {}, "beside": {}, "weights": None}
+        try:
+            known = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            return empty | known if isinstance(known["model"], dict) and isinstance(known["beside"], dict) else empty
+        except (OSError, ValueError, KeyError, TypeError):
+            return empty
+
+    def update(self, **facts: Any) -> None:
+        """Writes facts into the manifest."""
+        written = self.manifest | {"safe_clip": __version__} | facts
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / MANIFEST, json.dumps(written, indent=1) + "\n")
+
+    def record(self, *names: str, editable: bool = False) -> None:
+        """Notes files beside the model as ours, as they are now, or whatever a person makes of them."""
+        beside = {name: None if editable else _known(self.path / name) for name in names}
+        self.update(beside=self.manifest["beside"] | beside)
+
+    def write(self, name: str, text: str, editable: bool = False) -> None:
+        """Writes a text beside the model, whole or not at all; what others wrote under its name is moved away."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(self.path / name) and not self.is_ours(name) and not editable:
+            self._set_aside(name)
+        write_whole(self.path / name, text)
+        self.record(name, editable=editable)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """The path of a file that is written by somebody else, and then takes its place beside the model."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=STAGE, dir=self.path) as stage:
+            yield Path(stage, name)
+            if os.path.lexists(self.path / name) and not self.is_ours(name):
+                self._set_aside(name)
+            os.replace(Path(stage, name), self.path / name)
+        self.record(name)
+
+    def is_ours(self, name: str) -> bool:
+        """Whether this package wrote a file, and nobody has changed it since."""
+        path, manifest = self.path / name, self.manifest
+        if not path.is_file():
+            return False
+        if name in MARKS and _has_mark(path):
+            return True
+        recorded = [part[name] for part in (manifest["model"], manifest["beside"]) if name in part]
+        if recorded or name in MARKS:
+            return None in recorded or _known(path) in recorded
+        return _fits(name, WRITTEN) and not self._is_claimed() and self._is_of_earlier_versions()
+
+    def _is_claimed(self) -> bool:
+        return (self.path / MANIFEST).is_file()
+
+    def _is_of_earlier_versions(self) -> bool:
+        return any(_has_mark(self.path / name) for name in MARKS if name != CARD)
+
+    @property
+    def to_push(self) -> list[str]:
+        """The files that others shall have: what was written here, by name, and not what tells of the data."""
+        manifest = self.manifest
+        names = [*manifest["model"], *manifest["beside"]]
+        return sorted(name for name in set(names) - {"bad_rows.txt"} if (self.path / name).is_file())
+
+    # ---- Writing ----
+
+    def claim(self, **facts: Any) -> None:
+        """Notes the folder as this package's, and removes what was cut off in an earlier run. Under the lock."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stage in self.path.glob(f"{STAGE}*"):
+            shutil.rmtree(stage, ignore_errors=True)
+        if not self._is_claimed() and self._is_of_earlier_versions():
+            found = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+            ours = [name for name in found if name.count("/") < 2 and self.is_ours(name)]
+            beside = {name: _known(self.path / name) for name in ours if name in (*FIGURES, "bad_rows.txt")}
+            model = {name: _known(self.path / name) for name in ours if name not in beside and name != CARD}
+            facts = {"model": model, "beside": beside} | facts
+        self.update(**facts)
+        if CARD not in self.manifest["beside"] and self.is_ours(CARD):
+            self.record(CARD, editable=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from writing here; the system lets go of it when this one ends, however it does.
+
+        Raises:
+            UserError: another one writes here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.resolve() / LOCK, timeout=PATIENCE, is_singleton=True, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.option} {self.path}: another run writes there just now. Wait for its end, or name another "
+                "folder."
+            ) from None
+        except (NotImplementedError, OSError) as error:  # a file system without locks
+            logger.warning("%s cannot be locked (%s): see to it that one run alone writes there.", self.path, error)
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A folder for a model's files, which take the place of those that are there once all are written.
+
+        What goes with other weights, figures and the facts of the card, is removed before. Modes are those that the
+        umask says.
+        """
+        with self.lock():
+            if not self._is_claimed():
+                self.claim()
+            stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=self.path))
+            try:
+                yield stage
+                self._move_in(stage)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def _move_in(self, stage: Path) -> None:
+        from .fingerprints import stored_weights_digest  # slow to import
+
+        new = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+        make_public_modes(new.values())
+        old, known = self.manifest, {name: _known(path) for name, path in new.items()}
+        weights = stored_weights_digest(stage)
+        for name in new:
+            for place in (*list(Path(name).parents)[-2::-1], Path(name)):
+                target = self.path / place
+                parent = place != Path(name)
+                if os.path.lexists(target) and not (target.is_dir() if parent else self.is_ours(name)):
+                    self._set_aside(place.as_posix())
+        for name in self._left_over(new):
+            if name in old["model"] and self.is_ours(name):
+                (self.path / name).unlink()
+            else:
+                self._set_aside(name)
+        if weights != old["weights"]:
+            self.forget_figures()
+        # In between, whichever of the two a file is, it is ours, and of weights that no figure is of.
+        self.update(model=dict.fromkeys({**old["model"], **known}), weights=None)
+        for name, path in new.items():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, self.path / name)
+        for folder in {(self.path / name).parent for name in old["model"]} - {self.path}:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        self.update(model=known, weights=weights)
+
+    def _left_over(self, new: Collection[str]) -> list[str]:
+        """What is there, is no part of what comes, and would change what others load, or was of the model before."""
+        there = [path.relative_to(self.path).as_posix() for path in self.path.iterdir()]
+        there += [f"adapter/{path.name}" for path in (self.path / "adapter").glob("*")]
+        folders = {name.partition("/")[0] for name in new if "/" in name}
+        loaded = [name for name in there if _fits(name, LOADED) and name not in {*new, *folders}]
+        model = [name for name in self.manifest["model"] if name not in new and (self.path / name).is_file()]
+        return list(dict.fromkeys([*model, *(name for name in loaded if name not in model)]))
+
+    def _set_aside(self, name: str) -> None:
+        target = self.path / REPLACED / name
+        for number in range(1, 1000):
+            if not os.path.lexists(target):
+                break
+            target = self.path / REPLACED / f"{name}.{number}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path / name, target)
+        logger.warning("%s was in the way and is now %s.", self.path / name, target)
+
+    def forget_figures(self) -> None:
+        """Removes what tells of weights that are there no more; of the card, what stands between its marks."""
+        manifest = self.manifest
+        for name in FIGURES:
+            if self.is_ours(name):
+                (self.path / name).unlink()
+        if self.is_ours(CARD):
+            from .card.results import forget_facts
+
+            text = (self.path / CARD).read_text(encoding="utf-8")
+            write_whole(self.path / CARD, forget_facts(text))
+        self.update(beside={name: each for name, each in manifest["beside"].items() if name not in FIGURES}, card=None)
+
+
+def check_writable(path: Path, option: str = "--output_dir") -> None:
+    """Raises `UserError` where a folder cannot be made or written into: tried, since rights do not tell all."""
+    cure = "Name a folder that can be written to."
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"{option} {path} is a link to {os.readlink(path)}, which is not there. {cure}")
+    try:
+        whole = there = Path(os.path.abspath(path))
+        while not os.path.lexists(there):
+            there = there.parent
+        for part in whole.relative_to(there).parts:
+            if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX"):
+                raise OSError(f"the name {part[:20]}... is too long")
+        with tempfile.NamedTemporaryFile(prefix=STAGE, dir=there) as file:
+            file.write(b"x")
+    except NotADirectoryError:
+        raise UserError(f"{option} {path}: {there} is no folder. {cure}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path} cannot be written to ({error}). {cure}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text, whole or not at all."""
+    partial = path.with_name(f"{STAGE}{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(text.encode())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def make_public_modes(files: Collection[Path] | Iterator[Path]) -> None:
+    """Gives files the mode that the umask says, which safetensors does not ask."""
+    mode = None
+    for path in files:
+        if mode is None:
+            probe = path.with_name(f"{STAGE}{os.getpid()}.mode")
+            probe.touch()
+            mode = probe.stat().st_mode & 0o777
+            probe.unlink()
+        path.chmod(mode)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    from .data.content import file_digest  # slow to import
+
+    return {"size": path.stat().st_size, "digest": file_digest(path)}
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns if ("/" in pattern) == ("/" in name))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is no path
+        return False
+
+
+def _has_mark(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 22)
+    except OSError:
+        return False
+    return any(mark in text for mark in MARKS[path.name])
