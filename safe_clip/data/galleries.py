@@ -2,22 +2,23 @@
 
 import csv
 import re
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
-from datasets import Dataset, DownloadConfig, Image, Value, concatenate_datasets
-from datasets.utils.file_utils import cached_path
+import datasets
+from datasets import Dataset, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
-from tqdm.contrib.concurrent import thread_map
 
 from ..errors import UserError
+from .cells import short, storable
+from .fetching import FetchSettings, fetched, without_secrets
 from .items import ROW_COLUMN
 from .sources import load_splits
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".urls")
-FETCH_SECONDS = 30  # a picture
-FETCH_THREADS = 16
+SETTINGS = FetchSettings(tries=3)
+ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+ELSEWHERE = ("--allow_private fetches", "python -m safe_clip.data.fetch --allow_private fetches")
 
 
 def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, list[str]]:
@@ -44,7 +45,7 @@ def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset,
         missing = []
         files = _picture_files(path)
         if files:
-            rows = Dataset.from_dict({"image": [str(file) for file in files]}).cast_column("image", Image())
+            rows = Dataset.from_dict({"image": [storable(file) for file in files]}).cast_column("image", Image())
         else:
             splits = load_splits(name, option=option, whole=True)
             rows = concatenate_datasets([_pictures(rows, f"{option} {name}") for rows in splits.values()])
@@ -81,17 +82,12 @@ def _listed(path: Path, option: str) -> tuple[Dataset, list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option} {path} cannot be read: {error}.") from error
     entries = [(number, entry) for number, entry in enumerate(_entries(text, path.suffix.lower()), 1) if entry]
-    found = thread_map(
-        partial(_fetch, folder=path.parent),
-        [entry for _, entry in entries],
-        max_workers=FETCH_THREADS,
-        desc=f"Fetching {path.name}",
-        unit="",
-        leave=False,
-    )
+    addresses = [entry for _, entry in entries if ADDRESS.match(entry)]
+    kept = _fetched(addresses)
+    found = [kept[entry] if entry in kept else _local(entry, path.parent) for _, entry in entries]
     have = [(number, file) for (number, _), (file, _) in zip(entries, found, strict=True) if file]
     missing = [
-        f"{path.name}, line {number} ({entry}): {reason}"
+        f"{path.name}, line {number} ({without_secrets(short(entry))}): {reason}"
         for (number, entry), (_, reason) in zip(entries, found, strict=True)
         if reason
     ]
@@ -110,26 +106,25 @@ def _entries(text: str, suffix: str) -> list[str]:
     return ["" if line.lstrip().startswith("#") else line.strip() for line in lines]
 
 
-def _fetch(entry: str, folder: Path) -> tuple[str | None, str | None]:
+def _local(entry: str, folder: Path) -> tuple[str | None, str | None]:
     """A local path, or why there is none."""
-    if "://" not in entry:
-        file = folder / entry
-        try:
-            return (str(file), None) if file.is_file() else (None, "there is no such file")
-        except OSError as error:  # a name too long
-            return None, f"{type(error).__name__}: {error.strerror}"
-    if not entry.lower().startswith(("http://", "https://")):
+    if "://" in entry:
         return None, "only http and https are fetched"
-    scheme, _, rest = entry.partition("://")
-    options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=FETCH_SECONDS)}}
-    settings = DownloadConfig(
-        use_etag=False,  # what is cached is not asked for again
-        disable_tqdm=True,
-        storage_options={"http": options, "https": options},
-    )
+    file = folder / entry
     try:
-        # Not by a DownloadManager: it changes os.environ for a while, which threads undo for each other.
-        return cached_path(f"{scheme.lower()}://{rest}", download_config=settings), None
-    except Exception as error:  # of the network, of the server, of the client library: each its own type
-        cause = error.__cause__ or error
-        return None, f"{type(cause).__name__}: {cause}"
+        return (storable(file), None) if file.is_file() else (None, "there is no such file")
+    except (OSError, ValueError) as error:  # a name too long, or with NUL characters
+        return None, f"{type(error).__name__}: {getattr(error, 'strerror', error)}"
+
+
+def _fetched(addresses: list[str]) -> dict[str, tuple[str | None, str | None]]:
+    """By address, the file where its image is kept, or why there is none."""
+    if not addresses:
+        return {}
+    settings = replace(SETTINGS, tries=0) if datasets.config.HF_HUB_OFFLINE else SETTINGS
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "safe_clip" / "fetched"
+    found = fetched(list(dict.fromkeys(addresses)), folder, settings)
+    return {
+        address: (str(what), None) if isinstance(what, Path) else (None, what.replace(*ELSEWHERE))
+        for address, what in found.items()
+    }

@@ -1,7 +1,9 @@
 """Fetching pictures from a server that is slow, forgetful, lying or not there."""
 
 import asyncio
+import contextlib
 import csv
+import gzip
 import io
 import threading
 import time
@@ -14,7 +16,8 @@ from datasets import Dataset
 from PIL import Image
 
 from safe_clip import UserError
-from safe_clip.data.fetch import FetchSettings, fetch_all, main
+from safe_clip.data.fetch import main
+from safe_clip.data.fetching import FetchSettings, fetch_all, fetched, without_secrets
 
 QUICK = FetchSettings(tries=3, timeout=30.0, most_bytes=5000, allow_private=True, wait=0.01)
 
@@ -51,6 +54,23 @@ def server():
                 body = encoded("green", "PPM")
             elif kind == "large":
                 body = body + bytes(6000)
+            elif kind == "packed":
+                body, headers = gzip.compress(body), {"Content-Encoding": "gzip"}
+            elif kind == "bomb":
+                body, headers = gzip.compress(bytes(3_000_000)), {"Content-Encoding": "gzip"}
+            elif kind == "brotli":
+                headers = {"Content-Encoding": "br"}
+            elif kind == "drip":
+                self.send_response(200)
+                self.send_header("Content-Length", "4000")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(60):
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
+                return
+            elif kind == "file":
+                status, headers = 302, {"Location": "file:///etc/passwd"}
             elif kind == "moved":
                 status, headers = 302, {"Location": "/png/1"}
             elif kind == "round":
@@ -103,6 +123,45 @@ def test_a_server_that_does_not_answer_is_given_up(server, tmp_path):
     settings = replace(QUICK, tries=2, timeout=0.3)
     failed = asyncio.run(fetch_all({"x": f"{server.url}/slow/7"}, tmp_path, settings))
     assert failed == {"x": "no answer within 0.3 seconds, 2 times"}
+
+
+def test_a_server_that_answers_for_ever_is_given_up(server, tmp_path):
+    start = time.monotonic()
+    failed = asyncio.run(fetch_all({"x": f"{server.url}/drip/7"}, tmp_path, replace(QUICK, tries=1, timeout=0.4)))
+    assert failed == {"x": "no answer within 0.4 seconds, 1 times"} and time.monotonic() - start < 2
+
+
+def test_what_is_sent_packed_is_bounded_as_it_unpacks(server, tmp_path):
+    jobs = {kind: f"{server.url}/{kind}/7" for kind in ("packed", "bomb", "brotli", "file")}
+    failed = asyncio.run(fetch_all(jobs, tmp_path, QUICK))
+    assert [path.name for path in tmp_path.iterdir()] == ["packed.png"]
+    assert failed["bomb"] == "it unpacks to more than 5,000 bytes"
+    assert "packed in a way that was not asked for (br)" in failed["brotli"]
+    assert "file" in failed and not any("passwd" in str(path) for path in tmp_path.iterdir())
+
+
+def test_passwords_in_addresses_are_not_told(tmp_path):
+    failed = asyncio.run(fetch_all({"x": "http://me:secret@a..b/x"}, tmp_path, QUICK))
+    assert "secret" not in failed["x"]
+    assert without_secrets("no http://me:secret@x.org/a?b=c@d") == "no http://x.org/a?b=c@d"
+
+
+def test_long_names_are_cut_by_bytes_and_stay_apart(server, tmp_path):
+    ids = ["日" * 100 + end for end in "ab"] + ["x" * 300]
+    urls = [f"{server.url}/png/{n}" for n in range(3)]
+    Dataset.from_dict({"image_id": ids, "url": urls}).to_json(tmp_path / "rows.jsonl")
+    out = ["--output_dir", str(tmp_path / "out"), "--column", "url", "--allow_private"]
+    main([str(tmp_path / "rows.jsonl"), *out])
+    names = [path.name for path in (tmp_path / "out").glob("*.png")]
+    assert len(names) == 3 and all(len(name.encode()) <= 255 for name in names)
+
+
+def test_fetching_works_where_an_event_loop_runs(server, tmp_path):
+    async def notebook() -> dict:
+        return fetched([f"{server.url}/png/1"], tmp_path / "kept", QUICK)
+
+    (found,) = asyncio.run(notebook()).values()
+    assert Image.open(found).size == (8, 6)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 import io
-import os
 import socket
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +12,9 @@ from PIL import Image as PILImage
 
 from safe_clip import UserError
 from safe_clip.data import galleries
+from safe_clip.data.fetching import FetchSettings
 from safe_clip.data.galleries import load_pictures
+from safe_clip.data.items import ROW_COLUMN
 
 SHADES = {"a": 10, "b": 60, "c": 110, "d": 160, "e": 210}
 
@@ -102,6 +102,8 @@ def server(monkeypatch, tmp_path):
         def answer(self):
             asked.append(self.path)
             body = b"" if self.path == "/bad.png" else buffer.getvalue()
+            body = b"<!doctype html><html></html>" if self.path == "/page.html" else body
+            body += bytes(5000) if self.path == "/large.png" else b""
             self.send_response(200 if body else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -121,10 +123,11 @@ def server(monkeypatch, tmp_path):
     server.server_close()
 
 
-def online(monkeypatch, tmp_path):
+def online(monkeypatch, tmp_path, **settings):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", str(tmp_path / "downloads"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    settings = {"tries": 1, "timeout": 20.0, "allow_private": True} | settings
+    monkeypatch.setattr(galleries, "SETTINGS", FetchSettings(**settings))
 
 
 def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
@@ -145,10 +148,10 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
     ]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     rows, missing = load_pictures(str(tmp_path / "list.csv"))
-    assert list(rows["safe_clip_row"]) == [3, 4, 5, 7, 11]
+    assert list(rows[ROW_COLUMN]) == [3, 4, 5, 7, 11]
     assert [PILImage.open(file).getpixel((0, 0))[0] for file in rows["image"]] == [SHADES[name] for name in "abecc"]
     assert len(missing) == 4
-    assert missing[0].startswith(f"list.csv, line 6 ({address}/bad.png): ClientResponseError: 404")
+    assert missing[0].startswith(f"list.csv, line 6 ({address}/bad.png): the server answers 404")
     assert missing[1] == "list.csv, line 8 (ftp://127.0.0.1/d.png): only http and https are fetched"
     assert missing[2] == f"list.csv, line 9 ({lines[8]}): only http and https are fetched"
     assert missing[3] == "list.csv, line 10 (nowhere.png): there is no such file"
@@ -162,13 +165,12 @@ def test_what_was_fetched_is_not_fetched_again(server, tmp_path):
     asked.clear()
     second, missing = load_pictures(str(tmp_path / "list.txt"))
     assert set(asked) == {"/bad.png"} and len(missing) == 1
-    assert list(second["image"]) == list(first["image"]) and list(second["safe_clip_row"]) == [1, 3]
+    assert list(second["image"]) == list(first["image"]) and list(second[ROW_COLUMN]) == [1, 3]
 
 
 @pytest.mark.parametrize("protocol", ["http", "https"])
 def test_a_server_that_never_answers_is_given_up(protocol, monkeypatch, tmp_path):
-    online(monkeypatch, tmp_path)
-    monkeypatch.setattr(galleries, "FETCH_SECONDS", 0.3)
+    online(monkeypatch, tmp_path, timeout=0.3)
     write(tmp_path, "a.png")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (tmp_path / "list.txt").write_text(f"{protocol}://127.0.0.1:{silent.getsockname()[1]}/slow.png\na.png\n")
@@ -178,43 +180,41 @@ def test_a_server_that_never_answers_is_given_up(protocol, monkeypatch, tmp_path
         rows, missing = load_pictures(str(tmp_path / "list.txt"))
         hang_up.cancel()
     assert time.monotonic() - start < 3
-    assert list(rows["safe_clip_row"]) == [2] and missing[0].startswith("list.txt, line 1 ")
+    assert list(rows[ROW_COLUMN]) == [2] and missing[0].startswith("list.txt, line 1 ")
 
 
-def test_fetching_leaves_the_environment_alone(monkeypatch, tmp_path):
-    """`datasets` sets a variable while it downloads, which threads that do so at the same time undo for each other."""
-    from datasets.utils.file_utils import hash_url_to_filename
-
-    online(monkeypatch, tmp_path)
-    (tmp_path / "downloads").mkdir()
-    urls = [f"http://127.0.0.1/{number}.png" for number in range(300)]
-    for url in urls:
-        (tmp_path / "downloads" / hash_url_to_filename(url)).touch()
-    (tmp_path / "list.txt").write_text("\n".join(urls))
-    before, interval = dict(os.environ), sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        rows, missing = load_pictures(str(tmp_path / "list.txt"))
-        after = dict(os.environ)
-    finally:
-        sys.setswitchinterval(interval)
-        os.environ.clear()
-        os.environ.update(before)
-    assert after == before
-    assert len(rows) == 300 and missing == []
+def test_what_is_fetched_is_guarded_and_looked_at(server, monkeypatch, tmp_path):
+    """By the rules of `safe_clip.data.fetch`: nothing from inside the network, nothing too large, no web page kept."""
+    address, asked = server
+    name = tmp_path / "list.txt"
+    name.write_text(f"{address}/page.html\n{address}/large.png\n{address}/good.png\n")
+    monkeypatch.setattr(galleries, "SETTINGS", FetchSettings(tries=1, allow_private=True, most_bytes=2000))
+    rows, missing = load_pictures(str(name))
+    assert list(rows[ROW_COLUMN]) == [3] and "web page" in missing[0] and "larger than 2,000 bytes" in missing[1]
+    asked.clear()
+    load_pictures(str(name))
+    assert set(asked) == {"/page.html", "/large.png"}  # a page was not kept
+    monkeypatch.setattr(galleries, "SETTINGS", FetchSettings(tries=1))
+    asked.clear()
+    private = address.replace("://", "://me:secret@")
+    name.write_text(f"{private}/new.png\nhttp://169.254.169.254/latest\nhttp://[::1]:{address.rpartition(':')[2]}/x\n")
+    with pytest.raises(UserError, match="it lies inside the network; python -m safe_clip.data.fetch --allow_private"):
+        load_pictures(str(name))
+    _, missing = galleries._listed(name, "--unsafe_gallery")
+    assert len(missing) == 3 and not asked and "secret" not in str(missing)
 
 
 def test_a_list_may_start_with_a_byte_order_mark(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-8-sig")
-    assert list(load_pictures(str(tmp_path / "list.txt"))[0]["safe_clip_row"]) == [1]
+    assert list(load_pictures(str(tmp_path / "list.txt"))[0][ROW_COLUMN]) == [1]
 
 
 def test_a_line_too_long_for_a_path_is_missing(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text(f"{'x' * 5000}\na.png\n")
     rows, missing = load_pictures(str(tmp_path / "list.txt"))
-    assert list(rows["safe_clip_row"]) == [2] and len(missing) == 1
+    assert list(rows[ROW_COLUMN]) == [2] and len(missing) == 1
 
 
 def refused(name, message, **options):
