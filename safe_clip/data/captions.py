@@ -9,6 +9,7 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from .beginnings import MOST_COUNTED, token_counts
 from .items import CAPTION_COLUMNS, EMPTY, ITEM_COLUMNS, ROW_COLUMN, items_there
 from .plain import plain_rows
 from .rows import check_caption
@@ -23,14 +24,13 @@ def _token_counts(batch: dict, indices: list[int], tokenizer: PreTrainedTokenize
     for column in CAPTION_COLUMNS:
         cells = batch.get(column, [None] * len(indices))
         texts = [check_caption(text, row, column) for row, text in zip(indices, cells, strict=True) if text is not None]
-        # Lengths before truncation are what is asked for, so the tokenizer's warning about them is noise.
-        lengths = iter(tokenizer(texts, truncation=False, verbose=False)["input_ids"] if texts else ())
-        counts[column] = [0 if text is None else len(next(lengths)) for text in cells]
+        lengths = iter(token_counts(texts, tokenizer))
+        counts[column] = [0 if text is None else next(lengths) for text in cells]
     return counts
 
 
 def count_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The tokens of each row's captions before any is cut, 0 where there is none; a column for each of theirs.
+    """The tokens of each row's captions before any is cut, as `token_counts`, 0 where there is none; a column for each.
 
     Raises:
         UserError: a caption cannot be used.
@@ -70,12 +70,12 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
     cut = sum(length > max_length for length in lengths)
     if cut:
         logger.warning(
-            "%d of %d captions are longer than the text encoder's %d tokens (the longest has %d); "
+            "%d of %d captions are longer than the text encoder's %d tokens (the longest has %s); "
             "they are cut, keeping the end token.",
             cut,
             len(lengths),
             max_length,
-            max(lengths),
+            f"{MOST_COUNTED} or more" if max(lengths) >= MOST_COUNTED else max(lengths),
         )
     return cut
 

@@ -9,6 +9,7 @@ import xxhash
 from torch import Tensor
 from transformers import CLIPProcessor
 
+from .beginnings import beginnings
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
 from .pixels import from_levels
 
@@ -58,7 +59,7 @@ class QuadrupletCollator:
     def _tokens(self, captions: list[str]) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
         tokens = tokenizer(
-            captions,
+            beginnings(captions, tokenizer, self.max_length),
             padding=True,
             padding_side="right",
             truncation=True,

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
+from ..data.beginnings import beginnings
 from ..data.collator import content_id
 from ..data.content import column_digest
 from ..data.images import open_image
@@ -246,6 +247,7 @@ class _TextCollator:
     max_length: int
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        texts = beginnings(texts, self.tokenizer, self.max_length)
         return dict(
             self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         )

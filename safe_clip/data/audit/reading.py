@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
+from ..beginnings import token_counts
 from ..cells import content, short, stored
 from ..content import column_digest
 from ..images import ORIENTATION, look_at, open_image
@@ -174,7 +175,7 @@ class _Captions(TorchDataset):
         return facts | {
             "digest": _digest(text.encode(errors="surrogatepass")),
             "wording": _digest(same_wording(text).encode(errors="surrogatepass")),
-            "tokens": len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]),
+            "tokens": token_counts([text], self.tokenizer)[0],
             "language": language if share >= SURE else UNCLEAR,
         }
 
