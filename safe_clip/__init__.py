@@ -14,7 +14,7 @@ _HOMES = {
     "QuadrupletCollator": "data.collator",
     "load_clip": "model",
     "load_processor": "model",
-    "lora_config": "model",
+    "lora_config": "preparation",
     "merge": "interpolation",
     "FrozenReference": "reference",
     "SafeRankingLoss": "objectives.safe_ranking",

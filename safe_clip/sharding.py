@@ -4,7 +4,7 @@ from peft import PeftModel
 from torch.distributed.fsdp import StateDictType
 
 from .errors import UserError
-from .model import accept_sharding
+from .preparation import accept_sharding
 
 
 class ShardingMixin:

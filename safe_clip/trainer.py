@@ -29,18 +29,11 @@ from .errors import UserError
 from .evaluating import EvaluationMixin, as_evaluated
 from .fast import casts_kept, make_fast
 from .loss import LossMixin
-from .model import (
-    accept_one_modality,
-    check_processor,
-    load_clip,
-    load_processor,
-    lora_config,
-    prepare_model,
-    train_towers,
-)
+from .model import check_processor, load_clip, load_processor
 from .objectives import build_objective
 from .objectives.base import Makeup
 from .plan import Moved, check_plan, check_trained, warn_of_unfed
+from .preparation import accept_one_modality, lora_config, prepare_model, train_towers
 from .publishing import PublishingMixin
 from .reference import FrozenReference
 from .reference_cache import Embedder, table_size

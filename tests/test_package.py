@@ -28,6 +28,7 @@ ROOMS = [
     "demo",
     "data",
     "model",
+    "preparation",
     "drop_in",
     "fingerprints",
     "fast",

@@ -6,8 +6,8 @@ from datasets import Dataset
 from peft import get_peft_model
 
 from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, lora_config
-from safe_clip.model import accept_one_modality
 from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
+from safe_clip.preparation import accept_one_modality
 from safe_clip.targets import Targets
 
 

@@ -1,0 +1,102 @@
+"""What is trained: a whole CLIP, in float32, through adapters of both encoders."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
+
+from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
+from safe_clip.preparation import TARGET_MODULES, lora_config, prepare_model
+
+from .conftest import build_model
+
+
+def test_lora_adapts_both_encoders(model):
+    config = lora_config()
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0)
+    adapted = get_peft_model(model, config)
+    names = {
+        name.split(".lora_")[0].rsplit("base_model.model.")[-1]
+        for name, p in adapted.named_parameters()
+        if p.requires_grad
+    }
+    assert {name.rsplit(".", 1)[-1] for name in names} == set(TARGET_MODULES)
+    assert sum(name.startswith("text_model") for name in names) == 2 * 5
+    assert sum(name.startswith("vision_model") for name in names) == 2 * 5 + 1
+    assert not adapted.base_model.model.logit_scale.requires_grad
+
+
+def test_models_that_cannot_be_trained(model, processor):
+    """Each is told in one line that names what it is."""
+    adapted = get_peft_model(build_model(processor), lora_config())
+    with torch.device("meta"):
+        empty = CLIPModel(model.config)
+    broken = build_model(processor)
+    with torch.no_grad():
+        broken.visual_projection.weight[0, 0] = torch.nan
+    quantised = build_model(processor)
+    quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
+    for given, said in (
+        (CLIPTextModel(model.config.text_config), "the model is a CLIPTextModel, not a CLIPModel"),
+        (CLIPVisionModelWithProjection(model.config.vision_config), "is a CLIPVisionModelWithProjection, not a CLIP"),
+        (processor.tokenizer, "the model is a CLIPTokenizer, not a CLIPModel"),
+        (None, "the model is a NoneType, not a CLIPModel"),
+        (get_peft_model(CLIPTextModel(model.config.text_config), lora_config()), "is a CLIPTextModel, not a CLIPModel"),
+        (adapted.get_base_model(), "with an adapter in its layers: pass the PeftModel"),
+        (empty, "78 tensors of the model have no values"),
+        (broken, r"the model's tensors hold values that are not finite numbers \(1\): visual_projection.weight"),
+        (quantised, "the model is quantised"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            prepare_model(given)
+        assert "\n" not in str(error.value)
+
+
+def test_models_are_unwrapped_and_widened(model, processor):
+    expected = {name: value.half().float() for name, value in model.state_dict().items()}
+    model = model.half()
+    for given in (model, torch.nn.DataParallel(model), torch.compile(model)):
+        prepared, dtype = prepare_model(given)
+        assert (prepared, dtype) == (model, torch.float16)
+        assert all(torch.equal(value, expected[name]) for name, value in prepared.state_dict().items())
+        model.half()
+    adapted = get_peft_model(build_model(processor).bfloat16(), lora_config())
+    prepared, dtype = prepare_model(adapted)
+    assert prepared is adapted and dtype == torch.bfloat16
+    assert {weight.dtype for weight in adapted.parameters()} == {torch.float32}
+
+
+def test_a_trainer_says_what_it_was_not_given(model, processor, tmp_path):
+    args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
+    for given, said in (
+        ({"model_init": lambda: model}, "model_init is not supported: pass the model as `model`"),
+        ({"model": model, "tokenizer": processor.tokenizer}, "tokenizer is not supported"),
+        ({"model": model, "processing_class": processor.tokenizer}, "processing_class is a CLIPTokenizer"),
+        ({"model": CLIPTextModel(model.config.text_config)}, "the model is a CLIPTextModel"),
+    ):
+        with pytest.raises(UserError, match=said):
+            SafeCLIPTrainer(args=args, **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_half_precision_model_is_trained_in_float32_and_saved_as_it_was(full, processor, rows, tmp_path, capsys):
+    """It learns what its widened copy does, to the bit, until it is rounded at the end."""
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "report_to": "none", "use_cpu": True}
+    saved = {}
+    for name, dtype in (("half", torch.float16), ("widened", torch.float32)):
+        model = build_model(processor).half().to(dtype)
+        args = SafeCLIPTrainingArguments(str(tmp_path / name), **settings)
+        trainer = SafeCLIPTrainer(model, args, rows, None, processor, None if full else lora_config(4, 8))
+        assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+        trainer.train()
+        trainer.save_model()
+        saved[name] = CLIPModel.from_pretrained(tmp_path / name)
+        assert saved[name].dtype == dtype
+        told = "The model is in torch.float16: it is trained in float32, and saved as it was."
+        assert (told in capsys.readouterr().out) == (name == "half")
+    moved = 0
+    for name, value in saved["half"].state_dict().items():
+        assert torch.equal(value, saved["widened"].state_dict()[name].half()), name
+        moved += not torch.equal(value, build_model(processor).state_dict()[name].half())
+    assert moved > 10
