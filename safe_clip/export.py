@@ -25,6 +25,7 @@ from .errors import UserError, run
 from .interpolation import check_strength, merge
 from .model import check_processor, load_clip, load_processor, resolve_model, state_true_dimension
 from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE, open_clip_config, to_open_clip
+from .outputs import OutputFolder
 
 
 def export_open_clip(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
@@ -128,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--strength", type=float, help="from 0, the original, to 1, the safe model")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--output_dir", type=Path, help="by default the model's name and the format's")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="what is in the way goes into replaced/")
     args = parser.parse_args(argv)
     if (args.strength is None) != (args.baseline is None):
         raise UserError("--strength and --baseline go together: the original, and how far from it the model shall be.")
@@ -139,11 +141,14 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 f"--output_dir {output_dir} is the folder of {flag}, which is never written; choose another."
             )
+    output = OutputFolder(output_dir)
+    output.check(args.overwrite_output_dir, [resolve_model(name) for name in (args.model, args.baseline) if name])
     model, processor = load_clip(args.model, args.revision), load_processor(args.model, args.revision)
     if args.strength is not None:
         model = merge(args.baseline, model, args.strength, args.baseline_revision)
     check_processor(model, processor)
-    FORMATS[args.format](model, processor, output_dir)
+    with output.staged() as stage:
+        FORMATS[args.format](model, processor, stage)
     print(f"{args.model} is in {output_dir}/ for {args.format}.")
 
 

@@ -319,6 +319,10 @@ def check_writable(path: Path, option: str = "--output_dir") -> None:
         whole = there = Path(os.path.abspath(path))
         while not os.path.lexists(there):
             there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError
+        if "\0" in str(path):
+            raise ValueError("a name has no NUL character")
         for part in whole.relative_to(there).parts:
             if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX"):
                 raise OSError(f"the name {part[:20]}... is too long")

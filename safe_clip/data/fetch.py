@@ -20,6 +20,7 @@ import xxhash
 
 from ..config import OneLineParser
 from ..errors import UserError, run
+from ..outputs import OutputFolder
 from .fetching import FetchSettings, fetch_all, finish, without_secrets
 from .minors import refuse_minors
 from .schema import ID_COLUMNS, known_columns, picture_name, picture_names
@@ -43,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--most_bytes", type=int, default=FetchSettings.most_bytes, help="of one picture")
     parser.add_argument("--at_once", type=int, default=FetchSettings.at_once, help="addresses side by side")
     parser.add_argument("--allow_private", action="store_true", help="fetch from inside the network too")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help=f"replace a {FAILED} of somebody else's")
     args = parser.parse_args(argv)
+    OutputFolder(args.output_dir).check(args.overwrite_output_dir, files=[FAILED])
     jobs, failed = _jobs(args.dataset, args.column, args.id, args.address)
     settings = FetchSettings(args.tries, args.timeout, args.most_bytes, args.at_once, args.allow_private)
     try:

@@ -22,6 +22,7 @@ from ... import __version__
 from ...config import parse_arguments
 from ...errors import UserError, first_line, run
 from ...names import public
+from ...outputs import OutputFolder, check_writable
 from ..arguments import DataArguments
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, UNKNOWN
 from ..quadruplets import DEMO
@@ -63,6 +64,9 @@ class AuditArguments(DataArguments):
         default=False, metadata={"help": "Show unsafe pictures and captions in the report; hidden by default."}
     )
     output_dir: str = field(default="audit", metadata={"help": "Where audit.json and report.html are written."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write also where others wrote files of these names; replaced/ keeps those."}
+    )
     write: str | None = field(default=None, metadata={"help": "A new folder that gets the data set with labels."})
 
     def __post_init__(self):
@@ -78,6 +82,9 @@ class AuditArguments(DataArguments):
             )
         if self.write and not (self.image_classifier or self.text_classifier):
             raise UserError(f"--write {self.write} wants a classifier that says what the labels are. {NO_CLASSIFIER}")
+        OutputFolder(self.output_dir).check(self.overwrite_output_dir, files=["audit.json", "report.html"])
+        if self.write:
+            check_writable(Path(self.write), "--write")
         if self.write and Path(self.write).exists() and any(Path(self.write).iterdir()):
             raise UserError(f"--write {self.write}: the folder is there already and not empty; name another.")
 
@@ -121,10 +128,10 @@ def main(argv: list[str] | None = None) -> None:
         "left_out": left_out,
         **find(splits, judged, min(tokenizer.model_max_length, MAX_LENGTH)),
     }
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(audit, indent=1) + "\n", encoding="utf-8")
-    write_report(folder / "report.html", audit, splits, judged, args.show_unsafe)
+    folder = OutputFolder(args.output_dir)
+    folder.write("audit.json", json.dumps(audit, indent=1) + "\n")
+    with folder.writing("report.html") as path:
+        write_report(path, audit, splits, judged, args.show_unsafe)
     print(table(audit))
     for split, count in left_out.items():
         print(f"{count:,} rows of {split} were left out: they mention a minor, and a classifier sees nudity.")
@@ -136,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"Most of {each.items.column} of {each.items.split} looks safe to these classifiers: do they know what "
                 "it is about? As safe ones, these items would be preserved in place of redirected."
             )
-    print(f"{folder}/ holds audit.json, with the numbers of all rows, and report.html.")
+    print(f"{folder.path}/ holds audit.json, with the numbers of all rows, and report.html.")
     if args.write:
         columns = {split: [each for each in judged if each.items.split == split] for split in splits}
         written = DatasetDict(
