@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import numbers
 import os
 import re
 import typing
@@ -274,6 +275,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         ):
             raise UserError(f"--output_dir is {self.output_dir!r}; it must name a folder.")
         check_ranges(self, self.RANGES)
+        for each in fields(self):
+            if each.init and (wrong := _wrong_kind(type(self), each, getattr(self, each.name))):
+                raise UserError(f"--{each.name} is {shown(getattr(self, each.name))}; it must be {wrong}.")
         for name, known in (self.CHOICES | _enums()).items():
             value = getattr(self, name)
             value = getattr(value, "value", value)
@@ -310,6 +314,38 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 f"optimizer step takes one contrastive batch, here of {chunks} chunks; leave it out."
             )
         self.gradient_accumulation_steps = chunks
+
+
+KINDS = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: ((str, os.PathLike), "a text"),
+    dict: (dict, "a mapping"),
+    list: ((list, tuple), "a list"),
+}
+
+
+@functools.cache
+def _hints(settings: type) -> dict[str, Any]:
+    return typing.get_type_hints(settings)
+
+
+def _wrong_kind(settings: type, each: Any, value: Any) -> str | None:
+    """What a value of a setting must be if it is of another type; `None` if it is not, or if the type is one of
+    `transformers`' own."""
+    hint = _hints(settings)[each.name]
+    hints = [typing.get_origin(kind) or kind for kind in typing.get_args(hint) or (hint,)]
+    kinds = [KINDS[kind] for kind in hints if kind in KINDS]
+    if value is None:
+        takes_none = type(None) in hints or each.default is None
+        return None if takes_none or not kinds else " or ".join(words for _, words in kinds)
+    if len(kinds) + (type(None) in hints) < len(hints) and not isinstance(value, int | float):
+        return None
+    fits = any(isinstance(value, kind) for kind, _ in kinds)
+    if isinstance(value, bool) and bool not in hints:
+        fits = False
+    return None if fits or not kinds else " or ".join(words for _, words in kinds)
 
 
 @functools.cache

@@ -1,0 +1,55 @@
+"""The package as people have it: unpacked from its wheel, in a folder that has nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ..programs import run_python
+
+ROOT = Path(__file__).parent.parent.parent
+PACKED = ("safe_clip", "setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY_NOTICES.md", "model_card.md")
+BUILD = "import setuptools.build_meta as b; b.build_wheel('wheel')"
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Path:
+    """A folder with what the wheel holds, and beside it the scripts, which are not in it."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for name in PACKED:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source)
+    subprocess.run([sys.executable, "-c", BUILD], check=True, cwd=source, capture_output=True)
+    (wheel,) = (source / "wheel").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    for name in ("train.py", "eval.py", "configs"):
+        path = ROOT / name
+        shutil.copytree(path, folder / name) if path.is_dir() else shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def shell(installed, tmp_path):
+    """Runs a program as it is typed in an empty folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    here = tmp_path / "here"
+    here.mkdir()
+    caches = {"HF_HOME": str(home / "hf"), "HF_DATASETS_CACHE": str(home / "hf" / "datasets")}
+    environment = os.environ | {"PYTHONPATH": str(installed / "site"), "HOME": str(home), **caches}
+
+    def run(*command: object, **options) -> subprocess.CompletedProcess:
+        name, *flags = command
+        if str(name).endswith(".py"):
+            name = installed / str(name)
+        return run_python(name, *flags, cwd=here, env=environment | options.pop("env", {}), **options)
+
+    run.folder, run.environment, run.installed = here, environment, installed
+    return run
