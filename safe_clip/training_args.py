@@ -6,6 +6,7 @@ import logging
 import numbers
 import os
 import re
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -21,7 +22,7 @@ from .names import public
 from .objectives import OBJECTIVES, build_objective
 from .objectives.base import STATE_NEEDS
 from .optional import check_optional
-from .ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges
+from .ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
 
 logger = logging.getLogger(__name__)
 
@@ -335,11 +336,12 @@ def _wrong_kind(settings: type, each: Any, value: Any) -> str | None:
     """What a value of a setting must be if it is of another type; `None` if it is not, or if the type is one of
     `transformers`' own."""
     hint = _hints(settings)[each.name]
-    hints = [typing.get_origin(kind) or kind for kind in typing.get_args(hint) or (hint,)]
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    hints = [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))]
     kinds = [KINDS[kind] for kind in hints if kind in KINDS]
     if value is None:
-        takes_none = type(None) in hints or each.default is None
-        return None if takes_none or not kinds else " or ".join(words for _, words in kinds)
+        takes_none = each.default is None or not set(hints) <= {bool, int, float}
+        return None if takes_none else " or ".join(words for _, words in kinds)
     if len(kinds) + (type(None) in hints) < len(hints) and not isinstance(value, int | float):
         return None
     fits = any(isinstance(value, kind) for kind, _ in kinds)
