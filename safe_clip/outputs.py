@@ -329,9 +329,9 @@ def check_writable(path: Path, option: str = "--output_dir") -> None:
         with tempfile.NamedTemporaryFile(prefix=STAGE, dir=there) as file:
             file.write(b"x")
     except NotADirectoryError:
-        raise UserError(f"{option} {path}: {there} is no folder. {cure}") from None
+        raise UserError(f"{option} {path} cannot be written ({there} is no folder). {cure}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{option} {path} cannot be written to ({error}). {cure}") from error
+        raise UserError(f"{option} {path} cannot be written ({error}). {cure}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

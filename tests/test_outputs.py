@@ -219,9 +219,9 @@ def unwritable(tmp_path: Path) -> dict[str, tuple[str, str]]:
         "under a file": (str(tmp_path / "file" / "out"), "is no folder"),
         "dangling": (str(tmp_path / "dangling"), "is a link to"),
         "under a dangling link": (str(tmp_path / "dangling" / "out"), "is no folder"),
-        "proc": ("/proc/out", "cannot be written to"),
+        "proc": ("/proc/out", "cannot be written"),
         "long": (str(tmp_path / ("x" * 300)), "is too long"),
-        "nul": ("a\0b", "cannot be written to"),
+        "nul": ("a\0b", "cannot be written"),
     }
 
 

@@ -197,7 +197,7 @@ def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missin
             ["train, row 4", "", "the row has no number"],
         ]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .*; what was fetched is kept"):
+    with pytest.raises(UserError, match="cannot be written .*Name a folder that can"):
         main([*command[:4], str(tmp_path / "file"), "--allow_private"])
     for wrong, message in (
         (["--column", "url"], "--column url: split 'train' of .* has no such column; it has image_id"),
