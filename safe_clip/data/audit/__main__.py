@@ -24,14 +24,13 @@ from ...errors import UserError, first_line, run
 from ...names import public
 from ...outputs import OutputFolder, check_writable
 from ..arguments import DataArguments
-from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, UNKNOWN
+from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS
 from ..quadruplets import DEMO
 from ..schema import with_column
 
 logger = logging.getLogger(__name__)
 
 DEMO_DIR = Path(__file__).parents[2] / "demo" / "base"
-MOST_WRONG = 0.5  # of the unsafe side that may look safe before the classifiers themselves are doubted
 MAX_LENGTH = 77  # tokens that CLIP's text encoders take, where a tokenizer does not tell
 NO_CLASSIFIER = (
     "No classifier was named, so nothing is said of which items are safe. --image_classifier nudenet open_nsfw needs "
@@ -68,6 +67,10 @@ class AuditArguments(DataArguments):
         default=False, metadata={"help": "Write also where others wrote files of these names; replaced/ keeps those."}
     )
     write: str | None = field(default=None, metadata={"help": "A new folder that gets the data set with labels."})
+    force: bool = field(
+        default=False,
+        metadata={"help": "With --write: labels too of classifiers that call nearly no unsafe item, or kind, unsafe."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments([AuditArguments], flags, prog="python -m safe_clip.data.audit", description=__doc__)
     try:
         from .classifiers import check_labels, open_classifiers
+        from .doubts import doubts, warnings
         from .findings import Judged, find, labelled, leave_out_minors
         from .reading import read_items
         from .report import table, write_report
@@ -120,12 +124,14 @@ def main(argv: list[str] | None = None) -> None:
                 scores[number] = np.fmax(scores[number], each)  # either flags
     judged = [Judged(items, each, args.threshold) for items, each in zip(read, scores, strict=True)]
     splits, judged, left_out = leave_out_minors(splits, judged)
+    doubted = doubts(splits, judged)
     audit = {
         "safe_clip": __version__,
         "dataset": public(args.dataset),
         "classifiers": {modality: [public(each.name) for each in known] for modality, known in classifiers.items()},
         "threshold": args.threshold,
         "left_out": left_out,
+        "doubts": doubted or warnings(judged),
         **find(splits, judged, min(tokenizer.model_max_length, MAX_LENGTH)),
     }
     folder = OutputFolder(args.output_dir)
@@ -137,13 +143,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{count:,} rows of {split} were left out: they mention a minor, and a classifier sees nudity.")
     if not any(classifiers.values()):
         print(NO_CLASSIFIER)
-    for each in judged:
-        if each.items.column.startswith("unsafe") and each.wrong.sum() > MOST_WRONG * (each.verdict != UNKNOWN).sum():
-            print(
-                f"Most of {each.items.column} of {each.items.split} looks safe to these classifiers: do they know what "
-                "it is about? As safe ones, these items would be preserved in place of redirected."
-            )
+    print("\n".join(audit["doubts"]), end="\n" * bool(audit["doubts"]))
     print(f"{folder.path}/ holds audit.json, with the numbers of all rows, and report.html.")
+    if args.write and doubted and not args.force:
+        raise UserError(
+            f"--write {args.write}: {doubted[0]} Name classifiers that know it, or insist on these labels with --force."
+        )
     if args.write:
         columns = {split: [each for each in judged if each.items.split == split] for split in splits}
         written = DatasetDict(
