@@ -32,7 +32,7 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"Fine-tuning {model_dir} on {dataset_dir}; settings from {config}."
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"before", "after"} and set(results["after"]) == {"validation", "test"}
+    assert set(results) == {"weights", "before", "after"} and set(results["after"]) == {"validation", "test"}
     for figure in results["after"]["test"].values():
         assert 0 <= figure <= 1
     assert f"{100 * results['before']['test']['redirection_unsafe_text']:.1f}" in done.stdout
