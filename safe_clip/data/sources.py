@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,9 @@ def load_splits(
                 splits = load_dataset(place.name, config, data_files=every, split=split, token=token, **kept)
                 splits = DatasetDict({split: splits}) if split else splits
             _check_text(splits)
+            if streaming and place.home:  # what is broken at once is told at once
+                for rows in splits.values() if isinstance(splits, Mapping) else [splits]:
+                    next(iter(rows), None)
             return known_by_content(splits)
 
         splits = made_again(load, cache)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from ..errors import UserError
+from ..errors import UserError, explained, first_line, hub_trouble
 from .collator import QuadrupletCollator
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
 from .plain import plain_rows
@@ -103,7 +103,7 @@ class QuadrupletStream(TorchIterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         unread, bad = self.unread, 0
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(_readable(self.rows)):
             try:
                 quadruplets = file_row(row, number, self.source.features)
                 if self.bad_rows is not None:  # bad rows must be found again, so that no others take their places
@@ -236,6 +236,23 @@ def _known_as(row: dict[str, Any], number: int) -> int | str:
         return row[ROW_COLUMN]
     known = next((name for name in STREAM_IDS if row.get(name) is not None), None)
     return f"{number} of the stream, as it is read here" if known is None else f"of {known} {row[known]}"
+
+
+def _readable(rows: IterableDataset) -> Iterator[dict[str, Any]]:
+    """The rows, up to where a file of theirs cannot be read, which `datasets` meets on the way.
+
+    Raises:
+        UserError: there.
+    """
+    try:
+        yield from rows
+    except Exception as error:  # of pandas, pyarrow, tarfile and the system: each its own type
+        if isinstance(error, UserError) or hub_trouble(error) or explained(error):
+            raise
+        raise UserError(
+            f"the stream cannot be read on: a file of it is broken ({type(error).__name__}: {first_line(error)}). Mend "
+            "or remove the file; without --streaming, it is named."
+        ) from error
 
 
 class _Head(TorchDataset):

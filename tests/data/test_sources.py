@@ -26,6 +26,7 @@ from safe_clip.data.confinement import confined
 from safe_clip.data.places import _braces, find_place
 from safe_clip.data.rows import QuadrupletRows
 from safe_clip.data.sources import load_splits
+from safe_clip.data.streams import QuadrupletStream
 
 COUNT = 12
 TABLE = [{"safe_caption": f"a dog {n}", "unsafe_caption": f"a gun {n}"} for n in range(COUNT)]
@@ -225,11 +226,16 @@ def test_what_was_cut_off_is_named(name, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         load_splits(str(tmp_path / name))
     assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match=said):
+        load_splits(str(tmp_path / name), streaming=True)
 
 
 def test_the_file_of_several_that_is_broken_is_named(tmp_path):
     (tmp_path / "0.jsonl").write_text(LINES)
     (tmp_path / "1.jsonl").write_text(LINES[:-20])
+    stream = load_quadruplets(f"{tmp_path}/*.jsonl", hold_out=False, streaming=True)["train"]
+    with pytest.raises(UserError, match="the stream cannot be read on: a file of it is broken .*JSON parse error"):
+        list(QuadrupletStream(stream, shuffle_buffer=0))
     with pytest.raises(UserError, match=r"\*\.jsonl, file 1\.jsonl, could not be loaded"):
         load_splits(f"{tmp_path}/*.jsonl")
     for number in range(2):
