@@ -86,8 +86,8 @@ def check_sides(
     if found is not None:
         raise UserError(
             f"the safe and the unsafe side of {found}. Trained like this, the model would learn to find what is "
-            "unsafe. Exchange the columns, which --column_mapping does by name, or go on with --sides_are_right if "
-            "they are what they are called."
+            "unsafe. Exchange the names of their columns, in the data or in --column_mapping; if they are what they "
+            "are called, go on with --sides_are_right."
         )
 
 
