@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import CLIPModel, CLIPProcessor
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from .model import state_true_dimension
 
@@ -42,6 +43,10 @@ def save_processor(processor: CLIPProcessor, folder: Path) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     _write(folder / SPECIAL_TOKENS, special)
+    settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+    if isinstance(more := settings.get("extra_special_tokens"), list):  # which older versions fail at; both read this:
+        del settings["extra_special_tokens"]
+        _write(folder / TOKENIZER_CONFIG_FILE, {**settings, "additional_special_tokens": more})
     known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     if added := {token: number for token, number in tokenizer.get_added_vocab().items() if token not in known}:
         _write(folder / ADDED_TOKENS, added)

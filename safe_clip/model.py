@@ -229,6 +229,13 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
     Raises:
         UserError: its pixels or tokens are not those that the model takes.
     """
+    try:
+        _check_processor(model, processor)
+    except UserError as error:
+        raise UserError(f"{public_name(model.config._name_or_path)}: {error}") from error
+
+
+def _check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
     if any(getattr(processor, part, None) is None for part in ("tokenizer", "image_processor")):
         raise UserError(
             f"processing_class is a {type(processor).__name__}, not a CLIPProcessor: pass tokenizer and image "

@@ -56,6 +56,7 @@ def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, 
     if broken := broken_weights(clip):
         raise UserError(f"the model's {broken}. Whatever made it went wrong; take one from before.")
     state_true_dimension(clip)
+    clip.text_model.eos_token_id = clip.config.text_config.eos_token_id  # what is saved says where captions are read
     types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
     return model.float(), types.pop() if len(types) == 1 else torch.float32
 

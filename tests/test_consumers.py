@@ -64,6 +64,19 @@ def test_the_files_of_older_tokenizers_say_what_the_new_one_does(own, tmp_path):
     assert CLIPTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"] == expected
 
 
+def test_further_special_tokens_are_stored_under_the_name_that_all_know(own, tmp_path):
+    """transformers 4 fails at a list of `extra_special_tokens`."""
+    own.tokenizer.add_special_tokens({"additional_special_tokens": ["<one>", "<two>"]})
+    expected = own.tokenizer("a <one> red <two> square")["input_ids"]
+    save_processor(own, tmp_path)
+    settings = read(tmp_path, "tokenizer_config.json")
+    assert settings["additional_special_tokens"] == ["<one>", "<two>"] and "extra_special_tokens" not in settings
+    for reader in (CLIPProcessor.from_pretrained(tmp_path).tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert reader("a <one> red <two> square")["input_ids"] == expected
+        assert reader.all_special_ids == own.tokenizer.all_special_ids
+        assert "<one>" not in reader.decode(expected, skip_special_tokens=True)
+
+
 def test_encoders_load_on_their_own(processor, own, tmp_path):
     model = build_model(processor)
     for part in (model.config.text_config, model.config.vision_config):

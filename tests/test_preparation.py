@@ -66,6 +66,17 @@ def test_models_are_unwrapped_and_widened(model, processor):
     assert {weight.dtype for weight in adapted.parameters()} == {torch.float32}
 
 
+def test_captions_are_read_where_the_saved_configuration_says(model, processor):
+    """A model keeps what its configuration said when it was made."""
+    model.text_model.eos_token_id = 5
+    tokens = processor.tokenizer(["a red square", "a blue square"], return_tensors="pt")
+    with torch.no_grad():
+        alike = model.get_text_features(**tokens).pooler_output
+        found = prepare_model(model)[0].get_text_features(**tokens).pooler_output
+        expected = build_model(processor).get_text_features(**tokens).pooler_output
+    assert not torch.equal(alike, expected) and torch.equal(found, expected)
+
+
 def test_a_trainer_says_what_it_was_not_given(model, processor, tmp_path):
     args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
     for given, said in (

@@ -122,6 +122,12 @@ def test_a_tokenizer_that_knows_no_words(model):
         fit_tokenizer(empty, text)
 
 
+def test_the_model_is_named_whose_processor_does_not_fit(model, processor):
+    model.config._name_or_path, model.config.text_config.eos_token_id = "you/clip", 7
+    with pytest.raises(UserError, match="^you/clip: the model reads a caption at its first end token"):
+        check_processor(model, processor)
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "image_processor"])
 def test_half_a_processor(part, model, processor):
     half = getattr(processor, part)
