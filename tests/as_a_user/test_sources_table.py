@@ -13,6 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -295,6 +296,7 @@ def options_of(line: str, name: str, folder: Path, url: str) -> dict:
 
 @pytest.fixture(autouse=True)
 def judge(monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # of streams of Parquet, 5 seconds
     monkeypatch.setattr(classifiers, "open_classifiers", lambda names, *_: [Judge() for _ in names])
 
 
