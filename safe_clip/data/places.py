@@ -97,7 +97,9 @@ def find_place(name: str, option: str = "--dataset", whole: bool = False) -> Pla
     if "://" in name:
         raise UserError(f"{option} {short(name)} is an address; download the file and name it.")
     if PATTERN.search(name):
-        found = sorted({file for each in _braces(_expanded(name)) for file in glob.glob(each, recursive=True)})
+        there, rest = _literal_part(_expanded(name))
+        patterns = [glob.escape(there) + each for each in _braces(rest)]
+        found = sorted({file for each in patterns for file in glob.glob(each, recursive=True)})
         found = [Path(file) for file in found if os.path.isfile(file)]
         if not found:
             raise UserError(f"{option} {short(name)} fits no file of this machine. Check the pattern; quote it.")
@@ -124,6 +126,15 @@ def local_path(name: str) -> Path | None:
 
 def _expanded(name: str) -> str:
     return os.path.expanduser(os.path.expandvars(name))
+
+
+def _literal_part(pattern: str) -> tuple[str, str]:
+    """The folders that a pattern begins with and that exist as they are called, and the rest of it."""
+    parts, there = pattern.split("/"), 0
+    while there < len(parts) - 1 and os.path.isdir("/".join(parts[: there + 1]) or "/"):
+        there += 1
+    literal = "".join(f"{part}/" for part in parts[:there])
+    return literal, pattern[len(literal) :]
 
 
 def _braces(pattern: str) -> Iterator[str]:

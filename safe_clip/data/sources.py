@@ -150,7 +150,7 @@ def _explaining(name: str, config: str | None, option: str, place: Place, unread
             )
             had = f"no configuration '{config}', only" if config else "several configurations,"
             raise UserError(f"{option} {name} has {had} {', '.join(names)}: {cure}.") from error
-        said = f"{error.__cause__ or error}"
+        said = str(error.__cause__ or error) or "it holds no rows"
         cure = "Check its files." if place.home else "Check the spelling and the connection."
         if re.search(r"UTF-?8|codec can't decode", f"{error} {error.__cause__}", re.IGNORECASE):
             cure = "Save its texts as UTF-8."
@@ -158,8 +158,8 @@ def _explaining(name: str, config: str | None, option: str, place: Place, unread
             cure = "The first five samples of the shards must have every kind of file that later ones have."
         if "scripts are no longer supported" in str(error):
             cure = "Code from a repository is not run; its rows are required as files, such as Parquet."
-        if missing := re.search(r"'?(zstandard|lz4)'?", said):
-            cure = f"`pip install {missing[1]}`, or unpack it."
+        if missing := re.search("zstandard|zstd|lz4", said):
+            cure = f"`pip install {missing[0].replace('zstd', 'zstandard')}`, or unpack it."
         where = f"{option} {name}"
         if unreadable and Path(unreadable[0]).name != Path(name).name:
             where += f", file {Path(unreadable[0]).name},"

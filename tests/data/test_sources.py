@@ -133,6 +133,7 @@ def test_patterns(tmp_path):
     assert loaded(f"{tmp_path}/*.parquet") == TABLE == loaded(f"{tmp_path}/part-{{0,1,2}}.parquet")
     assert len(loaded(f"{tmp_path}/s*/[01].csv")) == 2 * COUNT
     assert find_place(f"{tmp_path}/**/*.csv").home == tmp_path / "s [1]"
+    assert len(loaded(f"{tmp_path}/s [1]/{{0..1}}.csv")) == 2 * COUNT  # whose folder is meant as it is
     with pytest.raises(UserError, match=r"nothing-\*\.csv fits no file of this machine"):
         load_splits(f"{tmp_path}/nothing-*.csv")
     with pytest.raises(UserError, match=r"fits files of several kinds \(3 \.parquet, 3 \.tar\)"):
@@ -174,6 +175,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         load_splits(str(tmp_path / "rows.csv"))
     with pytest.raises(UserError, match="there is no such file or folder"):
         load_splits(str(tmp_path / "nowhere.csv"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match="could not be loaded \\(it holds no rows\\)"):
+        load_splits(str(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="is an address; download the file and name it"):
         load_splits("https://example.com/rows.csv")
 
