@@ -144,6 +144,12 @@ def check_home() -> None:
             f"the user of number {os.getuid()} has no home folder, where what is downloaded is kept: set HOME to a "
             "folder that may be written."
         )
+    kept = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    place = kept = os.path.abspath(os.path.expanduser(kept))
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if place != kept and "HF_DATASETS_CACHE" not in os.environ and not os.access(place, os.W_OK):
+        raise UserError(f"{kept}, where caches are kept, cannot be made: set HF_HOME to a folder that may be written.")
     try:
         getpass.getuser()
     except (KeyError, OSError):

@@ -37,23 +37,26 @@ class ResumingMixin:
         """
         output = self._output()
         with output.lock() if self.is_world_process_zero() else contextlib.nullcontext():
-            self.run_facts = run_identity.facts_of(self)
-            checkpoint = None
-            if resume_from_checkpoint in ("last", True):
-                begun = output.manifest.get("run")
-                checkpoint = run_identity.last(self._checkpoints(), self.run_facts, begun, self.args.output_dir)
-            elif resume_from_checkpoint:
-                checkpoint = Path(resume_from_checkpoint)
-                if not is_whole(checkpoint):
-                    raise UserError(
-                        f"--resume_from_checkpoint {resume_from_checkpoint} is not a folder with a whole checkpoint."
-                    )
-                run_identity.check(checkpoint, self.run_facts)
+            checkpoint = self.checkpoint_for(resume_from_checkpoint)
             self.run = run_identity.read(checkpoint).get("run") if checkpoint else None
             self.run = self.run or run_identity.new_run()
             if self.is_world_process_zero():
                 output.claim(run=self.run)
             yield checkpoint
+
+    def checkpoint_for(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        """The checkpoint that `train` would go on from, if from any. Arguments and errors as of `train`."""
+        self.run_facts = run_identity.facts_of(self)
+        if resume_from_checkpoint in ("last", True):
+            begun = OutputFolder(self.args.output_dir).manifest.get("run")
+            return run_identity.last(self._checkpoints(), self.run_facts, begun, self.args.output_dir)
+        if not resume_from_checkpoint:
+            return None
+        checkpoint = Path(resume_from_checkpoint)
+        if not is_whole(checkpoint):
+            raise UserError(f"--resume_from_checkpoint {checkpoint} is not a folder with a whole checkpoint.")
+        run_identity.check(checkpoint, self.run_facts)
+        return checkpoint
 
     def _checkpoints(self, run: str | None = None) -> list[Path]:
         """Whole checkpoints in the output directory, or those of one run, the newest last."""
@@ -94,7 +97,8 @@ class ResumingMixin:
                 f"nothing is left to train: {checkpoint} is at step {state.global_step} of {steps}. Save its model by "
                 "the same command in one process, without FSDP or DeepSpeed."
             )
-        self._say(f"Nothing is left to train: {checkpoint} is at step {state.global_step} of {steps}.")
+        if self.is_world_process_zero():
+            print(f"Nothing is left to train: {checkpoint} is at step {state.global_step} of {steps}.", flush=True)
         self.state = state
         self.state.log_history += ended.get("log", []) if known else []
         self.resumed_from = ended.get("from", 0) if known else 0

@@ -138,6 +138,7 @@ def test_a_run_at_its_end_is_left_as_it_is(bound, processor, rows, tmp_path, cap
     again = run(processor, rows, tmp_path / "out", "last", **bound)
     again.save_model(str(tmp_path / "model"))
     assert again.state.global_step == 3 and again.nothing_left
+    assert "Nothing is left to train: " in capsys.readouterr().out
     assert files()["model.safetensors"] == before["model.safetensors"]
     assert not (tmp_path / "out" / "checkpoint-4").exists()
     assert [entry for entry in again.state.log_history if "train_runtime" in entry]
