@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .features import inner_feature, is_text, texts_in
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN
 from .schema import numbered, with_column
@@ -24,13 +24,15 @@ def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spr
     as many as the longer list has, the shorter one going round. Such rows keep the number of the row they are made of.
 
     Args:
-        rows: a `Dataset` or `IterableDataset`; anything else is given back as it is.
+        rows: a `Dataset` or `IterableDataset`, or a table of pandas, polars or pyarrow, which is made one; anything
+            else is given back as it is.
         where: what messages call them.
         caption_lists: `"spread"` to rows, take the `"first"`, or `"error"`.
 
     Raises:
         UserError: rows have a transform, columns of captions hold pictures or parts, or pictures come in lists.
     """
+    rows = _as_data_set(rows)
     if not isinstance(rows, Dataset | IterableDataset):
         return rows
     rows = unformatted(rows, where)
@@ -50,6 +52,24 @@ def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spr
         if isinstance(rows, IterableDataset)
         else _read(rows, odd, where, caption_lists)
     )
+
+
+def _as_data_set(rows: Any) -> Any:
+    """A table of pandas, polars or pyarrow as a `Dataset`; anything else as it is."""
+    kind, library = type(rows).__name__, type(rows).__module__.partition(".")[0]
+    try:
+        if (library, kind) == ("pandas", "DataFrame"):
+            return Dataset.from_pandas(rows, preserve_index=False)
+        if (library, kind) == ("polars", "DataFrame"):
+            return Dataset.from_polars(rows)
+        if (library, kind) == ("pyarrow", "Table"):
+            return Dataset(rows)
+        return rows
+    except Exception as error:  # cells of images, of several types: each library has its own
+        raise UserError(
+            f"a {library} {kind} could not be made a data set ({first_line(error)}); pass datasets.Dataset.from_dict, "
+            "with images as files or bytes."
+        ) from error
 
 
 def unformatted(rows: Any, where: str = "the data set") -> Any:
@@ -88,9 +108,12 @@ def _check(feature: Any, column: str, where: str) -> None:
             raise UserError(f"{named} holds pictures, not captions; name another with --column_mapping.")
         if isinstance(inner, Mapping):
             part = next((name for name, each in inner.items() if is_text(each)), next(iter(inner), "text"))
+            one = f"row['{column}']['{part}']"
+            if inner is not feature:
+                one = f"[each['{part}'] for each in row['{column}']]"
             raise UserError(
                 f"{named} holds parts ({', '.join(inner)}), not captions; make one of them a column, such as with "
-                f"rows.map(lambda row: {{'{column}': row['{column}']['{part}']}})."
+                f"rows.map(lambda row: {{'{column}': {one}}})."
             )
     elif inner is not feature and (isinstance(inner, Image | Mapping) or is_text(inner) or "binary" in str(inner)):
         raise UserError(f"{named} holds lists of pictures, but a row has one of each side; give each a row of its own.")

@@ -182,6 +182,11 @@ def check_mapping(
             raise UserError(
                 f"--column_mapping renames '{old}', which {where} lacks; its columns are {_listed(columns)}."
             )
+        if not isinstance(new, str | None) or new == "":
+            raise UserError(
+                f"--column_mapping calls '{old}' {new!r}, which is no name; those of the schema are "
+                f"{_listed(ITEM_COLUMNS)}, and null leaves a column out."
+            )
         if new is not None and new not in ITEM_COLUMNS:
             close = difflib.get_close_matches(folded(new), SPELLED, n=1, cutoff=0.85)
             if (close and new not in LABEL_COLUMNS) or " or " in str(new):
@@ -244,7 +249,7 @@ def check_columns(
         guesses = {own.get(name, name): new for name, new in sure.items()}
         open_ones = {own.get(name, name): " or ".join(places) for name, places in doubtful.items()}
         example = mapping | guesses if guesses else mapping | (open_ones or {"YOUR_COLUMN": missing[0]})
-        unsure = "; ".join(f"say whether '{name}' is {places}" for name, places in open_ones.items())
+        unsure = "; ".join(f"say whether '{name}' is {places}, or neither" for name, places in open_ones.items())
         first = next(iter(guesses or open_ones or example))
         raise UserError(
             f"{lacks}; it has {_listed([own.get(name, name) for name in columns])}. Name them with --column_mapping "

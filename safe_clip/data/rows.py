@@ -44,8 +44,9 @@ INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # kinds of characters: controls, for
 def check_caption(value: Any, row: int, column: str) -> str:
     """Returns a caption if it is a text with something in it, and raises `UserError` otherwise."""
     if not isinstance(value, str):
+        known = "; in a datasets.Dataset, lists of texts may stand" if isinstance(value, list | tuple) else ""
         raise UserError(
-            f"row {row}, column '{column}': a caption must be text, not {type(value).__name__}. "
+            f"row {row}, column '{column}': a caption must be text, not {type(value).__name__}{known}. "
             "Fill the cell or remove the row."
         )
     strange = next((name for mark, name in STRANGE.items() if re.search(mark, value)), None)
@@ -94,8 +95,13 @@ class QuadrupletRows(TorchDataset):
         self.filing: Filing | None = None
         self.shape: tuple[int, ...] | None = None
         self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        rows = plain_rows(rows)
+        if isinstance(rows, dict):
+            raise UserError(
+                f"this is a dictionary ({', '.join(map(repr, rows))}); make its columns rows with "
+                "datasets.Dataset.from_dict, or name one of its splits."
+            )
         if isinstance(rows, Dataset):
-            rows = plain_rows(rows)
             if not set(ITEM_COLUMNS) & set(rows.column_names):
                 check_columns(rows.column_names, "the data set", rows.features)
             self.filing = file_rows(rows)

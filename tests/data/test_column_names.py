@@ -200,3 +200,11 @@ def test_a_name_that_is_misspelled_in_a_mapping():
         "kind": "category",
         "old": "other",
     }
+
+
+@pytest.mark.parametrize("new", [5, "", ["safe_caption"], True])
+def test_a_mapping_to_what_is_no_name(new):
+    from safe_clip.data.quadruplets import check_mapping
+
+    with pytest.raises(UserError, match="--column_mapping calls 'text' .*, which is no name; those of the schema are"):
+        check_mapping({"text": new}, ["text"], "rows")

@@ -283,3 +283,27 @@ def test_categories_in_lists_count_in_each_where_images_are_generated(tmp_path):
     )
     items = _listed(str(tmp_path / "train.parquet"), "prompt", ["unsafe"], None)
     assert [categories(item) for item in items if item.prompt] == [{"gore", "drugs"}, {"other"}]
+
+
+def test_tables_of_other_libraries_are_made_data_sets():
+    import pandas as pd
+    import pyarrow as pa
+
+    expected = [("a dog", "a gun"), ("a cat", "a dagger")]
+    assert captions(pd.DataFrame(TEXTS, index=[7, 9])) == captions(pa.table(TEXTS)) == expected
+    polars = pytest.importorskip("polars")
+    assert captions(polars.DataFrame(TEXTS)) == expected
+
+
+def test_what_cannot_be_made_a_data_set_is_said_in_one_line():
+    import pandas as pd
+
+    with pytest.raises(UserError, match="a pandas DataFrame could not be made a data set"):
+        QuadrupletRows(pd.DataFrame({"safe_caption": [["a"], "b"]}))
+    with pytest.raises(UserError, match=r"this is a dictionary \('safe_caption', 'unsafe_caption'\)"):
+        QuadrupletRows(TEXTS)
+    with pytest.raises(UserError, match="row 0, .* must be text, not list; in a datasets.Dataset, lists of texts"):
+        QuadrupletRows([{"safe_caption": ["a dog", "a hound"]}])[0]
+    parts = Dataset.from_dict({"safe_caption": [[{"raw": "a dog"}]]})
+    with pytest.raises(UserError, match=r"holds parts \(raw\).*\[each\['raw'\] for each in row\['safe_caption'\]\]"):
+        QuadrupletRows(parts)
