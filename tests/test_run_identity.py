@@ -1,6 +1,7 @@
 """A checkpoint knows its run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from transformers import TrainerCallback
 from safe_clip import UserError
 from safe_clip.run_identity import OLD_FILE, RUN_FILE
 
-from .conftest import FEATURES, build_model, make_rows
+from .conftest import FEATURES, ROOT, build_model, make_rows
+from .programs import run_python
 from .test_trainer import NO_DROPOUT, largest_difference, make_trainer, weights
 
 
@@ -189,3 +191,31 @@ def test_a_checkpoint_says_what_it_is_of_and_not_where(processor, rows, tmp_path
     assert facts["run"] == trainer.run and facts["is"]["the original model"] == trainer.reference.weights
     assert facts["data"] == trainer.train_dataset.digest and str(Path(tmp_path).parent) not in json.dumps(facts)
     assert build_model(processor).config._name_or_path == ""
+
+
+KILLED = """
+import os, runpy, signal, sys
+from safe_clip import SafeCLIPTrainer
+save = SafeCLIPTrainer._save_checkpoint
+def saved(self, *args):
+    save(self, *args)
+    os.kill(os.getpid(), signal.SIGKILL)
+SafeCLIPTrainer._save_checkpoint = saved
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path(str(sys.argv.pop(1)), run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_what_was_killed_goes_on_by_the_same_command(model_dir, dataset_dir, tmp_path):
+    flags = ["--model", model_dir, "--dataset", dataset_dir, "--output_dir", "out", "--max_steps", "2"]
+    flags += ["--save_steps", "1", "--per_device_train_batch_size", "8", "--report_to", "none"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_python("-c", KILLED, str(ROOT / "train.py"), *flags, cwd=tmp_path, env=env)
+    assert done.returncode == -9 and not (tmp_path / "out" / "model.safetensors").exists()
+    done = run_python(str(ROOT / "train.py"), *flags, "--resume_from_checkpoint", "last", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifest = json.loads((tmp_path / "out" / "safe_clip.json").read_text())
+    assert manifest["ended"]["at"] == 2 and manifest["ended"]["from"] == 1
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["weights"] == manifest["weights"]
+    assert not list((tmp_path / "out").glob(".safe_clip-*"))
