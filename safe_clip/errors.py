@@ -124,7 +124,7 @@ def run(main: Callable[..., None], *args: Any) -> None:
             print(f"\n{error}" if str(error) else "\ninterrupted.", file=sys.stderr, flush=True)
             sys.exit(getattr(error, "code", 130))
         except Exception as error:
-            if isinstance(error, BrokenPipeError) and reader_left():
+            if any(isinstance(each, BrokenPipeError) for each in _behind(error)) and reader_left():
                 silence()
                 sys.exit(128 + 13)  # as what ends by SIGPIPE
             said = str(error) if isinstance(error, UserError) else explained(error)

@@ -4,15 +4,17 @@ import logging
 import math
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import get_scheduler
 
 from .data.items import ITEM_COLUMNS
 from .data.streams import QuadrupletStream
 from .errors import UserError
 from .fingerprints import weights_digest
 from .objectives.base import ITEMS, Makeup, Objective
-from .training_args import SafeCLIPTrainingArguments
+from .training_args import SafeCLIPTrainingArguments, restated
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ def check_plan(args: Any, rows: Any, eval_rows: Any) -> None:
         steps = args.max_steps
     else:
         steps = planned_steps(args, len(rows))
+    with restated(args):  # of what the schedule takes, asked of one that is thrown away
+        nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], args.learning_rate)
+        options = args.lr_scheduler_kwargs or {}
+        get_scheduler(args.lr_scheduler_type, nothing, args.get_warmup_steps(steps), steps, options)
     warmup = args.get_warmup_steps(steps)
     if args.lr_scheduler_type != "constant" and 0 < warmup >= steps:
         logger.warning(

@@ -92,12 +92,25 @@ def test_files_stay_small():
         assert len(source.read_text().splitlines()) <= 400, source
 
 
+def lower_bounds() -> dict[str, str]:
+    """Of every requirement of `setup.py`, extras included, the version it begins at."""
+    bounds = {}
+    for name, version in re.findall(r'"([A-Za-z][\w-]*)>=([\d.]+)"', (ROOT / "setup.py").read_text()):
+        assert bounds.setdefault(name, version) == version, f"{name} has two lower bounds"
+    return bounds
+
+
 def test_lower_bounds_admit_the_oldest_supported_stack():
-    setup = (ROOT / "setup.py").read_text()
-    bounds = dict(re.findall(r'"(\w+)>=([\d.]+)"', setup))
+    bounds = lower_bounds()
     as_tuple = lambda version: tuple(map(int, version.split(".")))  # noqa: E731
     assert as_tuple(bounds["torch"]) <= (2, 11)
     assert as_tuple(bounds["transformers"]) <= (5, 17)
+
+
+def test_the_constraints_of_the_oldest_environment_are_the_lower_bounds():
+    lines = (ROOT / "tests/lower_bounds.txt").read_text().splitlines()
+    wanted = sorted(f"{name}=={version}" for name, version in lower_bounds().items())
+    assert [line for line in lines if not line.startswith("#")] == wanted
 
 
 def test_the_art_is_attributed():
