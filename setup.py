@@ -49,7 +49,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
-        "datasets>=5.1",
+        "datasets>=5.2",
         "accelerate>=1.15",
         "evaluate>=0.4.6",
         "huggingface_hub>=1.31",

@@ -99,11 +99,7 @@ MISTAKES = [
     ("--dataloader_num_workers -1", 1, "error: --dataloader_num_workers is -1; it must be from 0 to 4096."),
     ("--report_to dvclive", 1, "error: --report_to dvclive requires dvclive, which is not installed: pip install"),
     ("--report_to wandbb", 1, "error: --report_to wandbb: it must be none, all, or among wandb, "),
-    (
-        "--eval_strategy stepz",
-        1,
-        "error: --eval_strategy stepz: it must be among no, steps, epoch. Did you",
-    ),
+    ("--eval_strategy stepz", 2, "error: --eval_strategy: it must be among 'no', 'steps', 'epoch', not 'stepz'."),
     ("--deepspeed nowhere.json", 1, "error: --deepspeed"),
     ("--fsdp full_shard", 1, "error: --fsdp requires several processes"),
     ("--lr_scheduler_type cosine_with_min_lr", 1, "error: --lr_scheduler_type cosine_with_min_lr: One of min_lr"),

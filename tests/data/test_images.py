@@ -9,6 +9,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import EpsImagePlugin, Image, features
 from transformers import CLIPImageProcessor
@@ -62,6 +63,8 @@ MODES = {
 def test_formats_give_their_colours_in_every_mode(mode, kind):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
+    if (mode, kind) == ("YCbCr", "TIFF") and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("this Pillow does not read what it writes itself")
     picture, colour, _ = MODES[mode]
     opened = open_image(encoded(picture, kind, **{"lossless": True} if kind == "WEBP" else {}), 0, "safe_image")
     assert opened.mode == "RGB" and (opened.size == SIZE or kind in ("ICNS", "ICO"))
