@@ -11,10 +11,10 @@ from transformers import get_scheduler
 
 from .data.items import ITEM_COLUMNS
 from .data.streams import QuadrupletStream
-from .errors import UserError
+from .errors import UserError, first_line
 from .fingerprints import weights_digest
 from .objectives.base import ITEMS, Makeup, Objective
-from .training_args import SafeCLIPTrainingArguments, restated
+from .training_args import SafeCLIPTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,14 @@ def check_plan(args: Any, rows: Any, eval_rows: Any) -> None:
         steps = args.max_steps
     else:
         steps = planned_steps(args, len(rows))
-    with restated(args):  # of what the schedule takes, asked of one that is thrown away
+    schedule, options = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
+    try:  # one that is thrown away
         nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], args.learning_rate)
-        options = args.lr_scheduler_kwargs or {}
-        get_scheduler(args.lr_scheduler_type, nothing, args.get_warmup_steps(steps), steps, options)
+        get_scheduler(schedule, nothing, args.get_warmup_steps(steps), steps, options)
+    except Exception as error:  # each schedule has arguments, and errors, of its own
+        raise UserError(
+            f"--lr_scheduler_type {schedule} does not go with --lr_scheduler_kwargs {options}: {first_line(error)}"
+        ) from error
     warmup = args.get_warmup_steps(steps)
     if args.lr_scheduler_type != "constant" and 0 < warmup >= steps:
         logger.warning(

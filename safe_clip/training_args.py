@@ -254,7 +254,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         if self.accelerator_config is None and not on_cpu:
             self.accelerator_config = {"non_blocking": True}
         self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
-        with restated(self):
+        with _restated(self):
             super().__post_init__()
         if float32:
             self.mixed_precision = "no"  # was asked for here, whatever `accelerate launch` was told
@@ -363,7 +363,7 @@ def _enums() -> dict[str, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def restated(settings: SafeCLIPTrainingArguments) -> Iterator[None]:
+def _restated(settings: SafeCLIPTrainingArguments) -> Iterator[None]:
     """Turns what `transformers` raises of settings, each kind of error of its own, into one line that names them."""
     given = settings._changed
     try:
