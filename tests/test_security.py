@@ -95,7 +95,7 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
         assert f"--model {name} wants code of its own to be run (auto_map in its config.json)" in said[name]
     assert said["user/sharded"].startswith("--model user/sharded cannot be opened: Invalid filename '../../")
     assert said["user/script"].endswith(
-        "Code from a repository is not run; its rows are wanted as files, such as Parquet."
+        "Code from a repository is not run; its rows are required as files, such as Parquet."
     )
     assert said["user/climbing"].startswith("--dataset user/climbing could not be loaded")
     assert not ran.exists(), said
