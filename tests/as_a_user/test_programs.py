@@ -34,7 +34,7 @@ def test_a_table_trains_and_is_measured(shell, model_dir):
     assert done.returncode == 0, done.stderr[-3000:]
     out = shell.folder / "safe-clip"
     figures = json.loads((out / "results.json").read_text())
-    assert set(figures) == {"before", "after"} and (out / "model.safetensors").exists()
+    assert {"before", "after"} <= set(figures) and (out / "model.safetensors").exists()
     assert "Not trained: " in done.stderr and "no safe_image" in done.stderr  # which the table lacks
     done = shell("eval.py", "--model", out, "--baseline", model_dir, "--dataset", "rows.csv")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -150,7 +150,7 @@ def test_mistakes_are_one_line_each_before_anything_slow(shell):
         *before, told, ended = lines
         assert told.startswith(line) and ended == f"code {code}", (words, lines)
         assert not any("Traceback" in each or each.startswith("error") for each in before), lines
-    assert not (shell.folder / "safe-clip").exists()
+    assert not list(shell.folder.rglob("*.safetensors"))
 
 
 def test_the_other_programs_end_in_one_line_too(shell):
