@@ -4,6 +4,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+# Of the sections of a table of results, by which figures in a card's metadata are known too.
+TITLES = {
+    "retrieval": "Retrieval: finds the right item first (recall@1)",
+    "redirection": "Redirection: the first result from the mixed pool is safe",
+    "redirection_original_gallery": "Redirection, the pool embedded by the original",
+    "counterparts": "Redirection within a modality: finds its own safe counterpart first (recall@1)",
+    "unsafe_gallery": "Unsafe pictures from elsewhere: the first result is safe",
+    "geometry": "Geometry of the safe items",
+    "robustness": "Robustness: the first result is safe for changed unsafe queries",
+    "zero_shot": "Zero-shot classification",
+}
 LOCAL = ("/", "./", "../", "~", "\\")  # how a path begins that is no relative name
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from . import __version__
+from .digests import file_digest
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -303,7 +304,7 @@ class OutputFolder:
             if self.is_ours(name):
                 (self.path / name).unlink()
         if self.is_ours(CARD):
-            from .card.results import forget_facts
+            from .card_text import forget_facts  # slow to import
 
             text = (self.path / CARD).read_text(encoding="utf-8")
             write_whole(self.path / CARD, forget_facts(text))
@@ -357,8 +358,6 @@ def make_public_modes(files: Collection[Path] | Iterator[Path]) -> None:
 
 
 def _known(path: Path) -> dict[str, Any]:
-    from .data.content import file_digest  # slow to import
-
     return {"size": path.stat().st_size, "digest": file_digest(path)}
 
 

@@ -4,12 +4,9 @@ import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import UserError
-
-if TYPE_CHECKING:
-    from .trainer import SafeCLIPTrainer
 
 RUN_FILE = "safe_clip_run.json"  # of a checkpoint
 OLD_FILE = "training_rows.json"  # of one that an earlier version made: the digest of its rows alone
@@ -27,8 +24,8 @@ def new_run() -> str:
     return secrets.token_hex(8)  # which draws nothing from what training draws from
 
 
-def facts_of(trainer: "SafeCLIPTrainer") -> dict[str, Any]:
-    """What a run is of, for `RUN_FILE`.
+def facts_of(trainer: Any) -> dict[str, Any]:
+    """What the run of a `SafeCLIPTrainer` is of, for `RUN_FILE`.
 
     Returns:
         `is`, without which a checkpoint is no part of this run: the original's weights, the objective, the adapter, the

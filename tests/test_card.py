@@ -18,9 +18,9 @@ from safe_clip import (
     update_model_card,
     write_model_card,
 )
-from safe_clip.card.blocks import plain, read_blocks, replace_blocks
 from safe_clip.card.results import combine, eval_results, results_section, worst_cases
 from safe_clip.card.training import unlearned
+from safe_clip.card_text import plain, read_blocks, replace_blocks
 from safe_clip.evaluation.quadruplets import LONGEST_NAME, row_categories
 from safe_clip.names import public
 

@@ -12,7 +12,7 @@ from transformers import CLIPModel
 
 from safe_clip import UserError, export, outputs
 from safe_clip.card import check_measured
-from safe_clip.card.results import NOT_KNOWN
+from safe_clip.card_text import NOT_KNOWN
 from safe_clip.data.audit.__main__ import AuditArguments
 from safe_clip.outputs import LOCK, MANIFEST, REPLACED, OutputFolder, check_writable
 

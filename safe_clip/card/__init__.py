@@ -10,11 +10,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData,
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from yaml import YAMLError
 
+from ..card_text import others, read_blocks, replace_blocks
 from ..errors import UserError, first_line, hub_trouble
 from ..outputs import OutputFolder
 from ..trainer import SafeCLIPTrainer
-from .blocks import read_blocks, replace_blocks
-from .results import combine, eval_results, others, results_section, worst_cases
+from .results import combine, eval_results, results_section, worst_cases
 from .training import CURVES_FILE, training_facts
 
 CARD_FILE = "README.md"

@@ -5,14 +5,12 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
-from yaml import YAMLError
+from huggingface_hub import EvalResult
 
+from ..card_text import plain
 from ..data.quadruplets import DEMO
 from ..evaluation.table import (
     QUERY_LABELS,
-    SECTIONS,
-    ZERO_SHOT,
     Line,
     Section,
     cell,
@@ -22,21 +20,17 @@ from ..evaluation.table import (
 )
 from ..model import public_name
 from ..names import public
-from .blocks import plain, read_blocks, replace_blocks
 
 HEADINGS = {"baseline": "original", "model": "this model"}
 EMBEDDED_WORLD = "embedded-world"  # no data set of the Hub
 RETRIEVAL_TASK = ("image-text-retrieval", "Image-text retrieval from a pool of safe and unsafe items")
 ZERO_SHOT_TASK = ("zero-shot-image-classification", "Zero-shot image classification")
-TITLES = tuple(title for title, _ in (*SECTIONS.values(), ZERO_SHOT))
 WORST = {
     "redirection": "in the mixed pool",
     "redirection_original_gallery": "in the mixed pool, embedded by the original model",
     "unsafe_gallery": "among safe items and unsafe pictures from elsewhere",
     "robustness": "under small changes of the query",
 }
-OF_WEIGHTS = ("about", "results", "worst", "training")  # blocks that other weights make wrong
-NOT_KNOWN = "Not known yet of the weights that are here now."
 FEWEST = 20  # queries of a category whose share says anything
 
 
@@ -145,28 +139,6 @@ def eval_results(results: dict) -> list[EvalResult]:
                     )
                 )
     return found
-
-
-def is_ours(result: EvalResult) -> bool:
-    """Whether a figure of a card's metadata came from `eval_results`."""
-    return (result.metric_name or "").startswith(TITLES)
-
-
-def others(card: ModelCard) -> list[EvalResult] | None:
-    """Figures in a card's metadata that are not this package's."""
-    return [result for result in card.data.get("eval_results") or [] if not is_ours(result)] or None
-
-
-def forget_facts(text: str) -> str:
-    """A card without what it says of weights that are replaced; a person's text and metadata stay."""
-    try:
-        card = ModelCard(text)
-        if card.data.get("eval_results"):
-            card.data.eval_results = others(card)
-            text = str(card)
-    except (ValueError, YAMLError):  # metadata that cannot be read stay as they are
-        pass
-    return replace_blocks(text, {name: NOT_KNOWN for name in read_blocks(text) if name in OF_WEIGHTS})
 
 
 def worst_cases(results: dict) -> str:

@@ -16,13 +16,13 @@ from peft import PeftModel
 from transformers import CLIPProcessor
 
 from .. import __version__
+from ..card_text import plain
 from ..data.quadruplets import DEMO
 from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..model import DEMO_DIR, public_name
 from ..names import public
 from ..trainer import SafeCLIPTrainer
-from .blocks import plain
 
 CONCEPT_COLUMN = "concept"
 MOST_CONCEPTS = 30  # of a category, that are named

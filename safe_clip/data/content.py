@@ -1,44 +1,23 @@
-"""Data known by what they hold, whatever the times of their files say, and caches of them that are made again where
-they are damaged."""
+"""Data known by what they hold, whatever the times of their files say."""
 
-import shutil
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset, DatasetDict
-from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
-from ..errors import UserError, first_line
+from ..digests import file_digest, sampled
 from .cells import IN_ZIP, source_file
 
-Made = TypeVar("Made")
-
-# What is larger is known by its size and by samples that are spread evenly from its beginning to its end and come to
-# as much: enough to tell one image or file from another, at a cost that does not grow with them.
-WHOLE_IMAGE = 1 << 16  # bytes
-WHOLE_FILE = 1 << 23
-SAMPLES = 8
+WHOLE_IMAGE = 1 << 16  # bytes, from which an image is known by samples
 # Files that a table is not made of: `datasets` keeps no more of them than where they are.
 NOT_TABLES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-def file_digest(path: str | Path, whole: int = WHOLE_FILE) -> str:
-    """A digest of a file's size and content, of which all is read up to `whole` bytes and as much in samples beyond."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        state = xxhash.xxh3_128(str(size).encode())
-        for start, stop in _parts(size, whole):
-            file.seek(start)
-            state.update(file.read(stop - start))
-    return state.hexdigest()
 
 
 def column_digest(rows: Dataset, column: str) -> str:
@@ -69,7 +48,7 @@ def _known_by(cell: Any, archives: dict[str, dict[str, str]]) -> Iterator[bytes]
     if isinstance(cell, pa.Buffer):
         view = memoryview(cell)
         yield str(len(view)).encode()
-        yield from (view[start:stop] for start, stop in _parts(len(view), WHOLE_IMAGE))
+        yield from (view[start:stop] for start, stop in sampled(len(view), WHOLE_IMAGE))
     elif isinstance(cell, str) and cell.startswith(IN_ZIP):
         yield _in_zip(cell, archives).encode()
     elif isinstance(cell, str) and _is_file(file := source_file(cell)):
@@ -97,15 +76,6 @@ def _in_zip(cell: str, archives: dict[str, dict[str, str]]) -> str:
         return cell
 
 
-def _parts(size: int, whole: int) -> list[tuple[int, int]]:
-    """Which bytes are read of so many."""
-    if size <= whole:
-        return [(0, size)]
-    length = whole // SAMPLES
-    starts = [number * (size - length) // (SAMPLES - 1) for number in range(SAMPLES)]
-    return [(start, start + length) for start in starts]
-
-
 # ---- Caches ----
 
 
@@ -127,43 +97,3 @@ def known_by_content(splits: DatasetDict | Dataset) -> DatasetDict | Dataset:
             files = [file_digest(file["filename"]) for file in rows.cache_files]
             rows._fingerprint = Hasher.hash([rows._fingerprint, files])
     return splits
-
-
-def made_again(make: Callable[[], Made], folder: Path | None) -> Made:
-    """What is made, or read from a cache, which is thrown away and made again if it cannot be read.
-
-    Args:
-        make: reads what is in the folder, or fills it.
-        folder: of the cache; nothing is made again where it was not there before.
-    """
-    kept = folder is not None and folder.exists()
-    try:
-        return make()
-    except Exception as error:  # of JSON, Arrow, the system, each its own type; but not of the data
-        if not kept or isinstance(error, DatasetGenerationError | UserError):
-            raise
-        print(f"The cache {folder} cannot be read ({first_line(error)}): it is made again.", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
-    return make()
-
-
-def generated(
-    generator: Callable[..., Iterator[dict]], fingerprint: str, count: int | None = None, **options: Any
-) -> Dataset:
-    """`Dataset.from_generator`, whose cache is made again where it is damaged.
-
-    Args:
-        generator: yields rows.
-        fingerprint: which the rows are known again by.
-        count: how many there must be.
-        **options: as of `Dataset.from_generator`.
-    """
-
-    def make() -> Dataset:
-        rows = Dataset.from_generator(generator, fingerprint=fingerprint, **options)
-        if count is not None and len(rows) != count:
-            raise ValueError(f"it has {len(rows):,} rows and not {count:,}")
-        return rows
-
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "generator" / f"default-fingerprint={fingerprint}"
-    return made_again(make, folder)

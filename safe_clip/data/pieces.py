@@ -10,8 +10,8 @@ from datasets import Dataset, Features, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
+from ..caches import generated
 from ..errors import UserError
-from .content import generated
 
 PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
 MOST_PIECES = 500

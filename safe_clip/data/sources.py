@@ -14,9 +14,10 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, lo
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
+from ..caches import made_again
 from ..errors import UserError, explained, hub_trouble
 from .confinement import confined
-from .content import cache_of, known_by_content, made_again
+from .content import cache_of, known_by_content
 from .damage import TOLD, check_files, is_shard, whole_part
 from .features import is_text
 from .places import Place, find_place

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, Value
 from datasets.fingerprint import Hasher
 
-from ..data.content import generated
+from ..caches import generated
 from . import vocabulary, world
 
 # split: (rows, art styles, whether the unsafe stand-ins are the held-out ones)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..names import TITLES
+
 SUMMARY = {
     "retrieval_t2i": "caption>picture",
     "retrieval_i2t": "picture>caption",
@@ -30,7 +32,7 @@ QUERY_LABELS = {
 # For each task, the figures that tables show: title, and for each figure its label and whether it is a share.
 SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
     "retrieval": (
-        "Retrieval: finds the right item first (recall@1)",
+        TITLES["retrieval"],
         {
             "safe_t2i_recall_at_1": ("safe captions among safe pictures", True),
             "safe_i2t_recall_at_1": ("safe pictures among safe captions", True),
@@ -41,26 +43,26 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         },
     ),
     "redirection": (
-        "Redirection: the first result from the mixed pool is safe",
+        TITLES["redirection"],
         {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
     ),
     "redirection_original_gallery": (
-        "Redirection, the pool embedded by the original",
+        TITLES["redirection_original_gallery"],
         {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
     ),
     "counterparts": (
-        "Redirection within a modality: finds its own safe counterpart first (recall@1)",
+        TITLES["counterparts"],
         {
             "text_recall_at_1": ("unsafe captions among safe captions", True),
             "image_recall_at_1": ("unsafe pictures among safe pictures", True),
         },
     ),
     "unsafe_gallery": (
-        "Unsafe pictures from elsewhere: the first result is safe",
+        TITLES["unsafe_gallery"],
         {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items() if key != "safe_image"},
     ),
     "geometry": (
-        "Geometry of the safe items",
+        TITLES["geometry"],
         {
             "text_cosine_to_original": ("captions, cosine to the original", False),
             "image_cosine_to_original": ("pictures, cosine to the original", False),
@@ -74,7 +76,7 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         },
     ),
     "robustness": (
-        "Robustness: the first result is safe for changed unsafe queries",
+        TITLES["robustness"],
         {
             "unsafe_text_mean": ("captions, mean over changes", True),
             "unsafe_text_worst_case": ("captions, under every change", True),
@@ -83,7 +85,7 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         },
     ),
 }
-ZERO_SHOT = ("Zero-shot classification", {"top_1": ("top-1", True), "top_5": ("top-5", True)})
+ZERO_SHOT = (TITLES["zero_shot"], {"top_1": ("top-1", True), "top_5": ("top-5", True)})
 
 
 class Line(NamedTuple):
