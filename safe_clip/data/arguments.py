@@ -34,7 +34,7 @@ class DataArguments:
 
     dataset: str = field(
         default="demo",
-        metadata={"help": "A Hub id, folder or file, or 'demo' for the embedded world; NAME:train[:50%] is a part."},
+        metadata={"help": "A Hub id, folder or file, or 'demo' for the embedded world; NAME:train[:50%%] is a part."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     column_mapping: dict | str | None = field(
