@@ -45,6 +45,11 @@ def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, 
             "the model is a CLIPModel with an adapter in its layers: pass the PeftModel of it, or what its "
             "`merge_and_unload()` gives."
         )
+    if clip is not model and len(model.active_adapters) != 1:
+        raise UserError(
+            f"the model has {len(model.active_adapters)} active adapters ({', '.join(model.active_adapters)}), of "
+            "which one is trained and saved: merge the others into the model, or choose one with `set_adapter(name)`."
+        )
     if getattr(clip.config, "quantization_config", None) or getattr(clip, "is_quantized", False):
         raise UserError("the model is quantised, and rounded weights cannot be trained: load it without quantisation.")
     empty = [name for name, weight in model.named_parameters() if weight.is_meta]

@@ -28,8 +28,9 @@ from .run_identity import RUN_FILE, facts_of
 
 ADAPTER_DIR = "adapter"  # of a saved model
 # Of a checkpoint, what a Trainer of transformers and we write.
-CHECKPOINT_FILES = ["adapter_*", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
-CHECKPOINT_FILES += ["optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", RUN_FILE]
+CHECKPOINT_FILES = ["adapter_*", "*/adapter_*", "*.safetensors", "*.safetensors.index.json", "config.json"]
+CHECKPOINT_FILES += ["generation_config.json", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", RUN_FILE]
+CHECKPOINT_FILES += ["trainer_state.json"]
 CHECKPOINT_FILES += ["training_args.json", "tokenizer*.json", "*processor_config.json", "pytorch_model_fsdp*"]
 CHECKPOINT_FILES += ["special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*"]
 
@@ -82,8 +83,7 @@ class PublishingMixin:
 
     def _save_drop_in(self, model: CLIPModel | PeftModel, folder: Path) -> None:
         if isinstance(model, PeftModel):
-            model.save_pretrained(folder / ADAPTER_DIR)
-            _make_public(folder / ADAPTER_DIR)
+            _save_adapter(model, folder / ADAPTER_DIR)
             # A merged copy, since merging and unmerging would leave rounding errors in the original.
             model = copy.deepcopy(model).merge_and_unload()
         save_drop_in(model, self.processing_class, folder, self.stored_dtype)
@@ -228,10 +228,20 @@ class PublishingMixin:
             self.push_in_progress.jobs.extend(jobs)
 
 
+def _save_adapter(model: PeftModel, folder: Path) -> None:
+    """Saves the active adapter; PEFT saves all, and puts those not called "default" into folders of their own."""
+    (name,) = model.active_adapters
+    model.save_pretrained(folder, selected_adapters=[name])
+    if name != "default":
+        for file in (folder / name).iterdir():
+            file.rename(folder / file.name)
+        (folder / name).rmdir()
+    _make_public(folder)
+
+
 def _make_public(folder: Path) -> None:
-    """Takes the original's path out of an adapter's configuration, and PEFT's empty card away."""
-    config = folder / CONFIG_NAME
-    if config.exists():
+    """Takes the original's path out of the configuration of adapters, and PEFT's empty card away."""
+    for config in folder.rglob(CONFIG_NAME):
         settings = json.loads(config.read_text())
         settings["base_model_name_or_path"] = public_name(settings["base_model_name_or_path"])
         config.write_text(json.dumps(settings, indent=2))

@@ -5,11 +5,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
+from peft import PeftModel, get_peft_model
+from transformers import CLIPModel
 
-from safe_clip import SafeCLIPTrainer, UserError
+from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, lora_config
 from safe_clip.outputs import OutputFolder
 
+from .conftest import build_model
 from .hub import TOKEN, Hub
 from .test_trainer import make_trainer
 
@@ -87,3 +91,37 @@ def test_the_command_after_a_failure_names_what_is_ours(processor, rows, hub, tm
     words = shlex.split(re.search(r"hf upload .*", str(error.value)).group())
     included = [words[place + 1] for place, word in enumerate(words) if word == "--include"]
     assert set(included) == set(OutputFolder(tmp_path).to_push) >= OURS and not set(included) & set(THEIRS)
+
+
+@pytest.mark.parametrize("names", [["safe"], ["default", "safe"], ["safe", "default"]], ids="-".join)
+def test_the_trained_adapter_is_saved_alone_whatever_its_name(names, processor, rows, tmp_path):
+    base = build_model(processor)
+    base.name_or_path = base.config._name_or_path = str(tmp_path / "private" / "base")
+    adapted = get_peft_model(base, lora_config(4, 8), adapter_name=names[0])
+    for name in names[1:]:
+        adapted.add_adapter(name, lora_config(2, 4))
+        adapted.set_adapter(name)
+    settings = {"max_steps": 2, "save_steps": 1, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True}
+    args = SafeCLIPTrainingArguments(str(tmp_path / "out"), **settings)
+    trainer = SafeCLIPTrainer(adapted, args, rows, None, processor)
+    trainer.train()
+    trainer.save_model()
+    files = {file.name for file in (tmp_path / "out" / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    saved = CLIPModel.from_pretrained(tmp_path / "out").state_dict()
+    again = PeftModel.from_pretrained(build_model(processor), tmp_path / "out" / "adapter").merge_and_unload()
+    original = build_model(processor).state_dict()
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, saved[name], atol=1e-6, rtol=0)
+    assert any(not torch.equal(value, original[name]) for name, value in saved.items())
+    told = [file for file in (tmp_path / "out").rglob("*.json") if str(tmp_path / "private") in file.read_text()]
+    assert not told and not list((tmp_path / "out").rglob("README.md"))
+
+
+def test_several_active_adapters_are_refused(processor, rows, tmp_path):
+    adapted = get_peft_model(build_model(processor), lora_config(4, 8))
+    adapted.add_adapter("safe", lora_config(4, 8))
+    adapted.base_model.set_adapter(["default", "safe"])
+    args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
+    with pytest.raises(UserError, match=r"2 active adapters \(default, safe\), of which one is trained"):
+        SafeCLIPTrainer(adapted, args, rows, None, processor)
