@@ -51,9 +51,28 @@ MARKS = {
     "failed.csv": ("id,address,reason",),
 }
 # What trainers and loggers leave, that is neither read nor written here. Of hidden files nothing is asked.
-HARMLESS = (MANIFEST, REPLACED, "runs", "wandb", "mlruns", "logs", "evaluation", "emissions*.csv", "events.out.*")
+HARMLESS = (MANIFEST, "runs", "wandb", "mlruns", "logs", "evaluation", "emissions*.csv", "events.out.*")
 HARMLESS += ("*_results.json", "trainer_state.json", "lost+found", "__pycache__", "codecarbon*")
-CHECKPOINT_MARKS = ("safe_clip_run.json", "training_args.json", "training_rows.json")
+HARMLESS += ("*.log", "*.out", "*.err")
+CHECKPOINTS = "checkpoint-*"  # which a Trainer writes, and deletes
+RUN_MARKS = ("safe_clip_run.json", "training_rows.json")  # of a checkpoint, and of nothing else
+CHECKPOINT_MARKS = (*RUN_MARKS, "training_args.json")
+# Of what others put here, what is moved before anything is written; files of a model are, once a whole one is there.
+FIRST_MOVED = (CARD, "bad_rows.txt", *FIGURES, CHECKPOINTS)
+# Places that are written, where a link would lead to what is not in the folder.
+WRITTEN_TO = (
+    *WRITTEN,
+    *LOADED,
+    *FIRST_MOVED,
+    *MARKS,
+    MANIFEST,
+    LOCK,
+    REPLACED,
+    "adapter",
+    "onnx",
+    "trainer_state.json",
+)
+WRITTEN_TO += ("*_results.json",)
 
 
 class OutputFolder:
@@ -91,6 +110,12 @@ class OutputFolder:
                     f"{self.option} {self.path} {how} {each}, which is read and never written to; name a folder "
                     "outside of it."
                 )
+        aside = self.path / REPLACED
+        if os.path.lexists(aside) and (aside.is_symlink() or not aside.is_dir()):
+            raise UserError(
+                f"{aside} is no folder, and is the place for what would be in the way: rename it, or name another "
+                f"{self.option}."
+            )
         if not overwrite and (found := self.foreign(files)):
             told = ", ".join(found[:FEW]) + (f" and {len(found) - FEW} more" if len(found) > FEW else "")
             raise UserError(
@@ -104,19 +129,22 @@ class OutputFolder:
             return []
         if files is not None:
             return [name for name in files if os.path.lexists(self.path / name) and not self.is_ours(name)]
-        found = []
+        found, owned = [], self._is_owned()
         for entry in sorted(self.path.iterdir()):
             name = entry.name
-            if name.startswith(".") or _fits(name, HARMLESS):
+            if entry.is_symlink() and _fits(name, WRITTEN_TO):
+                found.append(name)
+            elif name.startswith(".") or name == REPLACED or _fits(name, HARMLESS):
                 continue
-            if entry.is_dir() and any((entry / mark).is_file() for mark in (MANIFEST, *CHECKPOINT_MARKS)):
+            elif _fits(name, (CHECKPOINTS,)):
+                found += [] if is_checkpoint(entry) or (owned and _is_cut_off(entry)) else [name]
+            elif entry.is_dir() and any((entry / mark).is_file() for mark in (MANIFEST, *CHECKPOINT_MARKS)):
                 continue  # another folder of ours, or a checkpoint, whatever it is called now
-            if name.startswith("checkpoint-") and entry.is_dir():
-                cut_off = self._is_claimed() and not (entry / "trainer_state.json").exists()
-                found += [] if cut_off else [name]
             elif name in ("adapter", "onnx") and entry.is_dir():
                 inner = (f"{name}/{each.name}" for each in sorted(entry.iterdir()) if not each.name.startswith("."))
                 found += [each for each in inner if not self.is_ours(each)]
+            elif owned and not _fits(name, WRITTEN_TO):
+                continue  # somebody put it beside what is ours, where it changes nothing
             elif not self.is_ours(name):
                 found.append(name)
         return found
@@ -147,7 +175,7 @@ class OutputFolder:
 
     def write(self, name: str, text: str, editable: bool = False) -> None:
         """Writes a text beside the model, whole or not at all; what others wrote under its name is moved away."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.adopt()
         if os.path.lexists(self.path / name) and not self.is_ours(name) and not editable:
             self._set_aside(name)
         write_whole(self.path / name, text)
@@ -156,7 +184,7 @@ class OutputFolder:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """The path of a file that is written by somebody else, and then takes its place beside the model."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.adopt()
         with tempfile.TemporaryDirectory(prefix=STAGE, dir=self.path) as stage:
             yield Path(stage, name)
             if os.path.lexists(self.path / name) and not self.is_ours(name):
@@ -167,8 +195,8 @@ class OutputFolder:
     def is_ours(self, name: str) -> bool:
         """Whether this package wrote a file, and nobody has changed it since."""
         path, manifest = self.path / name, self.manifest
-        if not path.is_file():
-            return False
+        if not path.is_file() or any((self.path / each).is_symlink() for each in (name, *Path(name).parents[:-1])):
+            return False  # what a link leads to is written by none of us
         if name in MARKS and _has_mark(path):
             return True
         recorded = [part[name] for part in (manifest["model"], manifest["beside"]) if name in part]
@@ -178,6 +206,11 @@ class OutputFolder:
 
     def _is_claimed(self) -> bool:
         return (self.path / MANIFEST).is_file()
+
+    def _is_owned(self) -> bool:
+        """Whether a model was written here, or trained; not figures alone."""
+        manifest = self.manifest
+        return bool(manifest["model"] or manifest.get("run"))
 
     def _is_of_earlier_versions(self) -> bool:
         return any(_has_mark(self.path / name) for name in MARKS if name != CARD)
@@ -192,19 +225,37 @@ class OutputFolder:
     # ---- Writing ----
 
     def claim(self, **facts: Any) -> None:
-        """Notes the folder as this package's, and removes what was cut off in an earlier run. Under the lock."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Notes the folder as this package's, removes what was cut off in an earlier run, and moves away what others
+        put where is written. Under the lock, after `check`."""
+        self.adopt()
         for stage in self.path.glob(f"{STAGE}*"):
             shutil.rmtree(stage, ignore_errors=True)
-        if not self._is_claimed() and self._is_of_earlier_versions():
-            found = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
-            ours = [name for name in found if name.count("/") < 2 and self.is_ours(name)]
-            beside = {name: _known(self.path / name) for name in ours if name in (*FIGURES, "bad_rows.txt")}
-            model = {name: _known(self.path / name) for name in ours if name not in beside and name != CARD}
-            facts = {"model": model, "beside": beside} | facts
+        for name in self.foreign():
+            if _fits(name, FIRST_MOVED) or (self.path / name).is_symlink():
+                self._set_aside(name)
         self.update(**facts)
         if CARD not in self.manifest["beside"] and self.is_ours(CARD):
             self.record(CARD, editable=True)
+
+    def adopt(self) -> None:
+        """Notes as ours what a version before the manifest wrote, before anything else is noted."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._is_claimed() or not self._is_of_earlier_versions():
+            return
+        found = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+        ours = [name for name in found if name.count("/") < 2 and self.is_ours(name)]
+        beside = {name: _known(self.path / name) for name in ours if name in (*FIGURES, "bad_rows.txt")}
+        model = {name: _known(self.path / name) for name in ours if name not in beside and name != CARD}
+        self.update(model=model, beside=beside)
+
+    def make_way(self, checkpoint: str) -> None:
+        """Removes an earlier checkpoint of ours whose place another takes; what others put there is moved away."""
+        place = self.path / checkpoint
+        for other in sorted(self.path.glob(CHECKPOINTS)):  # those too that a limit on their number would delete
+            if not is_checkpoint(other):
+                self._set_aside(other.name)
+        if place.is_dir():
+            shutil.rmtree(place)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -214,6 +265,8 @@ class OutputFolder:
             UserError: another one writes here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / LOCK).is_symlink():
+            self._set_aside(LOCK)
         lock = FileLock(self.path.resolve() / LOCK, timeout=PATIENCE, is_singleton=True, thread_local=False)
         try:
             lock.acquire()
@@ -239,8 +292,7 @@ class OutputFolder:
         umask says.
         """
         with self.lock():
-            if not self._is_claimed():
-                self.claim()
+            self.claim()
             stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=self.path))
             try:
                 yield stage
@@ -259,7 +311,8 @@ class OutputFolder:
             for place in (*list(Path(name).parents)[-2::-1], Path(name)):
                 target = self.path / place
                 parent = place != Path(name)
-                if os.path.lexists(target) and not (target.is_dir() if parent else self.is_ours(name)):
+                folder = target.is_dir() and not target.is_symlink()
+                if os.path.lexists(target) and not (folder if parent else self.is_ours(name)):
                     self._set_aside(place.as_posix())
         for name in self._left_over(new):
             if name in old["model"] and self.is_ours(name):
@@ -355,6 +408,22 @@ def make_public_modes(files: Collection[Path] | Iterator[Path]) -> None:
             mode = probe.stat().st_mode & 0o777
             probe.unlink()
         path.chmod(mode)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder was made by training with this package, as far as it came, and is no link to one."""
+    if folder.is_symlink():
+        return False
+    if any((folder / mark).is_file() for mark in RUN_MARKS):
+        return True
+    arguments = folder / "training_args.json"  # which a whole model has too
+    return arguments.is_file() and _has_mark(arguments) and not (folder / MANIFEST).exists()
+
+
+def _is_cut_off(folder: Path) -> bool:
+    """Whether a checkpoint's folder has nothing in it but the first files of one."""
+    cut = (*LOADED, *WRITTEN, CARD, "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+    return folder.is_dir() and not folder.is_symlink() and all(_fits(each.name, cut) for each in folder.iterdir())
 
 
 def _known(path: Path) -> dict[str, Any]:

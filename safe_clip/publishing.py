@@ -3,7 +3,6 @@
 import copy
 import json
 import shlex
-import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,9 @@ class PublishingMixin:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, or cut off: files would be left over
+            OutputFolder(folder.parent).make_way(folder.name)  # files of another would be left over
+            folder.mkdir(parents=True, exist_ok=True)
+            self._save_run(folder)  # first, so that it is known as ours wherever it is cut off
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from transformers import CLIPModel
+from transformers import CLIPModel, TrainerCallback
 
 from safe_clip import UserError, export, outputs
 from safe_clip.card import check_measured
@@ -115,14 +115,17 @@ def test_what_is_read_is_never_written_to(processor, rows, model_dir, tmp_path):
 
 
 def test_an_export_is_guarded_and_may_be_made_again(model_dir, tmp_path):
-    flags = ["--model", model_dir, "--format", "transformers", "--output_dir", str(tmp_path / "out")]
+    out = tmp_path / "out"
+    flags = ["--model", model_dir, "--format", "transformers", "--output_dir", str(out)]
     for _ in range(2):
         export.main(flags)
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="did not write: notes.txt"):
+    (out / "notes.txt").write_text("mine")  # beside what is ours, where it changes nothing
+    export.main(flags)
+    (out / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="did not write: adapter_config.json. "):
         export.main(flags)
     export.main([*flags, "--overwrite_output_dir"])
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (out / "notes.txt").read_text() == "mine" and (out / REPLACED / "adapter_config.json").exists()
 
 
 def test_figures_go_when_other_weights_come_and_stay_with_theirs(processor, rows, tmp_path):
@@ -256,3 +259,113 @@ def test_results_of_others_are_not_overwritten(tmp_path):
         output.check(files=["results.json"])
     assert (tmp_path / REPLACED / "results.json").read_text() == '{"theirs": 1}'
     assert json.loads((tmp_path / "results.json").read_text()) == {"safe_clip": 2}
+
+
+def foreign_checkpoint(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "pytorch_model.bin", "trainer_state.json"):
+        (folder / name).write_text('{"theirs": 1}')
+
+
+def test_what_others_put_where_checkpoints_lie_is_moved_before_training(processor, rows, tmp_path):
+    foreign_checkpoint(tmp_path / "checkpoint-500")
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "w.bin").write_text("theirs")
+    (tmp_path / "checkpoint-1").write_text("a file")
+    for name in ("bad_rows.txt", "README.md"):
+        (tmp_path / name).write_text("theirs")
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    trainer = make_trainer(processor, rows, tmp_path, overwrite_output_dir=True, **options)
+    foreign_checkpoint(tmp_path / "checkpoint-7")
+
+    class Comes(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            assert {path.name for path in tmp_path.glob("checkpoint-*")} in (set(), {f"checkpoint-{state.global_step}"})
+
+    trainer.add_callback(Comes())
+    trainer.train()
+    aside = tmp_path / REPLACED
+    for name in ("checkpoint-500", "checkpoint-7"):
+        assert {path.name for path in (aside / name).iterdir()} >= {"pytorch_model.bin", "model.safetensors"}
+    assert (aside / "checkpoint-2" / "w.bin").read_text() == "theirs" == (aside / "README.md").read_text()
+    assert (aside / "checkpoint-1").read_text() == "a file" and (aside / "bad_rows.txt").read_text() == "theirs"
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3"}
+    # A checkpoint of an earlier run is ours, and is rotated.
+    make_trainer(processor, rows, tmp_path, **{**options, "max_steps": 1}).train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
+    assert not (aside / "checkpoint-3").exists()
+
+
+LINKS = ["checkpoint-2", "adapter", "config.json", "trainer_state.json", "model.safetensors", LOCK, "evaluation.json"]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link(name, processor, rows, tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    a, b = tmp_path / "a", tmp_path / "b"
+    trained_a = make_trainer(processor, rows, a, **options)
+    trained_a.train()
+    trained_a.save_model()
+    (a / "evaluation.json").write_text('{"safe_clip": 1}')
+    (a / "trainer_state.json").write_text("{}")
+    before = {path: path.read_bytes() for path in a.rglob("*") if path.is_file()}
+    b.mkdir()
+    (b / name).symlink_to(a / name)
+    with pytest.raises(UserError, match=f"did not write: {name}. .*--overwrite_output_dir"):
+        make_trainer(processor, rows, b, **options).train()
+    again = make_trainer(processor, rows, b, overwrite_output_dir=True, learning_rate=1e-3, **options)
+    again.train()
+    again.save_model()
+    again.save_state()
+    assert before == {path: path.read_bytes() for path in a.rglob("*") if path.is_file()}
+    assert (b / REPLACED / name).is_symlink() and not (b / name).is_symlink()
+
+
+def test_an_export_moves_a_link_in_its_way(model_dir, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter").symlink_to(tmp_path / "theirs")
+    flags = ["--model", model_dir, "--format", "transformers", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="did not write: adapter. "):
+        export.main(flags)
+    export.main([*flags, "--overwrite_output_dir"])
+    assert (tmp_path / "out" / REPLACED / "adapter").is_symlink() and (tmp_path / "theirs").is_dir()
+
+
+def test_a_card_claims_a_model_of_before_the_manifest(processor, rows, tmp_path):
+    trained(processor, rows, tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    OutputFolder(tmp_path).write("evaluation.json", '{"safe_clip": 1}')
+    OutputFolder(tmp_path).check()
+    assert "model.safetensors" in OutputFolder(tmp_path).manifest["model"]
+    # Figures alone make nobody's model ours.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_text("theirs")
+    OutputFolder(tmp_path / "other").write("evaluation.json", '{"safe_clip": 1}')
+    with pytest.raises(UserError, match="did not write: model.safetensors. "):
+        OutputFolder(tmp_path / "other").check()
+
+
+def test_a_place_for_what_is_in_the_way_must_be_one(tmp_path):
+    for make in (lambda path: path.write_text("x"), lambda path: path.symlink_to(tmp_path / "nowhere")):
+        make(tmp_path / REPLACED)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="replaced is no folder, .* rename it"):
+                OutputFolder(tmp_path).check(overwrite)
+        (tmp_path / REPLACED).unlink()
+
+
+def test_plain_logs_are_no_obstacle_and_a_project_is(processor, rows, tmp_path):
+    for name in ("train.log", "nohup.out", "slurm-123.out", "slurm-123.err"):
+        (tmp_path / name).write_text("x")
+    trained(processor, rows, tmp_path)
+    (tmp_path / "config.yaml").write_text("x")
+    (tmp_path / "data").mkdir()
+    trained(processor, rows, tmp_path)
+    assert not {"train.log", "config.yaml"} & set(OutputFolder(tmp_path).to_push)
+    # Figures do not make a folder ours.
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "rows.jsonl").write_text("x")
+    OutputFolder(tmp_path / "project").write("results.json", '{"safe_clip": 1}')
+    with pytest.raises(UserError, match="did not write: rows.jsonl. "):
+        OutputFolder(tmp_path / "project").check()

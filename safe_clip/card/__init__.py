@@ -146,6 +146,7 @@ def update_model_card(model: str, results: dict, revision: str | None = None) ->
     if Path(model).is_dir():
         output = OutputFolder(model, "--model")
         with output.lock():
+            output.adopt()
             files = {name: path for name in (CARD_FILE, RESULTS_FILE) if (path := Path(model, name)).exists()}
             for name, text in _updated(Path(model).resolve().name, files, results).items():
                 output.write(name, text, editable=name == CARD_FILE)
