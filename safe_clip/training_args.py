@@ -1,28 +1,21 @@
 """The settings of a training run."""
 
-import contextlib
-import functools
 import logging
-import numbers
 import os
-import re
-import types
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
 from .config import changed, json_object, suggest
-from .errors import UserError, first_line
+from .errors import UserError
 from .names import public
 from .objectives import OBJECTIVES, build_objective
 from .objectives.base import STATE_NEEDS
 from .optional import check_optional
 from .ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
+from .setting_kinds import enums, restated, wrong_kind
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +247,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         if self.accelerator_config is None and not on_cpu:
             self.accelerator_config = {"non_blocking": True}
         self._cut_into_chunks(int(os.environ.get("WORLD_SIZE", "1")))
-        with _restated(self):
+        with restated(self):
             super().__post_init__()
         if float32:
             self.mixed_precision = "no"  # was asked for here, whatever `accelerate launch` was told
@@ -277,9 +270,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError(f"--output_dir is {self.output_dir!r}; it must name a folder.")
         check_ranges(self, self.RANGES)
         for each in fields(self):
-            if each.init and (wrong := _wrong_kind(type(self), each, getattr(self, each.name))):
+            if each.init and (wrong := wrong_kind(type(self), each, getattr(self, each.name))):
                 raise UserError(f"--{each.name} is {shown(getattr(self, each.name))}; it must be {wrong}.")
-        for name, known in (self.CHOICES | _enums()).items():
+        for name, known in (self.CHOICES | enums()).items():
             value = getattr(self, name)
             value = getattr(value, "value", value)
             if value is not None and value not in known:
@@ -315,69 +308,6 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 f"optimizer step takes one contrastive batch, here of {chunks} chunks; leave it out."
             )
         self.gradient_accumulation_steps = chunks
-
-
-KINDS = {
-    bool: (bool, "true or false"),
-    int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a number"),
-    str: ((str, os.PathLike), "a text"),
-    dict: (dict, "a mapping"),
-    list: ((list, tuple), "a list"),
-}
-
-
-@functools.cache
-def _hints(settings: type) -> dict[str, Any]:
-    return typing.get_type_hints(settings)
-
-
-def _wrong_kind(settings: type, each: Any, value: Any) -> str | None:
-    """What a value of a setting must be if it is of another type; `None` if it is not, or if the type is one of
-    `transformers`' own."""
-    hint = _hints(settings)[each.name]
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    hints = [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))]
-    kinds = [KINDS[kind] for kind in hints if kind in KINDS]
-    if value is None:
-        takes_none = each.default is None or not set(hints) <= {bool, int, float}
-        return None if takes_none else " or ".join(words for _, words in kinds)
-    if len(kinds) + (type(None) in hints) < len(hints) and not isinstance(value, int | float):
-        return None
-    fits = any(isinstance(value, kind) for kind, _ in kinds)
-    if isinstance(value, bool) and bool not in hints:
-        fits = False
-    return None if fits or not kinds else " or ".join(words for _, words in kinds)
-
-
-@functools.cache
-def _enums() -> dict[str, tuple[str, ...]]:
-    """The settings of `transformers` that take one of several words, and these."""
-    hints = typing.get_type_hints(TrainingArguments)
-    found = {}
-    for each in fields(TrainingArguments):
-        for kind in typing.get_args(hints[each.name]) or (hints[each.name],):
-            if isinstance(kind, type) and issubclass(kind, Enum):
-                found[each.name] = tuple(member.value for member in kind)
-    return found
-
-
-@contextlib.contextmanager
-def _restated(settings: SafeCLIPTrainingArguments) -> Iterator[None]:
-    """Turns what `transformers` raises of settings, each kind of error of its own, into one line that names them."""
-    given = settings._changed
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split()) or first_line(error)
-        known = [each.name for each in fields(settings)]
-        named = [name for name in known if re.search(rf"\b{name}\b", said)]
-        likely = [name for name in given if re.search(rf"\b{re.escape(str(given[name]))}\b", said)]
-        flags = [name for name in named if name in given] or named or likely or list(given)
-        told = ", ".join(f"--{name} {getattr(settings, name)}" for name in flags)
-        raise UserError(f"{told or 'the settings'}: {said}") from error
 
 
 def _fast_in_bfloat16(on_cpu: bool) -> bool:

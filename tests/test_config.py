@@ -2,6 +2,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from transformers import SchedulerType, TrainingArguments
+from transformers.debug_utils import DebugOption
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.training_args import OptimizerNames
 
 from safe_clip import SafeCLIPTrainingArguments, UserError
 from safe_clip.config import parse_arguments
@@ -86,6 +91,46 @@ def test_loss_weights_from_flags_and_from_files(tmp_path):
 def test_bad_training_arguments(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         SafeCLIPTrainingArguments(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        {"fsdp": False},
+        {"fsdp": []},
+        {"debug": None},
+        {"debug": [DebugOption.UNDERFLOW_OVERFLOW]},
+        {"optim": OptimizerNames.SGD},
+        {"eval_strategy": IntervalStrategy.NO},
+        {"hub_strategy": HubStrategy.END},
+        {"lr_scheduler_type": SchedulerType.LINEAR},
+        {"lr_scheduler_kwargs": {}},
+        {"accelerator_config": AcceleratorConfig()},
+        {"accelerator_config": {"split_batches": False}},
+        {"report_to": []},
+        {"report_to": None},
+        {"include_num_input_tokens_seen": True},
+        {"max_grad_norm": None},
+        {"resume_from_checkpoint": True},
+        {"hub_token": True},
+        {"trackio_static_space_id": False},
+        {"output_dir": Path("out")},
+        {"warmup_steps": 10},
+    ],
+    ids=str,
+)
+def test_what_transformers_takes_is_taken(taken):
+    args = SafeCLIPTrainingArguments(**{"output_dir": "out", "report_to": "none"} | taken)
+    TrainingArguments(**{"output_dir": "out", "report_to": "none"} | taken)
+    assert args.output_dir is not None
+
+
+def test_fsdp_is_true_or_a_text_as_of_transformers():
+    for value in (True, "full_shard"):
+        with pytest.raises(UserError, match="--fsdp requires several processes"):  # and not: another type
+            SafeCLIPTrainingArguments("out", fsdp=value)
+    with pytest.raises(UserError, match="--fsdp is 3; it must be a text"):
+        SafeCLIPTrainingArguments("out", fsdp=3)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

@@ -131,14 +131,14 @@ def test_a_script_ends_in_one_line_or_in_the_traceback():
 
 KILLED_AT_A_PICTURE = """
 import os, runpy, sys
-from PIL import ImageOps
+from PIL import Image
 
-def killed(picture, main=os.getpid(), upright=ImageOps.exif_transpose):
+def killed(picture, main=os.getpid(), read=Image.Image.getexif):
     if os.getpid() != main:
         os.kill(os.getpid(), 9)  # as the kernel does where memory runs out
-    return upright(picture)
+    return read(picture)
 
-ImageOps.exif_transpose = killed
+Image.Image.getexif = killed
 """
 RUN = """
 sys.argv = sys.argv[1:]

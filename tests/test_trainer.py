@@ -426,11 +426,13 @@ def test_stock_transformers_loads_the_output(processor, rows, tmp_path, peft_con
     trainer.train()
     trainer.save_model()
     assert {path.name for path in folder.iterdir()} == {
+        ".safe_clip.lock",
         "config.json",
         "model.safetensors",
         "merges.txt",
         "preprocessor_config.json",
         "processor_config.json",
+        "safe_clip.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
