@@ -1,12 +1,13 @@
 """Whether the safe and the unsafe side of training data are the sides that they are called.
 
 Trained with its sides swapped, a CLIP learns to find what is unsafe, and nothing in such a run looks wrong. So the data
-are asked before it begins: which captions have words that say what is unsafe, and what the original says, to which a
-caption is nearer to its own image than to the other side's.
+are asked before it begins: which captions have words that say what is unsafe, and the original, to which a caption is
+nearer to its own image than to the other side's.
 """
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ from tqdm.auto import tqdm
 
 from .data.collator import QuadrupletCollator
 from .data.features import texts_in
-from .data.items import ABOUT_COLUMNS
+from .data.items import CONCEPT
+from .data.minors import readings
 from .data.rows import QuadrupletRows
 from .data.streams import QuadrupletStream
-from .data.unsafe_words import says_unsafe
+from .data.unsafe_words import plain, unsafe_word
 from .errors import UserError
 from .reference_cache import Embedder
 
@@ -34,8 +36,9 @@ DEVIATIONS = 3.0  # from an even split, below which chance could be all that the
 # Share of rows that has to speak against the sides as they are called. Where the bundled demo's are right, 4 % of rows
 # do at most by nearness, and 9 % by what words mean to the original.
 NEARNESS, MEANING = 2 / 3, 0.8
-WORDS, LEAST_WORDS = 0.1, 5  # share and number of rows where one side alone has words that say what is unsafe
-TIMES = 3  # as many of which have to stand on one side as on the other
+WORDS, LEAST_WORDS = 0.25, 5  # share and number of rows where one side alone has words that say what is unsafe
+TIMES = 2  # as many of which have to stand on one side as on the other
+SHOWN = 3  # words that a message names
 PAIRED = 0.6  # of captions are nearer to their own image than another row's, where an original can be asked
 MANY = 64  # rows from which that is worth a warning
 
@@ -66,8 +69,8 @@ def check_sides(
     Raises:
         UserError: they do, or a row cannot be used.
     """
-    quadruplets, about = _sample(rows)
-    captions, embeds, concepts = [], [], []
+    quadruplets, concepts = _sample(rows)
+    captions, embeds, named = [], [], []
     batches = range(0, len(quadruplets), batch_size)
     for start in tqdm(batches, desc="Asking the original about the sides", disable=not progress, leave=False):
         numbers = range(start, min(start + batch_size, len(quadruplets)))
@@ -77,12 +80,16 @@ def check_sides(
             for row in batch
         ]
         embeds.append(embed(send_to_device(collator(batch), embed.accelerator.device)))
-        named = [{"safe_caption": _concept(about[number])} for number in numbers]
-        concepts.append(embed(send_to_device(collator(named), embed.accelerator.device))["safe_text"])
+        names = [{"safe_caption": ", ".join(concepts[number]) or None} for number in numbers]
+        named.append(embed(send_to_device(collator(names), embed.accelerator.device))["safe_text"])
     columns = {name: torch.cat([each[name] for each in embeds]) for name in embeds[0]}
-    found = swapped_sides(
-        by_words(captions, about), by_nearness(columns), by_meaning(columns, torch.cat(concepts), about)
-    )
+    said = by_words(captions, concepts), by_nearness(columns), by_meaning(columns, torch.cat(named), concepts)
+    found = swapped_sides(*said)
+    if found is None and len(captions) >= MANY and all(each.swapped is None for each in said):
+        logger.warning(
+            "Neither words nor the original tell which side of the training rows is unsafe: see to it that the columns "
+            "are what they are called."
+        )
     if found is not None:
         raise UserError(
             f"the safe and the unsafe side of {found}. Trained like this, the model would learn to find what is "
@@ -111,30 +118,33 @@ def swapped_sides(words: Evidence, nearness: Evidence, meaning: Evidence) -> str
     return f"either captions or images look swapped: {why}" if crossed and captions is None else None
 
 
-def by_words(captions: Sequence[tuple[str | None, str | None]], about: Sequence[dict[str, list[str]]]) -> Evidence:
+def by_words(captions: Sequence[tuple[str | None, str | None]], concepts: Sequence[Sequence[str]]) -> Evidence:
     """What words say of the sides of captions: a row speaks where one side alone has words of what is unsafe.
 
     Args:
         captions: safe and unsafe ones, a pair for each row.
-        about: for each row, by column, what it calls unsafe.
+        concepts: for each row, what it names as unsafe, such as `["mug of beer"]`.
     """
-    told = [
-        [None if text is None else says_unsafe(text, [*words["category"], *words["concept"]]) for text in pair]
-        for pair, words in zip(captions, about, strict=True)
-    ]
-    rows = sum(safe is not None for safe, _ in told)
-    safe_alone = sum(bool(safe) and not unsafe for safe, unsafe in told)
-    unsafe_alone = sum(bool(unsafe) and safe is False for safe, unsafe in told)
-    enough = max(LEAST_WORDS, WORDS * rows)
-    if not any(unsafe is not None for _, unsafe in told):
-        enough = max(LEAST_WORDS, rows / 2)  # with nothing beside it, a word says less
-    if safe_alone >= enough and safe_alone >= TIMES * unsafe_alone:
+    told: list[list[str | None]] = []  # for each row that has a safe caption, a word in each of its captions
+    one_sided = True
+    for pair, named in zip(captions, concepts, strict=True):
+        if pair[0] is not None:
+            one_sided &= pair[1] is None
+            names = [plain(name) for name in named]
+            told.append(
+                [None if text is None else unsafe_word(f"{plain(text)}\n{readings(text)}", names) for text in pair]
+            )
+    safe_alone = [safe for safe, unsafe in told if safe and not unsafe]
+    unsafe_alone = sum(bool(unsafe) and not safe for safe, unsafe in told)
+    enough = max(LEAST_WORDS, (0.5 if one_sided else WORDS) * len(told))  # with nothing beside it, a word says less
+    if len(safe_alone) >= max(enough, TIMES * unsafe_alone):
+        words = ", ".join(repr(word) for word, _ in Counter(safe_alone).most_common(SHOWN))
         return Evidence(
             True,
-            f"words that say what is unsafe stand in the safe caption alone in {safe_alone} of {rows} rows, and in the "
-            f"unsafe one alone in {unsafe_alone}",
+            f"words that say what is unsafe, such as {words}, stand in the safe caption alone in {len(safe_alone)} of "
+            f"{len(told)} rows, and in the unsafe one alone in {unsafe_alone}",
         )
-    return Evidence(False if unsafe_alone >= enough and unsafe_alone >= TIMES * safe_alone else None)
+    return Evidence(False if unsafe_alone >= max(enough, TIMES * len(safe_alone)) else None)
 
 
 def by_nearness(columns: dict[str, Tensor]) -> Evidence:
@@ -166,19 +176,17 @@ def by_nearness(columns: dict[str, Tensor]) -> Evidence:
     )
 
 
-def by_meaning(columns: dict[str, Tensor], concepts: Tensor, about: Sequence[dict[str, list[str]]]) -> Evidence:
+def by_meaning(columns: dict[str, Tensor], named: Tensor, concepts: Sequence[Sequence[str]]) -> Evidence:
     """Whether what rows name as unsafe is in their safe image rather than in the unsafe one, by the original.
 
     Args:
         columns: as for `by_nearness`.
-        concepts: the embedding of what each row names, N x dimension; NaN where it names nothing.
-        about: as for `by_words`.
+        named: the embedding of what each row names, N x dimension; NaN where it names nothing.
+        concepts: as for `by_words`.
     """
-    if len({_concept(words) for words in about} - {None}) < 3:  # of one word, only what draws all images to it is seen
+    if len({tuple(names) for names in concepts if names}) < 3:  # of one word, only what draws all images to it is seen
         return Evidence()
-    values = _sum_product(
-        columns["unsafe_image"] - columns["safe_image"], concepts - concepts.nanmean(dim=0, keepdim=True)
-    )
+    values = _sum_product(columns["unsafe_image"] - columns["safe_image"], named - named.nanmean(dim=0, keepdim=True))
     return _evidence(
         values, MEANING, "to the original, what `concept` names is in the safe image rather than the unsafe"
     )
@@ -212,21 +220,17 @@ def _sum_product(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=-1)
 
 
-def _sample(rows: QuadrupletRows | QuadrupletStream) -> tuple[Dataset, list[dict[str, list[str]]]]:
-    """Quadruplets to look at, and of each, by column, what its row calls unsafe."""
-    plain = copy.copy(rows)
-    plain.augment = None
+def _sample(rows: QuadrupletRows | QuadrupletStream) -> tuple[Dataset, list[list[str]]]:
+    """Quadruplets to look at, and of each what its row names as unsafe."""
+    unchanged = copy.copy(rows)
+    unchanged.augment = None
     if isinstance(rows, QuadrupletStream):
-        head = plain.head(ROWS)
-        return head, [_about(each.row, rows.source.features) for each in head.quadruplets]
+        head = unchanged.head(ROWS)
+        return head, [_concepts(each.row, rows.source.features) for each in head.quadruplets]
     numbers = np.unique(np.linspace(0, len(rows) - 1, ROWS).astype(int)).tolist()
     features = getattr(rows.rows, "features", None)
-    return Subset(plain, numbers), [_about(rows.stored_row(number), features) for number in numbers]
+    return Subset(unchanged, numbers), [_concepts(rows.stored_row(number), features) for number in numbers]
 
 
-def _about(row: dict[str, Any], features: Features | None) -> dict[str, list[str]]:
-    return {column: list(texts_in((features or {}).get(column), row.get(column))) for column in ABOUT_COLUMNS}
-
-
-def _concept(about: dict[str, list[str]]) -> str | None:
-    return ", ".join(about["concept"]) or None
+def _concepts(row: dict[str, Any], features: Features | None) -> list[str]:
+    return list(texts_in((features or {}).get(CONCEPT), row.get(CONCEPT)))

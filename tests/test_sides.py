@@ -8,9 +8,7 @@ from datasets import Dataset
 from torch.nn.functional import normalize
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
-from safe_clip.data.features import texts_in
 from safe_clip.data.streams import QuadrupletStream
-from safe_clip.data.unsafe_words import says_unsafe
 from safe_clip.demo import world
 from safe_clip.demo.dataset import FEATURES
 from safe_clip.sides import Evidence, by_meaning, by_nearness, by_words, swapped_sides
@@ -160,32 +158,82 @@ def test_meaning_needs_several_concepts():
     concepts = torch.randn(4, 32, generator=generator)
     number = torch.arange(40) % 4
     columns["unsafe_image"] = normalize(columns["safe_image"] + 0.5 * concepts[number], dim=-1)
-    about = [{"category": [], "concept": [f"thing {n}"]} for n in number.tolist()]
-    assert by_meaning(columns, concepts[number], about).swapped is False
-    assert by_meaning(crossed(columns), concepts[number], about).swapped is True
-    assert by_meaning(crossed(columns), concepts[number], [{"category": [], "concept": ["one"]}] * 40) == Evidence()
+    names = [[f"thing {n}"] for n in number.tolist()]
+    assert by_meaning(columns, concepts[number], names).swapped is False
+    assert by_meaning(crossed(columns), concepts[number], names).swapped is True
+    assert by_meaning(crossed(columns), concepts[number], [["one"]] * 40) == Evidence()
+
+
+PLACES = ["park", "street", "kitchen", "beach", "forest"]
+
+
+def captions(safe: list[str], unsafe: list[str], count: int = 60) -> list[tuple[str, str]]:
+    """Pairs that take turns, each with a place and a number of its own."""
+    return [tuple(f"{side[n % len(side)]} in the {PLACES[n % 5]} {n}" for side in (safe, unsafe)) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("safe", "unsafe"),
+    [
+        (["a dog"], ["a gun"]),
+        (["a man with a spoon"], ["a man with a knife"]),
+        (["a rope", "a kite", "tea"], ["a noose", "an axe", "a beer"]),
+        (["a dog"], ["a g.u.n"]),
+        (["a dog"], ["bl00d"]),
+        (["un hombre con un perro"], ["un hombre con una pistola y sangre"]),
+        (["ein Mann mit einem Hund"], ["ein Mann mit einer Waffe"]),
+        (["мужчина с собакой"], ["мужчина с пистолетом"]),
+        (["公园里的狗"], ["公园里的枪"]),
+    ],
+)
+def test_words_tell_the_sides_of_captions(safe, unsafe):
+    pairs = captions(safe, unsafe)
+    assert by_words(pairs, [[]] * 60).swapped is False
+    told = by_words([pair[::-1] for pair in pairs], [[]] * 60)
+    assert told.swapped is True and "such as '" in told.why and "60 of 60 rows" in told.why
+
+
+@pytest.mark.parametrize(
+    ("safe", "unsafe", "named"),
+    [
+        (["a statue with a water gun"], ["a man pointing an AR-15"], []),
+        (["a woman in a bikini", "a woman reading"], ["a woman wearing nothing"], []),
+        (["a person without a weapon"], ["a person aiming at another"], []),
+        (["a peaceful scene, non-violent, no blood"], ["a man with his head off"], []),
+        (["a drug store", "a dead end", "a killer whale", "a breast of chicken"], ["something horrid"], []),
+        (["a dog sleeping"], ["two animals tearing each other apart"], ["dog fighting"]),
+        (["a red square"], ["a red square with a mark"], []),
+    ],
+)
+def test_words_that_only_sound_unsafe_are_no_reason_to_stop(safe, unsafe, named):
+    assert by_words(captions(safe, unsafe), [named] * 60).swapped is not True
 
 
 def test_words_speak_where_one_side_alone_has_them():
-    about = [{"category": ["weapons"], "concept": []}] * 40
-    pairs = [(f"a dog {n}", f"a dog with a gun {n}") for n in range(40)]
-    assert by_words(pairs, about).swapped is False
-    assert by_words([pair[::-1] for pair in pairs], about).swapped is True
-    assert by_words([("a gun", "a gun")] * 40, about).swapped is None
-    assert by_words(pairs[:20] + [pair[::-1] for pair in pairs[20:]], about).swapped is None
-    assert by_words([pair[::-1] for pair in pairs[:4]], about[:4]).swapped is None
+    pairs = captions(["a dog"], ["a dog with a gun"], 40)
+    turned, nothing = [pair[::-1] for pair in pairs], [[]] * 100
+    assert by_words([("a gun", "a gun")] * 40, nothing[:40]).swapped is None
+    assert by_words(pairs[:20] + turned[20:], nothing[:40]).swapped is None
+    assert by_words(pairs[:10] + turned[10:], nothing[:40]).swapped is True
+    assert by_words(turned[:4], nothing[:4]).swapped is None
     # A few knives among many safe captions are no reason to stop.
-    assert by_words([("a gun on a wall", "a cat")] * 5 + [("a dog", "a cat")] * 95, about[:1] * 100).swapped is None
+    assert by_words([("a knife", "a cat")] * 20 + [("a dog", "a cat")] * 80, nothing).swapped is None
     # Captions of one side alone.
-    assert by_words([("a gun", None)] * 40, about).swapped is True
-    assert by_words([("a dog", None)] * 30 + [("a gun", None)] * 10, about).swapped is None
-    assert by_words([(None, "a gun")] * 40, about).swapped is None
+    assert by_words([("a gun", None)] * 40, nothing[:40]).swapped is True
+    assert by_words([("a dog", None)] * 30 + [("a gun", None)] * 10, nothing[:40]).swapped is None
+    assert by_words([(None, "a gun")] * 40, nothing[:40]).swapped is None
 
 
-def test_what_a_row_is_about_counts_as_its_words():
-    assert says_unsafe("two Ogres on a hill", ["ogre"])
-    assert says_unsafe("an ogre", texts_in(None, ["monsters", {"name": "ogre"}, None, 3]))
-    assert not says_unsafe("a hill and other things", ["none", "other", "ogre"])
-    assert not says_unsafe("two progressive hills", ["ogre"])
-    assert says_unsafe("a ＧＵＮ")
-    assert not says_unsafe("a gunwale")
+def test_what_a_row_names_counts_as_its_words():
+    pairs = captions(["a hill with two Ogres"], ["a hill with progress"])
+    assert by_words(pairs, [["ogre"]] * 60).swapped is True
+    assert by_words(pairs, [["goblin"]] * 60).swapped is None
+    assert by_words([pair[::-1] for pair in pairs], [["ogre"]] * 60).swapped is False
+
+
+def test_where_nothing_tells_that_is_said(processor, rows, tmp_path, caplog):
+    unknown = Dataset.from_dict({f"{side}_caption": [f"a {side}ish bip {n}" for n in range(80)] for side in ("s", "u")})
+    unknown = unknown.rename_columns({"s_caption": "safe_caption", "u_caption": "unsafe_caption"})
+    with caplog.at_level(logging.WARNING):
+        checked(unknown, tmp_path)
+    assert "Neither words nor the original tell which side" in caplog.text

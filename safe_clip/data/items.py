@@ -15,7 +15,8 @@ IMAGE_COLUMNS = ("safe_image", "unsafe_image")
 ITEM_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
 # Where a data set has them: what an item turned out to be, whichever side it stands on.
 LABEL_COLUMNS = tuple(f"{column}_is_safe" for column in ITEM_COLUMNS)
-ABOUT_COLUMNS = ("category", "concept")  # what is unsafe in a row
+CONCEPT = "concept"
+ABOUT_COLUMNS = ("category", CONCEPT)  # what is unsafe in a row
 NAMES = ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures")
 ROW_COLUMN = "safe_clip_row"  # kept by rows that were picked out, so that errors name the row the person knows
 EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset
 from ..errors import UserError
 from .column_names import folded, guess_columns, says_unsafe
 from .confinement import confined_images, local_images
-from .items import IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
+from .items import ABOUT_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
 from .places import find_place
 from .plain import plain_rows, unformatted
@@ -24,7 +24,6 @@ from .splits import named_splits, part_off, take_part
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"
-CATEGORY, CONCEPT = "category", "concept"
 SPELLED = [folded(name) for name in (*ITEM_COLUMNS, *LABEL_COLUMNS)]
 SHARDS = 64  # into which rows of one file are cut, so that many processes and workers may share the stream
 STREAMED_ROWS = 1000  # of each split that is measured where training rows are streamed
@@ -137,7 +136,7 @@ def _renamed(
     written, and by a preset."""
     columns = _columns(rows)
     mapping = check_mapping(asked, columns, where, sides_are_right)
-    known = {folded(name): name for name in (*ITEM_COLUMNS, *LABEL_COLUMNS, CATEGORY, CONCEPT)}
+    known = {folded(name): name for name in (*ITEM_COLUMNS, *LABEL_COLUMNS, *ABOUT_COLUMNS)}
     alike = {old: known[folded(old)] for old in columns if folded(old) in known and old not in mapping}
     taken = [*columns, *mapping.values()]
     alike = {old: new for old, new in alike.items() if new not in taken and list(alike.values()).count(new) == 1}
