@@ -8,7 +8,6 @@ from types import ModuleType
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedConfig
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -17,10 +16,10 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from . import open_clip_format
 from .errors import UserError, first_line, hub_trouble
 from .names import public
+from .pixel_range import check_pixels
 from .tokens import CURE, fit_tokenizer
 from .weights import Misfit, broken_weights, find_file, fit, read, stored_tensors, weight_files
 
-BRIGHTEST = 10.0  # pixel: with OpenAI's mean and deviation white is 2.1 at most, with one half each it is 1
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
 
@@ -243,27 +242,9 @@ def _check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
         )
     if getattr(processor.tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"the tokenizer is a {type(processor.tokenizer).__name__}, not a CLIPTokenizer. {CURE}.")
-    expected = model.config.vision_config.image_size
-    image_processor = processor.image_processor
-    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-    made = (size["height"], size["width"]) if "height" in size else (size.get("shortest_edge"),) * 2
-    if not image_processor.do_center_crop and "height" not in size:
-        raise UserError(
-            "the image processor neither crops nor fixes both sides, so that pictures keep their shape, but the model "
-            f"takes {expected}x{expected} pixels. Use the processor that belongs to the model, or set `do_center_crop`."
-        )
-    if made != (expected, expected):
-        raise UserError(
-            f"the image processor makes pictures of {made[0]}x{made[1]} pixels, but the model takes "
-            f"{expected}x{expected}. Use the processor that belongs to the model, or set its `size` and `crop_size`."
-        )
-    white = image_processor(Image.new("RGB", (expected, expected), "white"), return_tensors="pt")["pixel_values"]
-    if not white.abs().max() <= BRIGHTEST:
-        raise UserError(
-            f"the image processor makes {white.abs().max():g} of white, where a CLIP is used to about 2: set its "
-            "`do_rescale`, `rescale_factor` (1/255) and `image_std`, or use the processor that belongs to the model."
-        )
+    check_pixels(processor.image_processor, model.config.vision_config.image_size)
     fit_tokenizer(processor.tokenizer, model.config.text_config)
+    model.text_model.eos_token_id = model.config.text_config.eos_token_id  # which a model keeps for itself
 
 
 def state_true_dimension(model: CLIPModel) -> None:

@@ -1,5 +1,6 @@
 """Whether a tokenizer is the one that a text encoder was trained with, as far as that can be told."""
 
+import logging
 from collections.abc import Iterator
 from itertools import chain
 
@@ -8,6 +9,7 @@ from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from .errors import UserError
 
+logger = logging.getLogger(__name__)
 LARGEST = 2  # as eos_token_id: a caption is read at its largest token, which is how old configurations say it
 CURE = "Use the tokenizer that belongs to the model"
 
@@ -21,7 +23,8 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
     Args:
         tokenizer: it is changed: padding and cuts are on the right, it pads with its end token if it has nothing else
             to pad with, and its `model_max_length` is what the encoder takes.
-        text: the text encoder's configuration.
+        text: the text encoder's configuration. One that says that captions are read at their largest token is changed
+            to say their end token where there are larger ones, which in a caption would be read in its place.
 
     Raises:
         UserError: its tokens are not those of the model.
@@ -53,7 +56,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
             f"the model's captions begin with token {text.bos_token_id} (bos_token_id of text_config in config.json), "
             f"but the tokenizer begins them with {_shown(tokenizer, begin)}. {CURE}, or set bos_token_id to {begin}."
         )
-    words = _words(tokenizer, end)
+    words = two_captions(tokenizer)
     batch = tokenizer(
         ["", *words, " ".join(words * longest)], padding=True, truncation=True, max_length=longest, return_tensors="pt"
     )
@@ -69,10 +72,23 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
             f"{_shown(tokenizer, tokenizer.pad_token_id)}: captions would be read at another place, and perhaps all "
             f"alike. {CURE}, or set eos_token_id to {end}."
         )
+    if text.eos_token_id == LARGEST and largest > end:
+        logger.warning(
+            "Captions would be read at their largest token (eos_token_id 2 of text_config), and the tokenizer has some "
+            "beyond its end token, such as %s: eos_token_id is set to %d, which reads all other captions as before.",
+            _shown(tokenizer, largest),
+            end,
+        )
+        text.eos_token_id = end
 
 
-def _words(tokenizer: PreTrainedTokenizerBase, end: int) -> list[str]:
-    """Two different captions of words that the tokenizer knows."""
+def two_captions(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Two different captions of words that the tokenizer knows.
+
+    Raises:
+        UserError: there are none.
+    """
+    end = tokenizer("")["input_ids"][-1]
     found: dict[tuple[int, ...], str] = {}
     for word in chain(("a dog", "a gun"), _vocabulary(tokenizer)):
         body = tuple(tokenizer(word)["input_ids"][1:-1])

@@ -70,6 +70,28 @@ def test_old_configurations_read_at_the_largest_token(model):
     fit_tokenizer(tokenizer, text)
 
 
+def test_a_token_beyond_the_end_token_does_not_take_its_place(processor, caplog):
+    """Old configurations read at the largest token: two captions with one that was added would be alike."""
+    tokenizer = largest_at_the_end()
+    tokenizer.add_tokens("<foo>")
+    model = build_model(CLIPProcessor(processor.image_processor, tokenizer))
+    text, end = model.config.text_config, tokenizer.eos_token_id
+    text.eos_token_id = model.text_model.eos_token_id = 2
+    added = tokenizer(["a <foo> dog", "a <foo> gun"], padding=True, return_tensors="pt")
+    plain = tokenizer(["a dog", "a big gun"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        alike = model.get_text_features(**added).pooler_output
+        before = model.get_text_features(**plain).pooler_output
+    torch.testing.assert_close(alike[0], alike[1])
+    check_processor(model, CLIPProcessor(processor.image_processor, tokenizer))
+    assert (text.eos_token_id, model.text_model.eos_token_id) == (end, end)
+    assert f"such as '<foo>' ({end + 1}): eos_token_id is set to {end}" in caplog.text
+    with torch.no_grad():
+        told = model.get_text_features(**added).pooler_output
+        assert torch.equal(model.get_text_features(**plain).pooler_output, before)
+    assert (told[0] - told[1]).abs().max() > 1e-3
+
+
 def test_begin_tokens(model, tokenizer):
     model.config.text_config.bos_token_id = 7
     with pytest.raises(UserError, match=r"captions begin with token 7 .* or set bos_token_id to 0\."):
@@ -143,3 +165,30 @@ def test_pixels_of_another_range(model, processor):
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     check_processor(model, CLIPProcessor(grey, processor.tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rescale_factor": 1 / 65025}, "leaves 0.01.* between black and white"),
+        ({"image_std": [9000.0] * 3}, "leaves 0.000.* between black and white"),
+        ({"image_std": [0.26, 0.26, 30.0]}, "between black and white"),  # in one colour
+        ({"image_std": [-0.5] * 3}, "leaves -2 between black and white"),
+        ({"image_mean": [-9.0] * 3}, "of white or black, where a CLIP is used to"),
+        (
+            {"do_resize": False, "do_center_crop": False, "size": {"height": 16, "width": 16}},
+            "neither resizes nor crops",
+        ),
+    ],
+)
+def test_images_that_come_out_alike_or_of_any_size(settings, said, model, processor):
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    images = CLIPImageProcessor(**(sizes | settings))
+    with pytest.raises(UserError, match=said):
+        check_processor(model, CLIPProcessor(images, processor.tokenizer))
+
+
+@pytest.mark.parametrize("settings", [{"do_normalize": False}, {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}])
+def test_other_ranges_that_tell_images_apart(settings, model, processor):
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, **settings)
+    check_processor(model, CLIPProcessor(images, processor.tokenizer))
