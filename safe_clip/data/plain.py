@@ -1,8 +1,9 @@
 """Rows as anybody stores them, made plain: no format, and a caption or none in each cell of captions."""
 
+import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain, cycle, islice, repeat
 from typing import Any
 
@@ -21,7 +22,8 @@ def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spr
     """Rows without a format, whose captions are one text to a cell.
 
     Names of classes take the place of their numbers. Of lists of captions, each gets a row: of k safe and m unsafe ones
-    as many as the longer list has, the shorter one going round. Such rows keep the number of the row they are made of.
+    as many as the longer list has, the shorter one going round; lists of one length are pairs, and an empty place in
+    one is an empty cell of its row. Such rows keep the number of the row they are made of.
 
     Args:
         rows: a `Dataset` or `IterableDataset`, or a table of pandas, polars or pyarrow, which is made one; anything
@@ -95,9 +97,14 @@ def _is_list(cell: Any) -> bool:
 
 def _is_odd(feature: Any) -> bool:
     """Whether captions of this kind have to be read in a way of their own."""
-    return isinstance(feature, ClassLabel) or (
-        (inner := inner_feature(feature)) is not feature and (is_text(inner) or isinstance(inner, ClassLabel))
-    )
+    inner = inner_feature(feature)
+    listed = inner is not feature and (is_text(inner) or isinstance(inner, ClassLabel))
+    return listed or isinstance(feature, ClassLabel) or _is_json(inner)
+
+
+def _is_json(feature: Any) -> bool:
+    """Whether cells are of several kinds, such as some texts and some lists of them."""
+    return type(feature).__name__ == "Json"  # which older `datasets` lack
 
 
 def _check(feature: Any, column: str, where: str) -> None:
@@ -129,34 +136,60 @@ def _without_numbers_of_nothing(rows: Dataset) -> Dataset:
     return rows
 
 
-def _captions(feature: Any, cell: Any) -> list[str]:
-    """The captions of a cell: none, one, or those of a list."""
-    return list(texts_in(feature, cell))
+def _captions(feature: Any, cell: Any) -> list[Any]:
+    """The captions of a cell, `None` for each place that is empty: none, one, or those of a list. What is no text stays
+    as it is, for `check_caption` to name."""
+    if _is_list(cell):
+        inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+        return [caption for part in cell for caption in _captions(inner, part)]
+    return list(texts_in(feature, cell)) if isinstance(feature, ClassLabel) and cell is not None else [cell]
 
 
-def _spread(cells: Mapping[str, list[list[str]]], how: str) -> tuple[list[int], dict[str, list[str | None]]]:
+def _spread(cells: Mapping[str, list[list[Any]]], how: str) -> tuple[list[int], dict[str, list[Any]]]:
     """The rows that each row is made into, and their captions.
 
     Args:
         cells: by column, the captions of N rows.
         how: `"first"` takes the first of each alone.
     """
-    most = [1 if how == "first" else max(1, *map(len, row)) for row in zip(*cells.values(), strict=True)]
-    rows = list(chain.from_iterable(repeat(row, count) for row, count in enumerate(most)))
-    captions = {
-        column: list(
-            chain.from_iterable(
-                islice(cycle(cell or [None]), count) for cell, count in zip(column_cells, most, strict=True)
-            )
-        )
-        for column, column_cells in cells.items()
-    }
+    made = [_together(row, how) for row in zip(*cells.values(), strict=True)]
+    rows = list(chain.from_iterable(repeat(row, len(each)) for row, each in enumerate(made)))
+    captions = {column: [each[place] for row in made for each in row] for place, column in enumerate(cells)}
     return rows, captions
+
+
+def _together(cells: Sequence[list[Any]], how: str) -> list[tuple[Any, ...]]:
+    """The captions that stand together in each row that one row is made into, one of each column.
+
+    Lists of one length are pairs, place by place; of others, the shorter one goes round.
+    """
+    if len({len(cell) for cell in cells}) > 1:
+        cells = [[caption for caption in cell if caption is not None] for cell in cells]
+        most = max(1, *map(len, cells))
+        cells = [list(islice(cycle(cell or [None]), most)) for cell in cells]
+    rows = [row for row in zip(*cells, strict=True) if any(caption is not None for caption in row)]
+    rows = rows or [(None,) * len(cells)]
+    # Of paired lists, the first place that both have.
+    return [max(rows, key=lambda row: sum(caption is not None for caption in row))] if how == "first" else rows
+
+
+def _kind(feature: Any, captions: Sequence[Any] | None = None) -> Any:
+    """Of a column of captions that were read: texts, or JSON where a cell may be (or is) something else."""
+    inner = inner_feature(feature)
+    texts = captions is not None and all(isinstance(caption, str | None) for caption in captions)
+    return inner if _is_json(inner) and not texts else Value("string")
+
+
+def _stored(kind: Any, captions: list[Any]) -> list[Any]:
+    """Captions as a column of this kind stores them; by itself, `datasets` takes the text "7" for a number."""
+    if not _is_json(kind):
+        return captions
+    return [caption if caption is None else json.dumps(caption, ensure_ascii=False) for caption in captions]
 
 
 def _read(rows: Dataset, odd: Mapping[str, Any], where: str, how: str) -> Dataset:
     cells = {column: [_captions(feature, cell) for cell in rows[column]] for column, feature in odd.items()}
-    several = [row for row, each in enumerate(zip(*cells.values(), strict=True)) if max(map(len, each)) > 1]
+    several = [row for row, each in enumerate(zip(*cells.values(), strict=True)) if len(_together(each, "spread")) > 1]
     number = rows[ROW_COLUMN][several[0]] if several and ROW_COLUMN in rows.column_names else (several or [0])[0]
     if several and how == "error":
         raise UserError(
@@ -166,7 +199,8 @@ def _read(rows: Dataset, odd: Mapping[str, Any], where: str, how: str) -> Datase
     places, captions = _spread(cells, how)
     made = numbered(rows).select(places) if several else rows
     for column, texts in captions.items():
-        made = with_column(made, column, texts, Value("string"))
+        kind = _kind(odd[column], texts)
+        made = with_column(made, column, _stored(kind, texts), kind)
     if several:
         became = "the first of each is taken" if how == "first" else f"spread to {len(made):,} rows, a caption in each"
         logger.warning("%s: %d of %d rows have lists of captions: %s.", where, len(several), len(rows), became)
@@ -180,10 +214,10 @@ def _read_stream(rows: IterableDataset, odd: Mapping[str, Any], how: str) -> Ite
 
     def read(batch: dict[str, list]) -> dict[str, list]:
         cells = {column: [_captions(feature, cell) for cell in batch[column]] for column, feature in odd.items()}
-        if how == "error" and any(len(cell) > 1 for column in cells.values() for cell in column):
+        if how == "error" and any(len(_together(row, "spread")) > 1 for row in zip(*cells.values(), strict=True)):
             raise UserError("a row has a list of captions. --caption_lists spread gives each caption a row.")
         places, captions = _spread(cells, how)
         return {column: [cells[place] for place in places] for column, cells in batch.items()} | captions
 
-    features = rows.features and Features({**rows.features, **{column: Value("string") for column in odd}})
+    features = rows.features and Features({**rows.features, **{column: _kind(kind) for column, kind in odd.items()}})
     return rows.map(read, batched=True, batch_size=16, features=features)

@@ -44,11 +44,17 @@ INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # kinds of characters: controls, for
 def check_caption(value: Any, row: int, column: str) -> str:
     """Returns a caption if it is a text with something in it, and raises `UserError` otherwise."""
     if not isinstance(value, str):
-        known = "; in a datasets.Dataset, lists of texts may stand" if isinstance(value, list | tuple) else ""
-        raise UserError(
-            f"row {row}, column '{column}': a caption must be text, not {type(value).__name__}{known}. "
-            "Fill the cell or remove the row."
-        )
+        kind = type(value).__name__
+        cure = "Fill the cell or remove the row."
+        if isinstance(value, list | tuple):
+            kind += "; in a datasets.Dataset, lists of texts may stand"
+        elif isinstance(value, bool | int | float | np.generic):
+            kind += f" ({value})"
+            cure = (
+                "Write it as text (in quotes in JSON, astype(str) in pandas), remove the row, or name another column "
+                "with --column_mapping."
+            )
+        raise UserError(f"row {row}, column '{column}': a caption must be text, not {kind}. {cure}")
     strange = next((name for mark, name in STRANGE.items() if re.search(mark, value)), None)
     if strange:
         raise UserError(

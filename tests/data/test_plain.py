@@ -1,5 +1,6 @@
 """Rows as anybody stores them: formats, lists of captions, classes, and kinds of columns."""
 
+import json
 import logging
 
 import numpy as np
@@ -307,3 +308,52 @@ def test_what_cannot_be_made_a_data_set_is_said_in_one_line():
     parts = Dataset.from_dict({"safe_caption": [[{"raw": "a dog"}]]})
     with pytest.raises(UserError, match=r"holds parts \(raw\).*\[each\['raw'\] for each in row\['safe_caption'\]\]"):
         QuadrupletRows(parts)
+
+
+PAIRED = [["A", None, "C", None, " D"], ["X", "Y", "Z", None, None]]
+MIXED = [
+    ["a dog", ["a cat", "a hound"], None, ["007", None], []],
+    ["a gun", ["a rifle", "a sword"], "a mark", "x", "y"],
+]
+
+
+def told(cells) -> str:
+    names = ("safe_caption", "unsafe_caption")
+    return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in zip(*cells, strict=True))
+
+
+def both_ways(path, **options) -> list[list[tuple]]:
+    """The captions of a data set that is read whole, and in a stream."""
+    streamed = load_quadruplets(str(path), streaming=True, **options)["train"]
+    items = QuadrupletStream(streamed, shuffle_buffer=0)
+    return [
+        captions(load_quadruplets(str(path), hold_out=False, **options)["train"]),
+        [(row["safe_caption"], row["unsafe_caption"]) for row in items],
+    ]
+
+
+def test_an_empty_place_in_a_list_moves_no_pair(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(told([[cell] for cell in PAIRED]))
+    spread = [("A", "X"), (None, "Y"), ("C", "Z"), (" D", None)]
+    assert both_ways(tmp_path / "rows.jsonl") == [spread] * 2
+    (tmp_path / "rows.jsonl").write_text(told([[[None, "B"]], [["X", "Y"]]]))
+    assert both_ways(tmp_path / "rows.jsonl", caption_lists="first") == [[("B", "Y")]] * 2
+    (tmp_path / "rows.jsonl").write_text(told([[[None, "B", None]], ["X"]]))  # no pairs, and one caption each
+    assert both_ways(tmp_path / "rows.jsonl", caption_lists="error") == [[("B", "X")]] * 2
+
+
+def test_texts_and_lists_may_stand_in_one_column(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(told(MIXED))
+    spread = [("a dog", "a gun"), ("a cat", "a rifle"), ("a hound", "a sword"), (None, "a mark"), ("007", "x")]
+    assert both_ways(tmp_path / "rows.jsonl") == [[*spread, (None, "y")]] * 2
+
+
+@pytest.mark.parametrize("cell", [5, ["a cat", 5], [["a cat", True]], {"en": "a cat"}])
+def test_what_is_no_text_is_named_wherever_it_stands(cell, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(told([[["7"], cell, "a dog"], ["a gun", "a mark", "a mark"]]))
+    rows = load_quadruplets(str(tmp_path / "rows.jsonl"), hold_out=False)["train"]
+    with pytest.raises(UserError, match="row 1, column 'safe_caption': a caption must be text, not (int|bool|dict)"):
+        captions(rows)
+    streamed = QuadrupletStream(load_quadruplets(str(tmp_path / "rows.jsonl"), streaming=True)["train"])
+    with pytest.raises(UserError, match="column 'safe_caption': a caption must be text, not (int|bool|dict)"):
+        list(streamed)
