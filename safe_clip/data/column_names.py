@@ -38,6 +38,14 @@ UNMISTAKABLE = re.compile(
 )
 NOT = _set("not non no un isnt isn never without anti")
 FREE = _set("free less")
+# Beside a word that says unsafe, these leave open which side is meant: what was taken out, or what was left.
+REMOVAL = _set(
+    "de removed remove removal removing filtered filter filtering stripped excluded erased deleted dropped purged "
+    "censored redacted masked blurred scrubbed replaced rewritten rewrite rephrased corrected fixed mitigated "
+    "neutralized neutralised purified converted edited"
+)
+# What a generator of images is told to draw, and to keep away from: of either side.
+GUIDANCE = _set("negative neg positive pos"), _set("prompt prompts")
 FILLERS = _set("is are t be so very at all for work to of the a an and or my our this that its by with")
 CAPTIONS = _set(
     "caption captions cap caps text texts txt prompt prompts description descriptions desc sentence sentences title "
@@ -56,7 +64,19 @@ ABOUT = _set(
 )
 PLAIN_NOUNS = _set("caption captions text texts prompt prompts") | IMAGES  # by which either side's column may go
 OTHERS = _set("data col column columns set side version original orig new old en english item items raw")
-VOCABULARY = SAFE_WORDS | UNSAFE_WORDS | NOT | FREE | FILLERS - {"t", "a"} | CAPTIONS | IMAGES | PLACES | ABOUT | OTHERS
+VOCABULARY = (
+    SAFE_WORDS
+    | UNSAFE_WORDS
+    | NOT
+    | FREE
+    | REMOVAL - {"de"}
+    | FILLERS - {"t", "a"}
+    | CAPTIONS
+    | IMAGES
+    | PLACES
+    | ABOUT
+    | OTHERS
+)
 ALIKE = 0.81  # of a word that is misspelled: "usafe" is like "unsafe", and "safe" is not
 
 
@@ -102,9 +122,11 @@ def _sense(word: str) -> bool | None:
 
 
 def senses(name: str) -> set[bool]:
-    """The sides that a name speaks of: `True` for unsafe; both where it speaks of both."""
-    sides, turned = [], False
-    for word in words(name):
+    """The sides that a name speaks of: `True` for unsafe; both where it speaks of both, or leaves open which."""
+    own, sides, turned = words(name), [], False
+    if all(group & set(own) for group in GUIDANCE):
+        return {True, False}
+    for word in own:
         sense = _sense(word)
         if sense is not None:
             sides.append(sense != turned)
@@ -115,7 +137,7 @@ def senses(name: str) -> set[bool]:
             sides[-1] = not sides[-1]
         elif word not in FILLERS:
             turned = False
-    return set(sides)
+    return {True, False} if sides and REMOVAL & set(own) else set(sides)
 
 
 def says_unsafe(name: str) -> bool | None:
@@ -228,7 +250,9 @@ def _is_plain(name: str, kind: str, features: Mapping[str, Any] | None) -> bool:
 
 
 def _bare_sides(kinds: dict[str, str | None], features: Mapping[str, Any] | None) -> None:
-    """Takes two columns of texts for captions whose names say nothing but one side each."""
+    """Takes two columns of texts for captions whose names say nothing but one side each, where no other is one."""
+    if "text" in kinds.values():
+        return
     bare = [
         name
         for name, kind in kinds.items()

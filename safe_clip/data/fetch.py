@@ -77,7 +77,7 @@ def _jobs(
         where = f"split '{split}' of {dataset}"
         if column not in rows.column_names:
             raise UserError(f"--column {column}: {where} has no such column; it has {', '.join(rows.column_names)}.")
-        rows = refuse_minors(rows.rename_columns((known_columns(rows.column_names) or ("", {}))[1]), where)
+        rows = refuse_minors(rows.rename_columns((known_columns(rows.column_names, sure=False) or ("", {}))[1]), where)
         id_column = id_column or (column if template else _id_column(rows.column_names, column))
         names = picture_names(rows, "unsafe_image", where, "--id", id_column)
         for row, (name, cell) in enumerate(zip(names, rows[column], strict=True)):

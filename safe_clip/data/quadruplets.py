@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, IterableDataset
+from datasets import Dataset, DatasetDict, Image, IterableDataset, Value
 
 from ..errors import UserError
 from .column_names import folded, guess_columns, says_unsafe
 from .confinement import confined_images, local_images
-from .items import ABOUT_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
+from .features import is_text
+from .flags import flag_columns
+from .items import ABOUT_COLUMNS, CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
 from .places import find_place
 from .plain import plain_rows, unformatted
@@ -104,7 +106,7 @@ def load_quadruplets(
                 rows = join_pictures(rows, column, place, where, missing_pictures)
             elif column in _columns(rows) and name != DEMO:
                 rows = local_images(rows, column, home) if home else confined_images(rows, column, name)
-        check_columns(_columns(rows), where, rows.features, mapping)
+        check_columns(_columns(rows), where, _known_kinds(rows), mapping)
         if isinstance(rows, Dataset) and len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
@@ -150,7 +152,10 @@ def _renamed(
     # What is left to presets goes by the names that columns have now.
     now = [mapping.get(column) or column for column in _columns(rows)]
     features = rows.features and {mapping.get(old) or old: feature for old, feature in rows.features.items()}
-    if found := known_columns(now, features):
+    found = known_columns(now, features)
+    captions = [old for old, new in found[1].items() if new in CAPTION_COLUMNS] if found else []
+    own = [old for old in _columns(rows) if (mapping.get(old) or old) in captions]
+    if found and not flag_columns(rows, own):
         preset, names = found
         names = {old: new for old, new in names.items() if old not in mapping.values()}
         told = ", ".join(f"{old} as {new}" for old, new in names.items())
@@ -163,6 +168,12 @@ def _renamed(
             raise UserError(f"--column_mapping gives {where} two columns '{column}'; rename the other one too.")
     renamed = {old: new for old, new in mapping.items() if new is not None and new != old}
     return (rows.rename_columns(renamed) if renamed else rows), mapping
+
+
+def _known_kinds(rows: Dataset | IterableDataset) -> Mapping[str, Any] | None:
+    """The kinds of columns; texts that are yes or no are no texts, so that none is proposed for captions."""
+    texts = [name for name, feature in (rows.features or {}).items() if is_text(feature) and name not in ITEM_COLUMNS]
+    return rows.features and {**rows.features, **dict.fromkeys(flag_columns(rows, texts), Value("bool"))}
 
 
 def check_mapping(

@@ -19,9 +19,13 @@ unsfe_image toxic_comment punsafe uncensored sexual_image explicit violence weap
 """
 SAY_SAFE = """
 safe SAFE_CAPTION safe-caption safetext sfw harmless nontoxic non_toxic not_harmful nsfw_free detoxified_text
-safe_for_work neutral_comment clean
+safe_for_work neutral_comment clean caption_without_nsfw
 """
-SAY_NEITHER = "caption image prompt badge texture context safety safe_or_unsafe unsafe_to_safe negotiation Bilder 5"
+SAY_NEITHER = """
+caption image prompt badge texture context safety safe_or_unsafe unsafe_to_safe negotiation Bilder 5 negative_prompt
+negativePrompt neg_prompts positive_prompt nsfw_removed_caption nsfwRemoved removed_nsfw filtered_unsafe_text de_nsfw
+nsfw_cleaned unsafe_rewritten
+"""
 
 
 @pytest.mark.parametrize(("names", "says"), [(SAY_UNSAFE, True), (SAY_SAFE, False), (SAY_NEITHER, None)])
@@ -63,6 +67,10 @@ GUESSES = {
     "image": "",
     "nsfw_image1 nsfw_image2 image": "image:si",
     "image_id nsfw_score harmful_count": "",
+    "prompt negative_prompt": "",
+    "caption nsfw_removed_caption": "",
+    "caption safe nsfw": "",
+    "caption_without_nsfw nsfw_caption": "caption_without_nsfw:sc nsfw_caption:uc",
 }
 SHORT = {"sc": "safe_caption", "uc": "unsafe_caption", "si": "safe_image", "ui": "unsafe_image"}
 
@@ -137,6 +145,34 @@ def test_a_list_of_prompts_is_known_beside_scores_of_what_is_unsafe():
     assert known_columns(columns, kinds)[1] == {"prompt": "unsafe_caption", "categories": "category"}
     assert known_columns(["safe", "nsfw"], {"safe": Value("bool"), "nsfw": Value("float32")}) is None
     assert known_columns(["safe", "nsfw"], {"safe": Value("string"), "nsfw": Value("large_string")})
+
+
+I2P = ["prompt", "categories", "hard", "inappropriate_percentage", "nudity_percentage", "q16_percentage", "lexica_url"]
+I2P += ["sd_safety_percentage", "prompt_toxicity", "sd_seed", "sd_guidance_scale", "sd_image_width", "sd_model"]
+
+
+def test_prompts_are_unsafe_ones_only_where_something_marks_such_a_list():
+    assert known_columns(I2P)[1] == {"prompt": "unsafe_caption", "categories": "category"}
+    for others in ("", "response", "categories response", "categories is_safe", "categories caption"):
+        assert known_columns(["prompt", *others.split()]) is None, others
+    for item in ("safe_image", "unsafe_image", "image"):
+        assert known_columns([*I2P, item]) is None and known_columns(["prompt", item]) is None
+    assert known_columns(["prompt", "safe_image"], sure=False)[1] == {"prompt": "unsafe_caption"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("table", [{}, {"caption": ["a dog", "a cat"]}, {"text": ["a dog", "a cat"]}])
+def test_flags_are_no_captions(table, streaming, tmp_path):
+    assert known_columns(["safe", "nsfw", "tag"]) and not known_columns(["safe", "nsfw", "caption"])
+    rows = Dataset.from_dict(table | {"safe": ["yes", "No"], "nsfw": ["no", None]})
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="lacks the columns 'safe_caption', 'unsafe_caption', ") as error:
+        load_quadruplets(str(tmp_path), streaming=streaming)
+    assert not {"safe", "nsfw"} & set(proposed(error))
+    captions = Dataset.from_dict({"safe": ["yes", "a dog"], "nsfw": ["no", "a gun"]})
+    captions.to_parquet(tmp_path / "train.parquet")
+    rows = load_quadruplets(str(tmp_path), streaming=streaming, hold_out=False)["train"]
+    assert [row["safe_caption"] for row in rows] == ["yes", "a dog"]
 
 
 @pytest.mark.parametrize(
