@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,6 +73,28 @@ class OneLineParser(argparse.ArgumentParser):
         if unknown:
             self.refuse(unknown[0])
         return filled
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        return super().parse_known_args(self._without_unset(sys.argv[1:] if args is None else args), namespace)
+
+    def _without_unset(self, flags: Iterable[str]) -> list[str]:
+        """Flags without those that are set to `none` or `null` again, where that is what they are by default."""
+        given: list[tuple[Any, list[str]]] = []  # each flag's setting, with its words
+        for word in flags:
+            if word.startswith("--") or not given:
+                given.append((self._option_string_actions.get(word.partition("=")[0]), [word]))
+            else:
+                given[-1][1].append(word)
+        kept: list[tuple[Any, list[str]]] = []
+        for action, words in given:
+            _, equals, value = words[0].partition("=")
+            values = [value, *words[1:]] if equals else words[1:]
+            optional = action is not None and action.default is None and not action.required
+            if optional and len(values) == 1 and values[0].lower() in ("none", "null"):
+                kept = [each for each in kept if each[0] is not action]
+            else:
+                kept.append((action, words))
+        return [word for _, words in kept for word in words]
 
     def refuse(self, word: str) -> NoReturn:
         """Raises `UserError` for a word that is no flag's."""

@@ -1,3 +1,4 @@
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from transformers.training_args import OptimizerNames
 
 from safe_clip import SafeCLIPTrainingArguments, UserError
 from safe_clip.config import parse_arguments
+from safe_clip.objectives import build_objective
 
+from .conftest import load_script
+
+train = load_script("train.py")
+MODULES = ["safe_clip.data.audit.__main__", "safe_clip.data.fetch", "safe_clip.export"]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -40,6 +46,35 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert parse(tmp_path, "rate: 2\n", "--rate", "3").rate == 3
     assert parse(tmp_path, "several: [a, b]\nname: null\n") == Settings(several=["a", "b"])
     assert parse(tmp_path, "several: test\n").several == ["test"]
+
+
+def test_none_and_null_unset_what_the_file_sets(tmp_path):
+    text = "several: [a, b]\nname: y\n"
+    for word in ("none", "null", "None"):
+        assert (
+            parse(tmp_path, text, "--several", word) == parse(tmp_path, text, f"--several={word}") == Settings(name="y")
+        )
+    assert parse(tmp_path, text, "--several", "none", "--several", "c").several == ["c"]
+    assert parse(tmp_path, text, "--several", "c", "none").several == ["c", "none"]
+    assert parse(tmp_path, text, "--name", "none").name == "none"  # which is no setting that can be left out
+    with pytest.raises(UserError, match="--rate: it must be a number, not 'none'"):
+        parse(tmp_path, text, "--rate", "none")
+
+
+def test_training_without_what_a_recipe_sets():
+    flags = ["--early_stopping_patience", "null", "--logit_scale=none", "--bf16", "none", "--report_to", "none"]
+    _, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], flags, CONFIGS / "paper.yaml")
+    assert args.early_stopping_patience is None and args.logit_scale is None and args.report_to == []
+    assert args.num_train_epochs == 50
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", *MODULES])
+def test_help_can_be_formatted(program, capsys):
+    main = importlib.import_module(program).main if program in MODULES else load_script(program).main
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert not ended.value.code and "--output_dir" in said and len(said.splitlines()) > 20
 
 
 def test_values_of_the_file_are_checked_like_flags(tmp_path, capsys):
@@ -135,15 +170,17 @@ def test_fsdp_is_true_or_a_text_as_of_transformers():
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_parse(config, tmp_path):
-    import train
-
-    script, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], [], config)
+    script, args = parse_arguments(
+        [train.ScriptArguments, SafeCLIPTrainingArguments],
+        ["--model", "demo", "--dataset", "demo", "--max_steps", "2"],
+        config,
+    )
     assert args.learning_rate > 0 and script.lora_r > 0
+    built = build_objective(args.objective, 1.0, args.term_weights, args.objective_options)
+    assert built.weights and config.stem in ("demo", "paper", args.objective)
 
 
 def test_the_paper_s_recipe():
-    import train
-
     script, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], [], CONFIGS / "paper.yaml")
     assert script.model == "openai/clip-vit-large-patch14"
     assert (script.lora_r, script.lora_alpha, script.lora_dropout) == (16, 1, 0.1)

@@ -42,6 +42,7 @@ ROOMS = [
     "sides",
     "objectives",
     "targets",
+    "setting_kinds",
     "training_args",
     "plan",
     "interruption",
