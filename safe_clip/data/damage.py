@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import logging
 import lzma
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
+from .images import CONVERT, LOOKS_LIKE
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
+NOT_OPENED = (".zst", ".lz4")  # which a package of its own unpacks
 TOLD = (".tar", ".parquet", ".zip", *OPENERS)  # endings of files of which something is told
 
 
@@ -35,6 +38,18 @@ def opened(path: Path) -> BinaryIO:
         archive = zipfile.ZipFile(path)
         return archive.open(next(entry for entry in archive.infolist() if not entry.is_dir()))
     return OPENERS.get(path.suffix.lower(), lambda path: open(path, "rb"))(path)
+
+
+def check_text(path: Path, option: str) -> None:
+    """Raises `UserError` for a file that is called a text and begins as something else does."""
+    with opened(path) as file:
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for beginning, what, cure in LOOKS_LIKE:
+        if start and what not in ("text", "JSON", "empty") and re.match(beginning, start, re.DOTALL):
+            cure = "call it by its true ending" if cure == CONVERT else cure
+            raise UserError(f"{option} {path} could not be loaded: it is {what}, not a table; {cure}.")
+    if start.startswith((b"{", b"[{")) and ".json" not in path.name and path.suffix.lower() in (".csv", ".tsv"):
+        raise UserError(f"{option} {path} could not be loaded: it is JSON; call it .json or .jsonl.")
 
 
 def check_files(paths: Iterable[Path], option: str) -> None:

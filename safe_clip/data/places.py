@@ -1,22 +1,21 @@
 """What a person means by the name of a data set: which files, of which kind, or none of this machine."""
 
-import csv
 import glob
 import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import xxhash
+from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from ..errors import UserError
 from .cells import file_path, short
-from .damage import opened
 from .schema import PICTURES
 
 # An empty cell is none; "NA" and "None" are words like others.
@@ -34,7 +33,6 @@ FILES: dict[str, tuple[str, dict]] = {
     ".tar": ("webdataset", {}),
 }
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")  # endings behind one of those
-SEPARATORS = ",;\t|"
 CURES = {
     ".xlsx .xls .xlsm .ods": "a spreadsheet; save it as CSV (UTF-8)",
     ".pkl .pickle .pt .pth .joblib .dill": "a pickle, which could run code when it is read; save it as Parquet",
@@ -47,6 +45,8 @@ CURES = {
 }
 SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` writes
 METADATA = re.compile(r"metadata\.(?:csv|jsonl|parquet)\Z")  # beside images, for `datasets`
+TEXT_TABLE = re.compile(r"\.[ct]sv(?:\.(?:gz|bz2|xz))?(?![\w.])", re.IGNORECASE)
+OWN_READING = re.compile(r"^\s+(?:- )?(?:sep|delimiter|names|column_names|header|quoting|skiprows)\s*:", re.MULTILINE)
 PATTERN = re.compile(r"[*?\[{]")
 MISREAD = re.compile(r"[*?\[\]{}$]|::|://")  # what `datasets` reads as a pattern or a chain of addresses
 HUB_PAGE = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/|hf://)datasets/([\w.-]+(?:/[\w.-]+)?)/?\Z")
@@ -177,7 +177,8 @@ def _files(paths: list[Path], where: str, name: str) -> Place:
     home = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     # As a person wrote it, so that errors name paths as they are known.
     home = paths[0].parent if len({path.parent for path in paths}) == 1 else home
-    return Place(FILES[next(iter(kinds))][0], {"train": [readable(path) for path in paths]}, _options(paths[0]), home)
+    kind, options = FILES[next(iter(kinds))]
+    return Place(kind, {"train": [readable(path) for path in paths]}, options, home)
 
 
 def _kind(path: Path) -> str:
@@ -188,22 +189,6 @@ def _kind(path: Path) -> str:
         inside = [entry for entry in inside if "__MACOSX" not in entry]
         suffix = _suffix(Path(inside[0])) if len(inside) == 1 and _suffix(Path(inside[0])) in FILES else suffix
     return suffix
-
-
-def _options(path: Path) -> dict[str, Any]:
-    """How `datasets` reads a file, for which the names of a table's columns tell what stands between cells."""
-    kind, options = FILES[_kind(path)]
-    if kind != "csv":
-        return options
-    try:
-        with opened(path) as file:
-            head = file.readline(1 << 20).decode("utf-8-sig", "replace")
-    except Exception:  # of whatever packed it, which is told where the file is looked at
-        return options
-    own = options.get("sep", ",")
-    columns = {each: len(next(csv.reader([head], delimiter=each), [])) for each in SEPARATORS}
-    best = max(SEPARATORS, key=lambda each: (columns[each], each == own))
-    return options | {"sep": own if columns[own] > 1 else best} if columns[best] > 1 else options
 
 
 def _folder(path: Path, where: str, whole: bool) -> Place:
@@ -217,14 +202,13 @@ def _folder(path: Path, where: str, whole: bool) -> Place:
         inside[:] = sorted(each for each in inside if not each.startswith((".", "__")))
         images = images or any(each.lower().endswith(PICTURES) for each in names)
         tables += [Path(folder, each) for each in sorted(names) if not each.startswith(".") and _is_table(each)]
-    if _has_configurations(path):
+    tables = [table for table in tables if table.is_file()]  # no pipe, nor a link that leads nowhere
+    if _has_configurations(path) or not tables or any(METADATA.match(table.name) for table in tables):
         return Place(readable(path), home=path)
-    if not images or not tables or any(METADATA.match(table.name) for table in tables):
-        kinds = {_suffix(table) for table in tables}
-        options = _options(tables[0]) if not images and kinds in ({".csv"}, {".tsv"}) else {}
-        return Place(readable(path), options=options, home=path)
     notes = [table for table in tables if _suffix(table) != ".json"]  # settings and logs are often JSON
     tables = notes or tables
+    if not images:
+        return _splits(path, tables, where)
     if len(tables) > 1 and not _are_splits(tables):
         listed = ", ".join(str(table.relative_to(path)) for table in tables[:5])
         raise UserError(
@@ -236,14 +220,64 @@ def _folder(path: Path, where: str, whole: bool) -> Place:
     return Place(found.name, files, found.options, tables[0].parent)
 
 
+def _splits(path: Path, tables: list[Path], where: str) -> Place:
+    """Tables of a folder by the splits that `datasets` sees in their names and those of their folders."""
+    found = _files(tables, where, str(path))
+    base = Path(readable(path)).absolute()
+    links = {str(base / table.relative_to(path)): table.relative_to(path) for table in tables}
+    try:
+        patterns = get_data_patterns(str(base))
+    except EmptyDatasetError:  # below names that it passes over
+        patterns = {}
+    splits = DataFilesDict.from_patterns(patterns, base_path=str(base))
+    files = {split: [file for file in named if file in links] for split, named in splits.items()}
+    files = {split: named for split, named in files.items() if named}
+    seen = {file for named in files.values() for file in named}
+    if not seen:
+        return Place(found.name, {"train": list(links)}, found.options, path)
+    if left := [str(table) for link, table in links.items() if link not in seen]:
+        told = ", ".join(str(links[file]) for file in sorted(seen)[:5])
+        raise UserError(
+            f"{where}: the names of some tables say a split ({told}), and those of others none: {', '.join(left[:5])}. "
+            f"Say it in all names, such as train-{Path(left[0]).name}, or name the file or a pattern of those meant."
+        )
+    return Place(found.name, files, found.options, path)
+
+
 def _has_configurations(path: Path) -> bool:
     """Whether a folder says itself, as those on the Hub do, what its rows are."""
     card = path / "README.md"
     return card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")
 
 
+def with_plain_tables(place: Place, convert: Callable[[list[Path]], list[Path]]) -> Place:
+    """A folder that `datasets` itself reads, with its tables of text as they are converted, and its card's names for
+    them changed accordingly; the same folder where it has none, or says itself how they are read.
+
+    Args:
+        place: a folder.
+        convert: gives for each table another file.
+    """
+    path, card = Path(place.name), Path(place.name, "README.md")
+    inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in sorted(names))
+    tables = [file for file in inside if TEXT_TABLE.search(file.name) and not file.name.startswith((".", "~$"))]
+    if not tables:
+        return place
+    said = card.read_text(encoding="utf-8", errors="replace") if _has_configurations(path) else ""
+    head, mark, rest = said.partition("\n---")
+    if OWN_READING.search(head):
+        return place
+    others = {file.absolute(): made for file, made in zip(tables, convert(tables), strict=True)}
+    if said:
+        text = f"{TEXT_TABLE.sub('.parquet', head)}{mark}{rest}"
+        changed = others[tables[0].absolute()].with_name(f"{xxhash.xxh3_64_hexdigest(text.encode())}.md")
+        changed.write_text(text, encoding="utf-8")
+        others[card.absolute()] = changed
+    return replace(place, name=str(_beside(path, others=others)))
+
+
 def _is_table(name: str) -> bool:
-    return _suffix(Path(name)) in FILES.keys() - {".tar"}
+    return _suffix(Path(name)) in FILES.keys() - {".tar"} and not name.startswith("~$")  # a lock of Excel
 
 
 def _are_splits(tables: list[Path]) -> bool:
@@ -258,7 +292,7 @@ def readable(path: Path) -> str:
     return str(_beside(path)) if MISREAD.search(str(path.absolute())) else str(path)
 
 
-def _beside(path: Path, data_alone: bool = False) -> Path:
+def _beside(path: Path, data_alone: bool = False, others: Mapping[Path, Path] | None = None) -> Path:
     """Links to a file, or to all files of a folder, in the cache of `datasets`, under a name that it reads as it is.
 
     What it writes beside a data set goes there then, not into a folder that is somebody's own, or cannot be written.
@@ -266,20 +300,23 @@ def _beside(path: Path, data_alone: bool = False) -> Path:
     Args:
         path: a file or folder.
         data_alone: leave out what `datasets` itself kept in the folder.
+        others: files that stand for some of the folder, under their own endings.
     """
     path = path.absolute()
     files = (
         [path] if path.is_file() else sorted(Path(folder, each) for folder, _, names in os.walk(path) for each in names)
     )
     files = [file for file in files if not (data_alone and file.name.startswith(("cache-", "tmp")))]
-    key = xxhash.xxh3_64_hexdigest(
-        "\n".join(map(str, [path.resolve(), *sorted(files)])).encode(errors="surrogateescape")
-    )
+    others = others or {}
+    known = [path.resolve(), *sorted(files), *others.values()]
+    key = xxhash.xxh3_64_hexdigest("\n".join(map(str, known)).encode(errors="surrogateescape"))
     root = Path(datasets.config.HF_DATASETS_CACHE) / "links" / key
     plain = re.sub(MISREAD, "_", path.name)
     for file in files:
         link = root / plain if file == path else root / plain / file.relative_to(path)
         link.parent.mkdir(parents=True, exist_ok=True)
+        if file in others:
+            link, file = link.with_name(TEXT_TABLE.sub(others[file].suffix, link.name)), others[file]
         try:
             link.symlink_to(file)
         except FileExistsError:  # made before, or by another process

@@ -18,9 +18,10 @@ from ..caches import made_again
 from ..errors import UserError, explained, hub_trouble
 from .confinement import confined
 from .content import cache_of, known_by_content
-from .damage import TOLD, check_files, is_shard, whole_part
+from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part
 from .features import is_text
-from .places import Place, find_place
+from .places import Place, find_place, with_plain_tables
+from .tables import as_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ def load_splits(
         place = _mended(place) if skip_damaged else place
         files = _files(place)
         check_files([file for file in files if file.name.lower().endswith(TOLD)], option)
+        for file in files:
+            if re.search(r"\.([ct]sv|json|jsonl|ndjson)(\.(gz|bz2|xz))?\Z", file.name, re.IGNORECASE):
+                check_text(file, option)
         cache = None if streaming else cache_of(files)
+        place = _as_parquet(place, option)
 
         def load() -> DatasetDict | IterableDatasetDict | Dataset:
             kept = {"cache_dir": cache and str(cache), "streaming": streaming, **place.options}
@@ -93,6 +98,19 @@ def _mended(place: Place) -> Place:
         return str(whole_part(path, folder / key)) if is_shard(path) else file
 
     return replace(place, files={split: [mended(file) for file in files] for split, files in place.files.items()})
+
+
+def _as_parquet(place: Place, option: str) -> Place:
+    """The same rows, those of CSV and its like as Parquet, in which each cell is what it was meant to be."""
+    if place.home is not None and not place.files and not place.saved and Path(place.name).is_dir():
+        return with_plain_tables(place, lambda tables: as_parquet(tables, option, together=False))
+    if place.name != "csv" or any(
+        file.lower().endswith(NOT_OPENED) for files in place.files.values() for file in files
+    ):
+        return place
+    made = iter(as_parquet([Path(file) for files in place.files.values() for file in files], option))
+    files = {split: [str(next(made)) for _ in files] for split, files in place.files.items()}
+    return replace(place, name="parquet", files=files, options={})
 
 
 def _files(place: Place) -> list[Path]:

@@ -119,9 +119,9 @@ def test_a_faulty_path(name, tmp_path):
     [
         ("rows.csv", "safe_caption,unsafe_caption\na café,b\n".encode("latin-1"), "'utf-8' codec can't decode byte"),
         ("rows.csv", "safe_caption,unsafe_caption\na,b\n".encode("utf-16"), "'utf-8' codec can't decode byte"),
-        ("rows.csv", b"safe_caption,unsafe_caption\na,b\na,b,c\n", "Expected 2 fields in line 3, saw 3"),
-        ("rows.csv", b'safe_caption,unsafe_caption\na,"b\n', "EOF inside string"),
-        ("rows.csv", b"", "No columns to parse from file"),
+        ("rows.csv", b"safe_caption,unsafe_caption\na,b\na,b,c\n", "line 3: it has 3 cells, and the line of names 2"),
+        ("rows.csv", b'safe_caption,unsafe_caption\na,"b\n', "line 2: a quotation mark is opened and never closed"),
+        ("rows.csv", b"", "it is empty, without a line of names"),
         ("rows.csv", b"safe_caption,unsafe_caption\n", "could not be loaded"),
         ("rows.jsonl", b'{"safe_caption": "a \\ud800 dog", "unsafe_caption": "b"}', "surrogate pair"),
         ("rows.jsonl", b'{"safe_caption": "a dog", "unsafe_ca', "JSON parse error"),

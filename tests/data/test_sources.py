@@ -219,7 +219,7 @@ CUT = {
     "cut.csv.xz": (lzma.compress(CSV.encode())[:-12], "is cut off or damaged"),
     "cut.csv.zip": (zipped("rows.csv", CSV)[:-12], "is cut off or damaged"),
     "cut.jsonl": (LINES[:-20].encode(), "JSON parse error"),
-    "open.csv": (f'{CSV}"a dog,a gun\n'.encode(), "EOF inside string starting at row 13"),
+    "open.csv": (f'{CSV}"a dog,a gun\n'.encode(), "line 14: a quotation mark is opened and never closed"),
 }
 
 
