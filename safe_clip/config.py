@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import old_names
 from .errors import UserError
 from .settings_file import read_settings
 
@@ -171,6 +172,8 @@ def json_object(option: str, value: dict | str | None) -> dict | None:
 
 def suggest(name: str, known: list[str]) -> str:
     """Which known name may have been meant, as a sentence after a space; nothing where none is like it."""
+    if said := old_names.now(name.replace("-", "_"), known):
+        return f" {said}"
     close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import get_scheduler
+from transformers import Trainer, get_scheduler
 
 from .data.items import ITEM_COLUMNS
 from .data.streams import QuadrupletStream
@@ -45,6 +45,7 @@ def check_plan(args: Any, rows: Any, eval_rows: Any) -> None:
         steps = args.max_steps
     else:
         steps = planned_steps(args, len(rows))
+    _check_optimizer(args)
     schedule, options = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
     try:  # one that is thrown away
         nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)], args.learning_rate)
@@ -61,6 +62,19 @@ def check_plan(args: Any, rows: Any, eval_rows: Any) -> None:
             steps,
             ", and the only step has the rate 0" if steps == 1 else "",
         )
+
+
+def _check_optimizer(args: SafeCLIPTrainingArguments) -> None:
+    """Raises `UserError` where the optimizer cannot be made; of one that picks layers, the layers are not looked at."""
+    if args.optim_target_modules is not None:
+        return
+    try:  # one that is thrown away
+        made, options = Trainer.get_optimizer_cls_and_kwargs(args, nn.Module())
+        if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
+            made([torch.zeros(1, requires_grad=True)], **options)
+    except Exception as error:  # each optimizer has arguments, and errors, of its own
+        given = f" with --optim_args {args.optim_args}" if args.optim_args else ""
+        raise UserError(f"--optim {args.optim.value}{given}: {first_line(error)}") from error
 
 
 def planned_steps(args: SafeCLIPTrainingArguments, count: int) -> int:

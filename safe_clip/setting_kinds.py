@@ -12,6 +12,8 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any
 
+import torch
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -87,7 +89,32 @@ def restated(settings: TrainingArguments) -> Iterator[None]:
         said = " ".join(str(error).split()) or first_line(error)
         known = [each.name for each in fields(settings)]
         named = [name for name in known if re.search(rf"\b{name}\b", said)]
-        likely = [name for name in given if re.search(rf"\b{re.escape(str(given[name]))}\b", said)]
+        likely = [name for name in given if any(re.search(rf"\b{word}\b", said) for word in _words(given[name]))]
         flags = [name for name in named if name in given] or named or likely or list(given)
         told = ", ".join(f"--{name} {getattr(settings, name)}" for name in flags)
         raise UserError(f"{told or 'the settings'}: {said}") from error
+
+
+def _words(value: Any) -> list[str]:
+    """What an error may quote of a setting's value, as patterns: it, or the keys of a mapping."""
+    return [re.escape(str(each)) for each in (value if isinstance(value, dict) else (value,))]
+
+
+def check_optimizer_args(optim_args: str | None) -> None:
+    """Raises `UserError` where they are not `name=value` and so on."""
+    for each in (optim_args or "").replace(" ", "").split(",") if optim_args else ():
+        if not re.fullmatch("[^=]+=[^=]+", each):
+            raise UserError(f"--optim_args {optim_args}: it must be NAME=VALUE,NAME=VALUE, and '{each}' is none.")
+
+
+def check_compile(backend: str | None, mode: str | None) -> None:
+    """Raises `UserError` where torch knows no such way to compile."""
+    known = [each.value.lower() for each in DynamoBackend]
+    if backend is not None and backend.lower() not in known:
+        raise UserError(f"--torch_compile_backend {backend}: it must be among {', '.join(known)}.")
+    if mode is None:
+        return
+    try:
+        torch.compile(lambda: None, backend=backend or "inductor", mode=mode)
+    except Exception as error:  # backends are modules of others, with errors of their own
+        raise UserError(f"--torch_compile_mode {mode}: {first_line(error)}") from error

@@ -15,7 +15,7 @@ from .objectives import OBJECTIVES, build_objective
 from .objectives.base import STATE_NEEDS
 from .optional import check_optional
 from .ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
-from .setting_kinds import enums, restated, wrong_kind
+from .setting_kinds import check_compile, check_optimizer_args, enums, restated, wrong_kind
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,6 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         "adam_epsilon": AMOUNT,
         "max_grad_norm": AMOUNT,
         "label_smoothing_factor": DROPPED,
-        "neftune_noise_alpha": AMOUNT,
         "logging_steps": Range(0, HUGE),
         "eval_steps": Range(0, HUGE),
         "save_steps": Range(0, HUGE),
@@ -217,6 +216,13 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         """Weights in place of the objective's own."""
         return (dict.fromkeys(STATE_NEEDS, 0.0) if not self.generators else {}) | (self.loss_weights or {})
 
+    def __new__(cls, *_: Any, **settings: Any):
+        known = [each.name for each in fields(cls) if each.init]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"{name} is no setting of {cls.__name__}.{suggest(name, known)}")
+        return super().__new__(cls)
+
     def __post_init__(self):
         self._check()
         # As they were given: many are filled in below. Tokens, and where to write, are nobody's business.
@@ -287,6 +293,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 json_object(f"--{name}", value)
         if not isinstance(self.objective, str):
             raise UserError(f"--objective is {self.objective!r}; it must be among {', '.join(OBJECTIVES)}.")
+        if self.neftune_noise_alpha is not None:
+            raise UserError("--neftune_noise_alpha is for language models, and CLIP is none; leave it out.")
+        check_optimizer_args(self.optim_args)
+        check_compile(self.torch_compile_backend, self.torch_compile_mode)
         check_optional(self, self.use_cpu or not torch.accelerator.is_available())
 
     def _cut_into_chunks(self, devices: int) -> None:

@@ -1,5 +1,5 @@
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from safe_clip import SafeCLIPTrainingArguments, UserError
 from safe_clip.config import parse_arguments
 from safe_clip.objectives import build_objective
+from safe_clip.old_names import DROPPED, RENAMED
 
 from .conftest import load_script
 
@@ -120,6 +121,16 @@ def test_loss_weights_from_flags_and_from_files(tmp_path):
         ({"loss_weights": "high"}, "--loss_weights must be a JSON object"),
         ({"logit_scale": 0.0}, "--logit_scale is 0.0; it must be above 0"),
         ({"early_stopping_patience": 3}, "--early_stopping_patience wants --load_best_model_at_end"),
+        ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha is for language models"),
+        ({"torch_compile_mode": "x"}, "--torch_compile_mode x: .*mode"),
+        ({"torch_compile_backend": "x"}, "--torch_compile_backend x: it must be among .*inductor"),
+        ({"optim_args": "zz"}, "--optim_args zz: it must be NAME=VALUE,NAME=VALUE, and 'zz' is none"),
+        ({"accelerator_config": {"zz": True}, "seed": 3}, "^--accelerator_config {'zz': True}: .*'zz'$"),
+        ({"warmup_ratio": 0.1}, "^warmup_ratio is no setting .* It is called warmup_steps now .below 1"),
+        ({"group_by_length": True}, r"It is called train_sampling_strategy now \(group_by_length\).$"),
+        ({"logging_dir": "logs"}, "environment variable TENSORBOARD_LOGGING_DIR"),
+        ({"evaluation_strategy": "no"}, "It is called eval_strategy now.$"),
+        ({"leaning_rate": 1e-3}, "Did you mean 'learning_rate'"),
         ({"remove_unused_columns": True}, "--remove_unused_columns must stay off"),
     ],
 )
@@ -166,6 +177,30 @@ def test_fsdp_is_true_or_a_text_as_of_transformers():
             SafeCLIPTrainingArguments("out", fsdp=value)
     with pytest.raises(UserError, match="--fsdp is 3; it must be a text"):
         SafeCLIPTrainingArguments("out", fsdp=3)
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("no_cuda", "use_cpu"),
+        ("push_to_hub_token", "hub_token"),
+        ("use_mps_device", "leave it out"),
+        ("warmup-ratio", "warmup_steps"),
+    ],
+)
+def test_old_names_on_the_command_line_and_in_files(old, now, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"{old}: 1\n")
+    for flags, path in ([f"--{old}", "1"], None), ([], file):
+        with pytest.raises(UserError, match=rf"is no setting.*{now}") as error:
+            parse_arguments([SafeCLIPTrainingArguments], flags, path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("old", [*RENAMED, *DROPPED])
+def test_old_names_are_none_that_there_are(old):
+    known = [each.name for each in fields(SafeCLIPTrainingArguments)]
+    assert old not in known and (old in DROPPED or RENAMED[old][0] in known)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

@@ -19,6 +19,7 @@ ROOMS = [
     "errors",
     "names",
     "settings_file",
+    "old_names",
     "config",
     "card_text",
     "fingerprints",

@@ -1,5 +1,6 @@
 """Trainings that would train nothing, and rows that evaluation is given."""
 
+import contextlib
 import logging
 import re
 
@@ -9,7 +10,7 @@ from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from safe_clip import QuadrupletRows, SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
-from safe_clip.plan import planned_steps
+from safe_clip.plan import check_plan, planned_steps
 
 from .test_trainer import make_trainer
 
@@ -238,3 +239,20 @@ def test_an_unknown_metric_lists_those_that_there_are():
     for name in ("nothing", "", "../metrics", "direct"):
         with pytest.raises(UserError, match="the metrics are caption_quality, neighbour_overlap, recall_at_k"):
             load_metric(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optim": "sgd", "optim_args": "momentum=high"}, "--optim sgd with --optim_args momentum=high: .*'high'"),
+        ({"optim": "sgd", "optim_args": "nesterov=true"}, "--optim sgd with --optim_args nesterov=true: Nesterov"),
+        ({"optim": "rmsprop"}, None),
+        ({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, None),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_named_before_training(settings, said, rows, tmp_path):
+    args = SafeCLIPTrainingArguments(str(tmp_path), report_to="none", max_steps=1, **settings)
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        check_plan(args, QuadrupletRows(rows), None)
+    assert torch.equal(torch.get_rng_state(), state)
