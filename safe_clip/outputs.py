@@ -181,6 +181,12 @@ class OutputFolder:
         write_whole(self.path / name, text)
         self.record(name, editable=editable)
 
+    def make_room(self, *names: str) -> None:
+        """Moves files away, whoever wrote them."""
+        for name in names:
+            if os.path.lexists(self.path / name):
+                self._set_aside(name)
+
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """The path of a file that is written by somebody else, and then takes its place beside the model."""

@@ -4,14 +4,15 @@
     python -m safe_clip.data.fetch aimagelab/ViSU-Text --column coco_id --output_dir coco \\
         --address 'http://images.cocodataset.org/train2017/{:012}.jpg'
 
-Pictures are named after the number in each row, so that `--safe_images coco` finds them. What was fetched is not
-fetched again; what could not be had is listed, with the reason, in `failed.csv` beside the pictures, and tried again by
-the same command.
+Pictures are named after the number in each row, so that `--safe_images coco` finds them. What was fetched from the same
+address is not fetched again; what could not be had is listed, with the reason, in `failed.csv` beside the pictures, and
+tried again by the same command.
 """
 
 import argparse
 import csv
-import re
+import io
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ import xxhash
 
 from ..config import OneLineParser
 from ..errors import UserError, run
-from ..outputs import OutputFolder
+from ..outputs import REPLACED, OutputFolder, write_whole
+from ..ranges import COUNT, POSITIVE, check_ranges
 from .fetching import FetchSettings, fetch_all, finish, without_secrets
 from .minors import refuse_minors
-from .schema import ID_COLUMNS, known_columns, picture_name, picture_names
+from .schema import ID_COLUMNS, PICTURES, known_columns, picture_name, picture_names, stored_name
 from .sources import load_splits
 
 FAILED = "failed.csv"
-LONGEST_NAME = 200  # bytes, of the 255 that file systems take
+KEPT = ".fetched.json"  # which address each image is of
+RANGES = {"tries": COUNT, "timeout": POSITIVE, "most_bytes": COUNT, "at_once": COUNT}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,19 +47,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--most_bytes", type=int, default=FetchSettings.most_bytes, help="of one picture")
     parser.add_argument("--at_once", type=int, default=FetchSettings.at_once, help="addresses side by side")
     parser.add_argument("--allow_private", action="store_true", help="fetch from inside the network too")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help=f"replace a {FAILED} of somebody else's")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help=f"move others' files into {REPLACED}")
     args = parser.parse_args(argv)
-    OutputFolder(args.output_dir).check(args.overwrite_output_dir, files=[FAILED])
+    check_ranges(args, RANGES)
+    output = OutputFolder(args.output_dir)
+    output.check(args.overwrite_output_dir, files=[FAILED])
     jobs, failed = _jobs(args.dataset, args.column, args.id, args.address)
     settings = FetchSettings(args.tries, args.timeout, args.most_bytes, args.at_once, args.allow_private)
     try:
+        _check_kept(jobs, output, args.overwrite_output_dir)
         failed |= finish(fetch_all(jobs, args.output_dir, settings))
     except OSError as error:  # a full disk
         raise UserError(f"{args.output_dir} cannot be written ({error}); what was fetched is kept.") from error
-    with open(args.output_dir / FAILED, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(
-            [("id", "address", "reason"), *((n, without_secrets(jobs.get(n) or ""), why) for n, why in failed.items())]
-        )
+    listed = io.StringIO(newline="")
+    csv.writer(listed).writerows(
+        [("id", "address", "reason"), *((n, without_secrets(jobs.get(n) or ""), why) for n, why in failed.items())]
+    )
+    output.write(FAILED, listed.getvalue())
     had = len(jobs.keys() - failed)
     print(f"{had:,} of {len(jobs.keys() | failed):,} pictures are in {args.output_dir}/.")
     for reason, count in Counter(failed.values()).most_common(5):
@@ -86,7 +93,7 @@ def _jobs(
                 failed[f"{split}, row {row}"] = "the row has no address" if name else "the row has no number"
                 continue
             # A name from elsewhere must not be a way out of the folder, nor longer than a file's may be.
-            name = _file_name(name)
+            name, address = stored_name(name), address.strip()
             if jobs.setdefault(name, address) != address:
                 raise UserError(
                     f"{where}, row {row}: another address than this one goes by the number {name} too. Name a "
@@ -95,12 +102,30 @@ def _jobs(
     return jobs, failed
 
 
-def _file_name(name: str) -> str:
-    """A name that is no way out of a folder, nor longer than a file's may be; of long ones, each has its own."""
-    name = re.sub(r"[^\w-]", "_", name)
-    if len(name.encode()) <= LONGEST_NAME:
-        return name
-    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{xxhash.xxh3_64_hexdigest(name.encode())}"
+def _check_kept(jobs: dict[str, str], output: OutputFolder, overwrite: bool) -> None:
+    """Notes which address each image is of, by a digest.
+
+    Raises:
+        UserError: images that are there already are of other addresses, or nobody knows of which; they are moved away
+            where they may be.
+    """
+    own = {name: xxhash.xxh3_64_hexdigest(address.encode(errors="surrogatepass")) for name, address in jobs.items()}
+    try:
+        known = json.loads((output.path / KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    there = sorted(path.name for path in output.path.glob("*") if path.suffix in PICTURES and path.stem in own)
+    others = [name for name in there if known.get(Path(name).stem) != own[Path(name).stem]]
+    if others and not overwrite:
+        known_one = Path(others[0]).stem in known
+        raise UserError(
+            f"--output_dir {output.path} holds {len(others):,} images under the same names that "
+            f"{'are of other addresses' if known_one else 'were not fetched by this program'}, such as {others[0]}. "
+            f"Name another folder, or add --overwrite_output_dir: they are then moved into {output.path / REPLACED}."
+        )
+    output.make_room(*others)
+    output.path.mkdir(parents=True, exist_ok=True)
+    write_whole(output.path / KEPT, json.dumps(known | own))
 
 
 def _filled(template: str, cell: Any) -> str | None:

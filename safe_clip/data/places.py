@@ -15,6 +15,7 @@ import xxhash
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from ..errors import UserError
+from ..outputs import MANIFEST, REPLACED, OutputFolder
 from .cells import file_path, short
 from .schema import PICTURES
 
@@ -199,10 +200,11 @@ def _folder(path: Path, where: str, whole: bool) -> Place:
         return Place(readable(path), home=path)
     images, tables = False, []
     for folder, inside, names in os.walk(path, followlinks=False):
-        inside[:] = sorted(each for each in inside if not each.startswith((".", "__")))
+        inside[:] = sorted(each for each in inside if not each.startswith((".", "__")) and each != REPLACED)
         images = images or any(each.lower().endswith(PICTURES) for each in names)
         tables += [Path(folder, each) for each in sorted(names) if not each.startswith(".") and _is_table(each)]
-    tables = [table for table in tables if table.is_file()]  # no pipe, nor a link that leads nowhere
+    # No pipe, no link that leads nowhere, nor what this package lists of images that it could not fetch.
+    tables = [table for table in tables if table.is_file() and not _is_list_of_ours(table)]
     if _has_configurations(path) or not tables or any(METADATA.match(table.name) for table in tables):
         return Place(readable(path), home=path)
     notes = [table for table in tables if _suffix(table) != ".json"]  # settings and logs are often JSON
@@ -278,6 +280,10 @@ def with_plain_tables(place: Place, convert: Callable[[list[Path]], list[Path]])
 
 def _is_table(name: str) -> bool:
     return _suffix(Path(name)) in FILES.keys() - {".tar"} and not name.startswith("~$")  # a lock of Excel
+
+
+def _is_list_of_ours(table: Path) -> bool:
+    return table.name == MANIFEST or OutputFolder(table.parent).is_ours(table.name)
 
 
 def _are_splits(tables: list[Path]) -> bool:

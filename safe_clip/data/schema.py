@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import xxhash
 from datasets import Dataset, Features, IterableDataset, Value
 
 from ..errors import UserError
+from ..outputs import REPLACED
 from .cells import IN_ZIP, open_archive, storable
 from .column_names import ABOUT, modality, pair_of_captions, senses, words
 from .features import inner_feature, is_text
@@ -37,6 +39,7 @@ STREAM_IDS = (*dict.fromkeys(name for names in ID_COLUMNS.values() for name in n
 NUMBERS = {"safe_image": r"(?:^|_)(\d+)$", "unsafe_image": r"^(\d+)(?:[_-]|$)"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LISTED = 5
+LONGEST_NAME = 200  # bytes, of the 255 that file systems take
 NEW_COLUMN = "safe_clip_new"  # a name that nobody has
 CURE = (
     "Add them, or leave these rows out with --missing_pictures skip, or keep their captions with "
@@ -169,8 +172,8 @@ def join_pictures(
         found = _id_column(stream_columns(rows), ID_COLUMNS[column], where, f"--{column}s")
         return _join_stream(rows, column, _by_name(place, column), found, place, missing_pictures)
     names = picture_names(rows, column, where, f"--{column}s")
-    files = _by_name(place, column, set(names))
-    paths = [files.get(name) for name in names]
+    files = _by_name(place, column, {each for name in names if name for each in (name, stored_name(name))})
+    paths = [_found(files, name) for name in names]
     missing = [str(name) for name, path in zip(names, paths, strict=True) if path is None]
     if missing and (missing_pictures == "error" or len(missing) == len(paths)):
         raise UserError(
@@ -194,7 +197,7 @@ def _join_stream(
     """The same for rows that nobody has seen yet: one without a picture is only met on the way."""
 
     def joined(row: dict[str, Any]) -> dict[str, str | None]:
-        path = files.get(picture_name(row[found]))
+        path = _found(files, picture_name(row[found]))
         if path is None and missing_pictures == "error":
             raise UserError(f"a row has no picture in --{column}s {place}: {row[found]}. {CURE}")
         return {column: path}
@@ -202,6 +205,11 @@ def _join_stream(
     features = rows.features and Features({**rows.features, column: Value("string")})
     rows = rows.map(joined, features=features)
     return rows.filter(lambda row: row[column] is not None) if missing_pictures == "skip" else rows
+
+
+def _found(files: Mapping[str, str], name: str | None) -> str | None:
+    """The image of a name, or of what it is called where it was fetched."""
+    return None if name is None else files.get(name) or files.get(stored_name(name))
 
 
 def _by_name(place: str, column: str, wanted: set[str | None] | None = None) -> dict[str, str]:
@@ -234,7 +242,8 @@ def _listed(place: str, column: str) -> Iterator[tuple[str, str, int]]:
     if Path(place).is_dir():
         seen = set()
         for folder, inside, files in os.walk(place, followlinks=True):
-            inside[:] = sorted(each for each in inside if os.path.realpath(Path(folder, each)) not in seen)
+            there = {each: os.path.realpath(Path(folder, each)) for each in inside if each != REPLACED}
+            inside[:] = sorted(each for each, real in there.items() if real not in seen)
             seen.update(os.path.realpath(Path(folder, each)) for each in inside)  # a link may lead back
             for path in (Path(folder, file) for file in sorted(files) if _is_picture(file)):
                 yield path.stem, storable(path), path.stat().st_size
@@ -251,6 +260,16 @@ def _listed(place: str, column: str) -> Iterator[tuple[str, str, int]]:
 
 def _is_picture(name: str) -> bool:
     return name.lower().endswith(PICTURES) and not name.startswith(".")  # nor what a Mac keeps beside one
+
+
+def stored_name(name: str) -> str:
+    """A name as a file may have it: no way out of a folder, nor longer than it may be. What is changed for this, or
+    cut off, is replaced by a digest, so that each name has its own."""
+    plain = re.sub(r"[^\w-]", "_", name)
+    if plain == name and len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = xxhash.xxh3_64_hexdigest(name.encode(errors="surrogatepass"))
+    return f"{plain.encode(errors='replace')[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
 
 
 def picture_name(cell: Any) -> str | None:

@@ -15,10 +15,11 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from safe_clip import UserError
+from safe_clip import UserError, load_quadruplets
 from safe_clip.data.fetch import main
 from safe_clip.data.fetching import FetchSettings, fetch_all, fetched, without_secrets
 
+LISTS = {"failed.csv", "safe_clip.json"}  # beside the images
 QUICK = FetchSettings(tries=3, timeout=30.0, most_bytes=5000, allow_private=True, wait=0.01)
 
 
@@ -189,7 +190,7 @@ def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missin
     out = tmp_path / "a" / "b" / "coco"
     command = [str(tmp_path / "rows.jsonl"), "--column", "image_coco_url", "--output_dir", str(out), "--allow_private"]
     main(command)
-    assert {path.name for path in out.iterdir()} == {"139.png", "285.jpg", "evil.png", "failed.csv"}
+    assert {path.name for path in out.glob("[!.]*")} == {"139.png", "285.jpg", "evil.png", *LISTS}
     assert "3 of 5 pictures are in" in capsys.readouterr().out
     with open(out / "failed.csv", newline="") as file:
         assert sorted(list(csv.reader(file))[1:]) == [
@@ -238,8 +239,75 @@ def test_numbers_become_addresses_and_rows_that_are_refused_are_not_fetched(serv
     Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
     command = [str(tmp_path / "train.parquet"), "--column", "coco_id", "--output_dir", str(tmp_path / "coco")]
     main([*command, "--allow_private", "--address", server.url + "/png/{:012}.jpg"])
-    assert {path.name for path in (tmp_path / "coco").iterdir()} == {"139.png", "285.png", "failed.csv"}
+    assert {path.name for path in (tmp_path / "coco").glob("[!.]*")} == {"139.png", "285.png", *LISTS}
     assert sorted(server.asked) == ["/png/000000000139.jpg", "/png/000000000285.jpg"]
     assert "1 of 3 rows were refused" in caplog.text
     with pytest.raises(UserError, match=r"--address .*\{:x\[\} cannot hold '139'"):
         main([*command, "--address", "http://x/{:x[}"])
+
+
+def test_another_address_is_another_image(server, tmp_path):
+    table = {"coco_id": [1, 2], "safe_url": [f"{server.url}/png/{n}" for n in range(2)]}
+    table["unsafe_url"] = [f" {server.url}/jpeg/{n}\n" for n in range(2)]
+    Dataset.from_dict(table).to_csv(tmp_path / "rows.csv")
+    out = tmp_path / "out"
+    command = [str(tmp_path / "rows.csv"), "--output_dir", str(out), "--allow_private", "--column"]
+    main([*command, "safe_url"])
+    asked = server.asked.total()
+    main([*command, "safe_url"])
+    assert server.asked.total() == asked  # what is there is kept
+    with pytest.raises(UserError, match=r"holds 2 images under the same names that are of other addresses, such as 1"):
+        main([*command, "unsafe_url"])
+    assert Image.open(out / "1.png").getpixel((0, 0)) == (255, 0, 0)
+    main([*command, "unsafe_url", "--overwrite_output_dir"])
+    assert (out / "1.jpg").exists() and not (out / "1.png").exists() and (out / "replaced" / "1.png").exists()
+    Dataset.from_dict({"coco_id": [1, 2], "safe_caption": ["a dog"] * 2}).to_csv(tmp_path / "rows.csv")
+    rows = load_quadruplets(str(tmp_path / "rows.csv"), hold_out=False, safe_images=str(out))["train"]
+    assert rows["safe_image"][:] == [str(out / f"{n}.jpg") for n in (1, 2)]
+
+
+def test_what_others_put_there_is_moved_away_or_left(server, tmp_path):
+    Dataset.from_dict({"coco_id": [1, 2], "url": [f"{server.url}/png/{n}" for n in range(2)]}).to_csv(
+        tmp_path / "r.csv"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "2.png").write_bytes(encoded("blue"))
+    command = [str(tmp_path / "r.csv"), "--output_dir", str(out), "--allow_private", "--column", "url"]
+    with pytest.raises(UserError, match=r"holds 1 images under the same names that were not fetched by this program"):
+        main(command)
+    (out / "failed.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"holds what this package did not write: failed\.csv"):
+        main(command)
+    assert not server.asked
+    main([*command, "--overwrite_output_dir"])
+    assert (out / "replaced" / "failed.csv").read_text() == "mine"
+    assert (out / "replaced" / "2.png").read_bytes() == encoded("blue") and (out / "2.png").read_bytes() == encoded(
+        "red"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        *((("--at_once", value), "1 or more") for value in ("0", "-3")),
+        *((("--tries", value), "1 or more") for value in ("0", "-1")),
+        *((("--timeout", value), "above 0") for value in ("-1", "0", "nan")),
+        (("--most_bytes", "-1"), "1 or more"),
+    ],
+)
+def test_numbers_that_mean_nothing(flag, said, tmp_path):
+    with pytest.raises(UserError, match=rf"^{flag[0]} is {flag[1]}\S*; it must be {said}"):
+        main(["rows.csv", "--column", "url", "--output_dir", str(tmp_path), *flag])
+
+
+def test_images_are_found_by_the_names_of_their_rows(server, tmp_path):
+    ids = ["coco.1", "coco_1", "a b", "a+b", "dog.v2"]
+    table = {"image_id": ids, "url": [f"{server.url}/png/{n}" for n in range(5)], "safe_caption": ["a dog"] * 5}
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(table).to_csv(tmp_path / "data" / "rows.csv", index=False)
+    main([str(tmp_path / "data"), "--column", "url", "--output_dir", str(tmp_path / "data"), "--allow_private"])
+    for streaming in (False, True):
+        options = {"hold_out": False, "safe_images": str(tmp_path / "data"), "streaming": streaming}
+        rows = list(load_quadruplets(str(tmp_path / "data"), **options)["train"])  # in which no list of ours is a table
+        assert len({row["safe_image"] for row in rows}) == 5 and all(row["safe_image"] for row in rows)
