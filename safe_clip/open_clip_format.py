@@ -3,15 +3,14 @@
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from .errors import UserError
+from .open_clip_inputs import OPENAI_VOCABULARY, has_openai_tokens, preprocess_cfg
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-OPENAI_VOCABULARY = 49408  # of the tokenizer that open_clip brings along
 OPENAI_END = OPENAI_VOCABULARY - 1
 EPSILON = 1e-5  # of open_clip's layer norms, unless a configuration says otherwise
 LAYERS = {
@@ -91,7 +90,7 @@ def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
     """The `open_clip_config.json` of a model.
 
     Raises:
-        UserError: open_clip has no such architecture.
+        UserError: open_clip has no such architecture, or prepares images otherwise.
     """
     text, vision = model.config.text_config, model.config.vision_config
     activations = {text.hidden_act, vision.hidden_act}
@@ -103,8 +102,7 @@ def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
     pooling = {"pool_type": "argmax"}
     if text.eos_token_id not in (2, largest):
         pooling = {"pool_type": "eos", "eos_id": text.eos_token_id}
-    images = processor.image_processor
-    if text.vocab_size != OPENAI_VOCABULARY:
+    if text.vocab_size != OPENAI_VOCABULARY or not has_openai_tokens(processor.tokenizer):
         pooling["hf_tokenizer_name"] = "local"  # open_clip reads the folder's own under "local-dir:"
     return {
         "model_cfg": {
@@ -130,12 +128,7 @@ def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
                 **pooling,
             },
         },
-        "preprocess_cfg": {
-            "mean": list(images.image_mean),
-            "std": list(images.image_std),
-            "interpolation": Image.Resampling(images.resample).name.lower(),
-            "resize_mode": "shortest" if "shortest_edge" in images.size else "squash",
-        },
+        "preprocess_cfg": preprocess_cfg(processor.image_processor, vision.image_size),
     }
 
 
@@ -157,7 +150,8 @@ def clip_config(settings: dict[str, Any]) -> CLIPConfig:
             raise UserError(f"its {CONFIG_FILE} says pool_type {pooling!r} in text_cfg, which a CLIPModel has not")
         vocabulary = text.get("vocab_size", OPENAI_VOCABULARY)
         # 2 is how transformers says that the largest token ends a caption.
-        end = (OPENAI_END if vocabulary == OPENAI_VOCABULARY else 2) if pooling == "argmax" else text.get("eos_id", 2)
+        openai = vocabulary == OPENAI_VOCABULARY and not text.get("hf_tokenizer_name")
+        end = (OPENAI_END if openai else 2) if pooling == "argmax" else text.get("eos_id", 2)
         size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
         return CLIPConfig(
             projection_dim=model["embed_dim"],

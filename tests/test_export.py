@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.normalizers import NFC
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from safe_clip import UserError, load_clip, load_processor, merge
 from safe_clip.evaluation.run import Subject
 from safe_clip.export import FORMATS, export_open_clip, main, open_clip_config
 from safe_clip.model import check_processor
+from safe_clip.open_clip_inputs import has_openai_tokens
 
 from .conftest import build_model
 
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
 CAPTIONS = ["a red square beside a blue one", "a green square", "a black square beside a white one with a mark"]
 
 
@@ -94,6 +97,78 @@ def test_an_end_token_that_is_the_largest_is_written_as_older_versions_know_it(p
     assert "norm_kwargs" not in cfg["text_cfg"] and "norm_kwargs" not in cfg["vision_cfg"]
     tokenizer.add_tokens("larger")  # which would be read in its place
     assert open_clip_config(model, processor)["model_cfg"]["text_cfg"]["eos_id"] == text.eos_token_id
+
+
+SIZES = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+SQUASHED = {"size": {"height": 16, "width": 16}, "do_center_crop": False}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        SQUASHED,
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0, 0.5, 2.0]},
+        {"do_rescale": False, "image_mean": [127.0, 120.0, 110.0], "image_std": [64.0, 60.0, 70.0]},
+        {"resample": Image.Resampling.BILINEAR},
+    ],
+)
+def test_open_clip_makes_the_same_pixels(settings, model, processor, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    images = CLIPImageProcessor(**(SIZES | settings))
+    export_open_clip(model, CLIPProcessor(images, processor.tokenizer), tmp_path)
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    generator = np.random.default_rng(0)
+    for size in ((64, 32), (32, 96)):
+        noise = Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize(size)
+        ours = images(noise, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(preprocess(noise), ours, atol=0.1, rtol=0)
+        assert ours.std() > 0.15
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"size": {"shortest_edge": 20}}, r"other pixels than the image processor with .*size \{'shortest_edge': 20\}"),
+        ({"size": {"shortest_edge": 17}}, "other pixels"),
+        ({"size": {"height": 20, "width": 20}}, "other pixels"),
+        ({"do_resize": False}, "other pixels than the image processor with .*do_resize False"),
+        ({"resample": Image.Resampling.LANCZOS}, r"by lanczos \(its `resample`\)"),
+        ({"resample": Image.Resampling.NEAREST}, r"by nearest \(its `resample`\)"),
+    ],
+)
+def test_pixels_that_open_clip_cannot_make_are_refused(settings, said, model, processor, tmp_path):
+    images = CLIPImageProcessor(**(SIZES | settings))
+    with pytest.raises(UserError, match=said) as error:
+        export_open_clip(model, CLIPProcessor(images, processor.tokenizer), tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def openai_tokenizer(changed: bool = False) -> CLIPTokenizer:
+    theirs = pytest.importorskip("open_clip").tokenizer.SimpleTokenizer()
+    vocabulary = {token: number for number, token in enumerate(sorted(theirs.encoder, key=theirs.encoder.get)[:-2])}
+    vocabulary |= {"<|startoftext|>": len(vocabulary), "<|endoftext|>": len(vocabulary) + 1}
+    merges = sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.get)
+    if changed:  # as many tokens, cut in another order
+        merges[0], merges[1] = merges[1], merges[0]
+    return CLIPTokenizer(vocabulary, merges)
+
+
+def test_as_many_tokens_as_openai_has_are_not_its_tokens():
+    assert has_openai_tokens(openai_tokenizer()) and not has_openai_tokens(openai_tokenizer(changed=True))
+    cased = openai_tokenizer()
+    cased.backend_tokenizer.normalizer = NFC()
+    assert not has_openai_tokens(cased)
+
+
+def test_the_tokenizer_that_open_clip_shall_read_is_named(processor):
+    own = openai_tokenizer(changed=True)
+    model = CLIPModel(CLIPConfig(text_config={**TINY, "vocab_size": 49408}, vision_config={**TINY, "image_size": 16}))
+    text = open_clip_config(model, CLIPProcessor(processor.image_processor, own))["model_cfg"]["text_cfg"]
+    assert text["hf_tokenizer_name"] == "local"
+    same = CLIPProcessor(processor.image_processor, openai_tokenizer())
+    assert "hf_tokenizer_name" not in open_clip_config(model, same)["model_cfg"]["text_cfg"]
 
 
 @pytest.mark.parametrize(("activation", "dtype"), [("quick_gelu", torch.float32), ("gelu", torch.float16)])
