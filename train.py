@@ -166,7 +166,7 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     from safe_clip.data.bad_rows import leave_out_bad_rows
     from safe_clip.data.quadruplets import STREAMED_ROWS, first_rows, hold_out_validation
     from safe_clip.data.splits import known_splits, meant
-    from safe_clip.data.streams import QuadrupletStream
+    from safe_clip.data.streams import QuadrupletStream, row_keys
 
     splits = script.load(hold_out=False)
     script.eval_splits = known_splits(script.eval_splits, splits)
@@ -188,14 +188,18 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         wanted = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
         for split in dict.fromkeys([*([] if script.streaming else ["train"]), *wanted]):
             if split in splits:
+                left_out, whole = [], splits[split]
                 splits[split] = leave_out_bad_rows(
-                    splits[split],
+                    whole,
                     f"split '{split}'",
                     Path(args.output_dir),
                     script.skippable,
                     args.dataloader_num_workers,
                     progress=not args.disable_tqdm,
+                    left_out=left_out,
                 )
+                if split == "train" and rows is not None:
+                    rows.listed = row_keys(whole.select(left_out))
     if not script.streaming:
         splits = hold_out_validation(splits)
     if "validation" in (script.eval_splits or []) and "validation" not in splits:

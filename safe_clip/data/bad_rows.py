@@ -37,7 +37,13 @@ class _Faults(TorchDataset):
 
 
 def leave_out_bad_rows(
-    rows: Dataset, where: str, folder: Path, max_bad_fraction: float, workers: int = 0, progress: bool = True
+    rows: Dataset,
+    where: str,
+    folder: Path,
+    max_bad_fraction: float,
+    workers: int = 0,
+    progress: bool = True,
+    left_out: list[int] | None = None,
 ) -> Dataset:
     """The rows that can be used; the others are counted, and listed in a file with what is wrong with each.
 
@@ -50,6 +56,7 @@ def leave_out_bad_rows(
         max_bad_fraction: the largest share of bad rows that is still taken for bad luck, in [0, 1].
         workers: processes that read pictures.
         progress: show a bar.
+        left_out: gets the places of the rows that are left out.
 
     Raises:
         UserError: there are more bad rows than that, or no others.
@@ -76,4 +83,6 @@ def leave_out_bad_rows(
         raise UserError(f"{told}, {why}; {folder / LIST_FILE} lists them. The first: {'; '.join(lines[:LISTED])}")
     if state.is_main_process:
         logger.warning("%s and are left out; they are listed in %s.", told, folder / LIST_FILE)
+    if left_out is not None:
+        left_out += bad
     return numbered(rows).select([index for index in range(len(rows)) if index not in bad])

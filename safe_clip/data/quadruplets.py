@@ -172,7 +172,8 @@ def _renamed(
 
 def _known_kinds(rows: Dataset | IterableDataset) -> Mapping[str, Any] | None:
     """The kinds of columns; texts that are yes or no are no texts, so that none is proposed for captions."""
-    texts = [name for name, feature in (rows.features or {}).items() if is_text(feature) and name not in ITEM_COLUMNS]
+    sure, doubtful = guess_columns(_columns(rows), rows.features)
+    texts = [name for name in (*sure, *doubtful) if is_text((rows.features or {}).get(name))]
     return rows.features and {**rows.features, **dict.fromkeys(flag_columns(rows, texts), Value("bool"))}
 
 

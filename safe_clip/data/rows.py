@@ -107,6 +107,11 @@ class QuadrupletRows(TorchDataset):
                 f"this is a dictionary ({', '.join(map(repr, rows))}); make its columns rows with "
                 "datasets.Dataset.from_dict, or name one of its splits."
             )
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise UserError(
+                f"rows come as {type(rows).__name__}, not as rows with a length; pass a datasets.Dataset, such as by "
+                "datasets.Dataset.from_list(list(rows)), or a list of dictionaries."
+            )
         if isinstance(rows, Dataset):
             if not set(ITEM_COLUMNS) & set(rows.column_names):
                 check_columns(rows.column_names, "the data set", rows.features)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -63,6 +64,7 @@ class QuadrupletStream(TorchIterableDataset):
         self.rows = self.source.shuffle(seed, buffer_size=shuffle_buffer) if shuffle_buffer else self.source
         self.bad_rows, self.max_bad_fraction = bad_rows, max_bad_fraction
         self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # as of `QuadrupletRows`
+        self.listed: frozenset[str] = frozenset()  # `row_keys` of bad rows that are listed already
         self.epoch = 0
         self.unread = 0  # quadruplets that each worker gives as `None` first, since they were trained on already
 
@@ -112,7 +114,7 @@ class QuadrupletStream(TorchIterableDataset):
                 if self.bad_rows is None:
                     raise
                 bad += 1
-                self._list(str(error), bad, number + 1)
+                self._list(row, str(error), bad, number + 1)
                 continue
             for each in quadruplets:
                 if isinstance(each, dict):
@@ -125,8 +127,8 @@ class QuadrupletStream(TorchIterableDataset):
         quadruplet = stored.read()
         return quadruplet if self.augment is None else self.augment(quadruplet)
 
-    def _list(self, fault: str, bad: int, seen: int) -> None:
-        if self.epoch == 0:  # in later ones they come again
+    def _list(self, row: dict[str, Any], fault: str, bad: int, seen: int) -> None:
+        if self.epoch == 0 and _row_key(row) not in self.listed:  # in later ones they come again
             with open(self.bad_rows, "a", encoding="utf-8") as file:
                 file.write(f"split 'train', {fault}\n")
         if seen >= PATIENCE and bad > self.max_bad_fraction * seen:
@@ -228,6 +230,21 @@ def file_row(row: dict[str, Any], number: int, features: Mapping[str, Any] | Non
         )
         for source, *facts in zip(filing.source.tolist(), filing.generated.tolist(), filing.mixed.tolist(), strict=True)
     ]
+
+
+def row_keys(rows: Dataset) -> frozenset[str]:
+    """What rows are known again by in a stream, which gives them other numbers: what their items hold."""
+    return frozenset(map(_row_key, undecoded(rows, rows.column_names)))
+
+
+def _row_key(row: dict[str, Any]) -> str:
+    state = xxhash.xxh3_128()
+    for column in ITEM_COLUMNS:
+        cell = row.get(column)
+        held = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+        state.update(held if isinstance(held, bytes) else repr(held).encode(errors="surrogatepass"))
+        state.update(b"|")
+    return state.hexdigest()
 
 
 def _known_as(row: dict[str, Any], number: int) -> int | str:

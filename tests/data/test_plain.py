@@ -357,3 +357,9 @@ def test_what_is_no_text_is_named_wherever_it_stands(cell, tmp_path):
     streamed = QuadrupletStream(load_quadruplets(str(tmp_path / "rows.jsonl"), streaming=True)["train"])
     with pytest.raises(UserError, match="column 'safe_caption': a caption must be text, not (int|bool|dict)"):
         list(streamed)
+
+
+@pytest.mark.parametrize("rows", [({"safe_caption": "a dog"} for _ in range(2)), None, 5, {"a dog"}])
+def test_what_has_no_length_is_no_data_set(rows):
+    with pytest.raises(UserError, match="rows come as .*; pass a datasets.Dataset, such as by"):
+        QuadrupletRows(rows)
