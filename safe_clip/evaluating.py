@@ -18,18 +18,22 @@ def as_evaluated(rows: Any) -> Any:
     """Rows as evaluation reads them, of each name where there are several.
 
     Raises:
-        UserError: they are a stream, or no rows.
+        UserError: they are a stream, or no rows, or there is none.
     """
-    if rows is None or isinstance(rows, QuadrupletRows):
-        return rows
+    if rows is None:
+        return None
     if isinstance(rows, IterableDataset | IterableDatasetDict | QuadrupletStream):
         raise UserError(
             "a stream has no end that evaluation could rely on; take its first rows, such as "
             "Dataset.from_list(list(stream.take(1000)), features=stream.features)."
         )
-    if isinstance(rows, dict):
+    if isinstance(rows, dict) and rows:
         return {name: as_evaluated(each) for name, each in rows.items()}
-    return QuadrupletRows(rows)
+    if not isinstance(rows, QuadrupletRows) and not isinstance(rows, dict):
+        rows = QuadrupletRows(rows)
+    if not len(rows):
+        raise UserError("there is no row to evaluate on; pass some.")
+    return rows
 
 
 class EvaluationMixin:

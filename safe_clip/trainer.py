@@ -1,23 +1,23 @@
 """Training a CLIP to be safe."""
 
 import contextlib
-import warnings
 from collections import defaultdict
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, set_seed
+from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import (
     TrainOutput,
 )
 
+from .construction import check_adapter, check_callback, check_given, with_adapter
 from .data.augmentation import RandomCrop
 from .data.captions import check_captions
 from .data.collator import QuadrupletCollator
@@ -33,7 +33,7 @@ from .model import check_processor, load_clip, load_processor
 from .objectives import build_objective
 from .objectives.base import Makeup
 from .plan import Moved, check_plan, check_trained, warn_of_unfed
-from .preparation import accept_one_modality, lora_config, prepare_model, train_towers
+from .preparation import accept_one_modality, prepare_model, train_towers
 from .publishing import PublishingMixin
 from .reference import FrozenReference
 from .reference_cache import Embedder, table_size
@@ -88,10 +88,8 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         peft_config: PeftConfig | Literal["default"] | None = "default",
         **kwargs,
     ):
-        for unfit in {"model_init", "tokenizer", "image_processor"} & kwargs.keys():
-            raise UserError(
-                f"{unfit} is not supported: pass the model as `model`, its CLIPProcessor as processing_class."
-            )
+        check_given(kwargs)
+        check_adapter(peft_config)
         args = SafeCLIPTrainingArguments() if args is None else args
         eval_dataset = as_evaluated(eval_dataset)
         if isinstance(train_dataset, IterableDataset):
@@ -116,9 +114,7 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         model.logit_scale.requires_grad_(False)
         if peft_config is not None and not isinstance(model, PeftModel):
             set_seed(args.seed)  # adapters draw their weights
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls into transformers
-                model = get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
+            model = with_adapter(model, peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
         present, mixed = None if train_dataset is None else train_dataset.present, False
@@ -238,6 +234,15 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
             raise
         check_trained(self, moved)
         return output
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """As `Trainer.add_callback`."""
+        check_callback(callback)
+        super().add_callback(callback)
+
+    def hyperparameter_search(self, *args, **kwargs) -> NoReturn:
+        """Raises `UserError`: it makes a model anew for each trial, which a trainer of one model does not."""
+        raise UserError("hyperparameter_search is not supported: make a SafeCLIPTrainer for each trial.")
 
     def check_sides(self) -> None:
         """Asks the training rows and the original, once, whether the safe and the unsafe side are swapped.

@@ -47,6 +47,7 @@ ROOMS = [
     "targets",
     "setting_kinds",
     "training_args",
+    "construction",
     "plan",
     "interruption",
     "evaluating",

@@ -1,9 +1,11 @@
 """What is trained: a whole CLIP, in float32, through adapters of both encoders."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
+from peft import LoraConfig, get_peft_model
+from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
 from safe_clip.preparation import TARGET_MODULES, lora_config, prepare_model
@@ -88,6 +90,61 @@ def test_a_trainer_says_what_it_was_not_given(model, processor, tmp_path):
         with pytest.raises(UserError, match=said):
             SafeCLIPTrainer(args=args, **given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"train_dataset": "demo"}, r"rows are required here, not 'demo': load them with load_quadruplets\('demo'\)"),
+        ({"train_dataset": Path("data/rows")}, r"load_quadruplets\('data/rows'\)"),
+        ({"train_dataset": iter(())}, "rows have a length and numbers, and a tuple_iterator has not"),
+        ({"train_dataset": 3}, "and a int has not"),
+        ({"eval_dataset": "validation"}, "rows are required here, not 'validation'"),
+        ({"eval_dataset": {"a": "b"}}, "rows are required here, not 'b'"),
+        ({"eval_dataset": []}, "there is no row to evaluate on"),
+        ({"eval_dataset": {}}, "there is no row to evaluate on"),
+        ({"peft_config": "lora"}, "peft_config is 'lora'; it must be a configuration of peft"),
+        ({"peft_config": {"r": 4}}, "peft_config is {'r': 4}; it must be"),
+        ({"peft_config": False}, "peft_config is False; .*None to train all weights"),
+        ({"peft_config": LoraConfig}, "it must be a configuration of peft"),
+        ({"peft_config": LoraConfig(target_modules=["zzz"])}, "peft_config does not fit the model: Target modules"),
+        ({"peft_config": LoraConfig()}, "peft_config does not fit the model: Please specify `target_modules`"),
+        ({"peft_config": LoraConfig(target_modules=["fc1"], task_type="CAUSAL_LM")}, "has the task_type CAUSAL_LM"),
+        ({"callbacks": ["x"]}, "callbacks holds 'x', which is no TrainerCallback"),
+        ({"callbacks": "x"}, "callbacks is 'x'; it must be a list"),
+        ({"compute_metrics": "accuracy"}, "compute_metrics is 'accuracy'; it must be a function"),
+        ({"data_collator": "x"}, "data_collator is 'x'; it must be a function"),
+        ({"compute_loss_func": print}, "compute_loss_func is not supported: the loss is the objective's"),
+        ({"optimizers": "x"}, "optimizers is 'x'; it must be an optimizer and its schedule, as a tuple"),
+        ({"optimizer_cls_and_kwargs": "x"}, "optimizer_cls_and_kwargs is 'x'"),
+        ({"train_datset": []}, "SafeCLIPTrainer takes no 'train_datset'. Did you mean 'train_dataset'"),
+    ],
+    ids=str,
+)
+def test_what_a_trainer_cannot_take_is_one_line(given, said, model, processor, rows, tmp_path):
+    args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
+    with pytest.raises(UserError, match=said) as error:
+        SafeCLIPTrainer(model, args, **{"train_dataset": rows, "processing_class": processor} | given)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_what_a_trainer_cannot_do_is_one_line(model, processor, rows, tmp_path):
+    args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    given = {"peft_config": LoraConfig(target_modules=["fc1"]), "callbacks": [TrainerCallback, TrainerCallback()]}
+    given |= {"optimizers": (optimizer, None), "compute_metrics": None, "compute_loss_func": None}
+    trainer = SafeCLIPTrainer(model, args, rows, processing_class=processor, **given)
+    for fails, said in (
+        (trainer.hyperparameter_search, "hyperparameter_search is not supported"),
+        (lambda: trainer.add_callback("x"), "callbacks holds 'x'"),
+        (lambda: trainer.evaluate(tmp_path), "rows are required here"),
+        (lambda: trainer.evaluate(3), "rows have a length and numbers"),
+        (lambda: trainer.evaluate(rows.select([])), "there is no row to evaluate on"),
+        (lambda: trainer.predict(rows.select([])), "there is no row to evaluate on"),
+        (lambda: trainer.predict("x"), "rows are required here, not 'x'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fails()
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])

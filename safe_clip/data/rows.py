@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,15 @@ class QuadrupletRows(TorchDataset):
         if isinstance(rows, DatasetDict):
             splits = ", ".join(map(repr, rows))
             raise UserError(f"this is a dictionary of splits ({splits}); name one, such as rows['train'].")
+        if isinstance(rows, str | PathLike):
+            raise UserError(
+                f"rows are required here, not {str(rows)!r}: load them with load_quadruplets({str(rows)!r})."
+            )
+        if isinstance(rows, type) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise UserError(
+                f"rows have a length and numbers, and a {type(rows).__name__} has not: pass a datasets.Dataset, or a "
+                "list of dictionaries."
+            )
         self.filing: Filing | None = None
         self.shape: tuple[int, ...] | None = None
         self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None
