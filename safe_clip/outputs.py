@@ -7,72 +7,41 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from . import __version__
-from .digests import file_digest
 from .errors import UserError
+from .known_files import (
+    CARD,
+    CHECKPOINT_MARKS,
+    CHECKPOINTS,
+    FIGURES,
+    FIRST_MOVED,
+    HARMLESS,
+    LOADED,
+    LOCK,
+    MANIFEST,
+    MARKS,
+    REPLACED,
+    STAGE,
+    WRITTEN,
+    WRITTEN_TO,
+    file_facts,
+    fits,
+    has_mark,
+    is_checkpoint,
+    is_cut_off,
+    make_public_modes,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "safe_clip.json"  # says what this package wrote
-LOCK = ".safe_clip.lock"
-STAGE = ".safe_clip-"  # begins the name of a folder whose files are not whole yet
-REPLACED = "replaced"  # a folder with what was in the way
 PATIENCE = 6.0  # seconds; what a process that was killed had started ends within 5
 FEW = 5  # names that a message lists
-
-# What others read of a model's folder: a file of these that is left over changes what they load.
-LOADED = ("adapter_config.json", "adapter_model.*", "config.json", "generation_config.json", "*.safetensors")
-LOADED += ("*.safetensors.index.json", "pytorch_model*", "tf_model.h5", "flax_model.msgpack", "model.onnx", "onnx")
-LOADED += ("*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*")
-LOADED += ("merges.txt", "spiece.model", "chat_template*", "modules.json", "*sentence_*.json", "*_Pooling")
-LOADED += ("open_clip_*", "adapter/adapter_*")
-# What is of certain weights, and not theirs any more when others take their place.
-FIGURES = ("results.json", "evaluation.json", "loss_curves.png")
-CARD = "README.md"
-# What this package wrote before it kept a manifest.
-WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", "generation_config.json")
-WRITTEN += ("*processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-WRITTEN += ("merges.txt", "training_args.json", "adapter/adapter_*", "adapter/README.md", "bad_rows.txt", *FIGURES)
-WRITTEN += ("open_clip_*", "onnx/model.onnx*", "report.html", "strength.json", "strength.png", "audit.json")
-# By which files of ours are known without a manifest: what the text has.
-MARKS = {
-    CARD: ("<!-- safe-clip: ", "A CLIP fine-tuned with safe-clip"),
-    "training_args.json": ('"objective"',),
-    "results.json": ('"safe_clip"', '  "before": {'),
-    "evaluation.json": ('"safe_clip"',),
-    "audit.json": ('"safe_clip"',),
-    "report.html": ("safe-clip",),
-    "failed.csv": ("id,address,reason",),
-}
-# What trainers and loggers leave, that is neither read nor written here. Of hidden files nothing is asked.
-HARMLESS = (MANIFEST, "runs", "wandb", "mlruns", "logs", "evaluation", "emissions*.csv", "events.out.*")
-HARMLESS += ("*_results.json", "trainer_state.json", "lost+found", "__pycache__", "codecarbon*")
-HARMLESS += ("*.log", "*.out", "*.err")
-CHECKPOINTS = "checkpoint-*"  # which a Trainer writes, and deletes
-RUN_MARKS = ("safe_clip_run.json", "training_rows.json")  # of a checkpoint, and of nothing else
-CHECKPOINT_MARKS = (*RUN_MARKS, "training_args.json")
-# Of what others put here, what is moved before anything is written; files of a model are, once a whole one is there.
-FIRST_MOVED = (CARD, "bad_rows.txt", *FIGURES, CHECKPOINTS)
-# Places that are written, where a link would lead to what is not in the folder.
-WRITTEN_TO = (
-    *WRITTEN,
-    *LOADED,
-    *FIRST_MOVED,
-    *MARKS,
-    MANIFEST,
-    LOCK,
-    REPLACED,
-    "adapter",
-    "onnx",
-    "trainer_state.json",
-)
-WRITTEN_TO += ("*_results.json",)
 
 
 class OutputFolder:
@@ -132,18 +101,18 @@ class OutputFolder:
         found, owned = [], self._is_owned()
         for entry in sorted(self.path.iterdir()):
             name = entry.name
-            if entry.is_symlink() and _fits(name, WRITTEN_TO):
+            if entry.is_symlink() and fits(name, WRITTEN_TO):
                 found.append(name)
-            elif name.startswith(".") or name == REPLACED or _fits(name, HARMLESS):
+            elif name.startswith(".") or name == REPLACED or fits(name, HARMLESS):
                 continue
-            elif _fits(name, (CHECKPOINTS,)):
-                found += [] if is_checkpoint(entry) or (owned and _is_cut_off(entry)) else [name]
+            elif fits(name, (CHECKPOINTS,)):
+                found += [] if is_checkpoint(entry) or (owned and is_cut_off(entry)) else [name]
             elif entry.is_dir() and any((entry / mark).is_file() for mark in (MANIFEST, *CHECKPOINT_MARKS)):
                 continue  # another folder of ours, or a checkpoint, whatever it is called now
             elif name in ("adapter", "onnx") and entry.is_dir():
                 inner = (f"{name}/{each.name}" for each in sorted(entry.iterdir()) if not each.name.startswith("."))
                 found += [each for each in inner if not self.is_ours(each)]
-            elif owned and not _fits(name, WRITTEN_TO):
+            elif owned and not fits(name, WRITTEN_TO):
                 continue  # somebody put it beside what is ours, where it changes nothing
             elif not self.is_ours(name):
                 found.append(name)
@@ -170,7 +139,7 @@ class OutputFolder:
 
     def record(self, *names: str, editable: bool = False) -> None:
         """Notes files beside the model as ours, as they are now, or whatever a person makes of them."""
-        beside = {name: None if editable else _known(self.path / name) for name in names}
+        beside = {name: None if editable else file_facts(self.path / name) for name in names}
         self.update(beside=self.manifest["beside"] | beside)
 
     def write(self, name: str, text: str, editable: bool = False) -> None:
@@ -203,12 +172,12 @@ class OutputFolder:
         path, manifest = self.path / name, self.manifest
         if not path.is_file() or any((self.path / each).is_symlink() for each in (name, *Path(name).parents[:-1])):
             return False  # what a link leads to is written by none of us
-        if name in MARKS and _has_mark(path):
+        if name in MARKS and has_mark(path):
             return True
         recorded = [part[name] for part in (manifest["model"], manifest["beside"]) if name in part]
         if recorded or name in MARKS:
-            return None in recorded or _known(path) in recorded
-        return _fits(name, WRITTEN) and not self._is_claimed() and self._is_of_earlier_versions()
+            return None in recorded or file_facts(path) in recorded
+        return fits(name, WRITTEN) and not self._is_claimed() and self._is_of_earlier_versions()
 
     def _is_claimed(self) -> bool:
         return (self.path / MANIFEST).is_file()
@@ -219,7 +188,7 @@ class OutputFolder:
         return bool(manifest["model"] or manifest.get("run"))
 
     def _is_of_earlier_versions(self) -> bool:
-        return any(_has_mark(self.path / name) for name in MARKS if name != CARD)
+        return any(has_mark(self.path / name) for name in MARKS if name != CARD)
 
     @property
     def to_push(self) -> list[str]:
@@ -237,7 +206,7 @@ class OutputFolder:
         for stage in self.path.glob(f"{STAGE}*"):
             shutil.rmtree(stage, ignore_errors=True)
         for name in self.foreign():
-            if _fits(name, FIRST_MOVED) or (self.path / name).is_symlink():
+            if fits(name, FIRST_MOVED) or (self.path / name).is_symlink():
                 self._set_aside(name)
         self.update(**facts)
         if CARD not in self.manifest["beside"] and self.is_ours(CARD):
@@ -250,8 +219,8 @@ class OutputFolder:
             return
         found = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
         ours = [name for name in found if name.count("/") < 2 and self.is_ours(name)]
-        beside = {name: _known(self.path / name) for name in ours if name in (*FIGURES, "bad_rows.txt")}
-        model = {name: _known(self.path / name) for name in ours if name not in beside and name != CARD}
+        beside = {name: file_facts(self.path / name) for name in ours if name in (*FIGURES, "bad_rows.txt")}
+        model = {name: file_facts(self.path / name) for name in ours if name not in beside and name != CARD}
         self.update(model=model, beside=beside)
 
     def make_way(self, checkpoint: str) -> None:
@@ -311,7 +280,7 @@ class OutputFolder:
 
         new = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
         make_public_modes(new.values())
-        old, known = self.manifest, {name: _known(path) for name, path in new.items()}
+        old, known = self.manifest, {name: file_facts(path) for name, path in new.items()}
         weights = stored_weights_digest(stage)
         for name in new:
             for place in (*list(Path(name).parents)[-2::-1], Path(name)):
@@ -342,7 +311,7 @@ class OutputFolder:
         there = [path.relative_to(self.path).as_posix() for path in self.path.iterdir()]
         there += [f"adapter/{path.name}" for path in (self.path / "adapter").glob("*")]
         folders = {name.partition("/")[0] for name in new if "/" in name}
-        loaded = [name for name in there if _fits(name, LOADED) and name not in {*new, *folders}]
+        loaded = [name for name in there if fits(name, LOADED) and name not in {*new, *folders}]
         model = [name for name in self.manifest["model"] if name not in new and (self.path / name).is_file()]
         return list(dict.fromkeys([*model, *(name for name in loaded if name not in model)]))
 
@@ -394,63 +363,8 @@ def check_writable(path: Path, option: str = "--output_dir") -> None:
         raise UserError(f"{option} {path} cannot be written ({error}). {cure}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all."""
-    partial = path.with_name(f"{STAGE}{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(text.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def make_public_modes(files: Collection[Path] | Iterator[Path]) -> None:
-    """Gives files the mode that the umask says, which safetensors does not ask."""
-    mode = None
-    for path in files:
-        if mode is None:
-            probe = path.with_name(f"{STAGE}{os.getpid()}.mode")
-            probe.touch()
-            mode = probe.stat().st_mode & 0o777
-            probe.unlink()
-        path.chmod(mode)
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder was made by training with this package, as far as it came, and is no link to one."""
-    if folder.is_symlink():
-        return False
-    if any((folder / mark).is_file() for mark in RUN_MARKS):
-        return True
-    arguments = folder / "training_args.json"  # which a whole model has too
-    return arguments.is_file() and _has_mark(arguments) and not (folder / MANIFEST).exists()
-
-
-def _is_cut_off(folder: Path) -> bool:
-    """Whether a checkpoint's folder has nothing in it but the first files of one."""
-    cut = (*LOADED, *WRITTEN, CARD, "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-    return folder.is_dir() and not folder.is_symlink() and all(_fits(each.name, cut) for each in folder.iterdir())
-
-
-def _known(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "digest": file_digest(path)}
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns if ("/" in pattern) == ("/" in name))
-
-
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):  # a name that is no path
         return False
-
-
-def _has_mark(path: Path) -> bool:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read(1 << 22)
-    except OSError:
-        return False
-    return any(mark in text for mark in MARKS[path.name])

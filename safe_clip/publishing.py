@@ -15,14 +15,16 @@ from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import CLIPModel
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 from transformers.utils.hub import PushInProgress
 
+from .checkpoints import seal
 from .drop_in import save_drop_in
 from .errors import UserError, first_line
+from .known_files import make_public_modes, write_whole
 from .model import public_name
 from .names import public
-from .outputs import OutputFolder, make_public_modes, write_whole
+from .outputs import OutputFolder
 from .run_identity import RUN_FILE, facts_of
 
 ADAPTER_DIR = "adapter"  # of a saved model
@@ -94,8 +96,9 @@ class PublishingMixin:
         (folder / "training_args.json").write_text(json.dumps(public(self.args.to_dict()), indent=2))
 
     def _save_run(self, folder: Path) -> None:
-        """Saves what tells this run from others, for going on from this checkpoint."""
-        write_whole(folder / RUN_FILE, json.dumps({"run": self.run, **(self.run_facts or facts_of(self))}, indent=1))
+        """Saves what tells this run from others, for going on from this checkpoint, which is not whole yet."""
+        facts = {"run": self.run, **(self.run_facts or facts_of(self)), "files": None}
+        write_whole(folder / RUN_FILE, json.dumps(facts, indent=1))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -104,7 +107,20 @@ class PublishingMixin:
             folder.mkdir(parents=True, exist_ok=True)
             self._save_run(folder)  # first, so that it is known as ours wherever it is cut off
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if not self.args.push_to_hub:
+            self._seal(folder)
+        if self.args.should_save:  # earlier ones go once this one is whole
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _seal(self, checkpoint: Path) -> None:
+        self.accelerator.wait_for_everyone()  # each process writes a file
+        if self.args.should_save:
+            seal(checkpoint)
 
     def _output(self, folder: str | Path | None = None) -> OutputFolder:
         """A folder to write into, by default the output directory, looked at before the first time.
@@ -199,6 +215,7 @@ class PublishingMixin:
         The Trainer would put the adapter's files there, and `from_pretrained` would take them for
         the model ever after.
         """
+        self._seal(Path(checkpoint_folder))
         strategy = self.args.hub_strategy
         if self.is_sharded and strategy != HubStrategy.END:
             self.save_model(_internal_call=True)  # for which all processes are wanted

@@ -21,6 +21,7 @@ from .data.rows import QuadrupletRows
 from .fingerprints import settings_of
 from .reference import FrozenReference
 
+WHOLE_PIECE = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
 MODALITIES = ("text", "image")
 BOTH = ("safe", "unsafe")
 DESC = "Embedding the training rows by the original, once"
@@ -150,7 +151,8 @@ def embed_on_disk(
     def key(piece: "_Piece") -> str:
         return Hasher.hash([known_by, embedder.sides, piece.numbers.start, piece.numbers.stop])
 
-    made = in_pieces(_Piece(rows, range(len(rows))), features, arguments, key, _embeddings, DESC, progress, accelerator)
+    every, how = _Piece(rows, range(len(rows))), (DESC, progress, accelerator)
+    made = in_pieces(every, features, arguments, key, _embeddings, *how, whole=WHOLE_PIECE)
     return ReferenceTable({name: _arrays(made, name) for name in embedder.names})
 
 

@@ -1,6 +1,8 @@
 """Going on with a run: from which checkpoint, and whether anything is left to do."""
 
 import contextlib
+import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +10,11 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from . import run_identity
+from .checkpoints import fault_of
 from .errors import UserError
 from .outputs import OutputFolder
+
+logger = logging.getLogger(__name__)
 
 
 class ResumingMixin:
@@ -48,20 +53,44 @@ class ResumingMixin:
         """The checkpoint that `train` would go on from, if from any. Arguments and errors as of `train`."""
         self.run_facts = run_identity.facts_of(self)
         if resume_from_checkpoint in ("last", True):
+            faults = {each: fault for each in self._saved() if (fault := fault_of(each))}
+            for each, fault in faults.items():
+                if self.is_world_process_zero():
+                    _tell(f"{each} {fault}: it is passed over.")
+            if faults and not self._checkpoints():
+                newest = list(faults)[-1]
+                raise UserError(
+                    f"there is no whole checkpoint in {self.args.output_dir}; the newest, {newest.name}, "
+                    f"{faults[newest]}. Leave out --resume_from_checkpoint to begin."
+                )
             begun = OutputFolder(self.args.output_dir).manifest.get("run")
             return run_identity.last(self._checkpoints(), self.run_facts, begun, self.args.output_dir)
         if not resume_from_checkpoint:
             return None
         checkpoint = Path(resume_from_checkpoint)
-        if not is_whole(checkpoint):
-            raise UserError(f"--resume_from_checkpoint {checkpoint} is not a folder with a whole checkpoint.")
+        if fault := fault_of(checkpoint):
+            raise UserError(
+                f"--resume_from_checkpoint {checkpoint} {fault}, and training cannot go on from it. Name a folder with "
+                "a whole checkpoint, or `last` for the newest."
+            )
         run_identity.check(checkpoint, self.run_facts)
         return checkpoint
 
     def _checkpoints(self, run: str | None = None) -> list[Path]:
         """Whole checkpoints in the output directory, or those of one run, the newest last."""
-        found = sorted(filter(is_whole, Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/")), key=step_of)
+        found = [each for each in self._saved() if fault_of(each) is None]
         return [each for each in found if run is None or run_identity.read(each).get("run") == run]
+
+    def _saved(self) -> list[Path]:
+        """What was saved of checkpoints in the output directory, whole or not, the newest last."""
+        return sorted(Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/"), key=step_of)
+
+    def _load_best_model(self) -> None:
+        """Takes the best model from the output directory: a state tells the name of its checkpoint."""
+        best = Path(self.args.output_dir, Path(self.state.best_model_checkpoint or "").name)
+        if self.state.best_model_checkpoint and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
 
     def _all_steps(self) -> int:
         if self.args.max_steps > 0:
@@ -103,19 +132,17 @@ class ResumingMixin:
         self.state.log_history += ended.get("log", []) if known else []
         self.resumed_from = ended.get("from", 0) if known else 0
         self._load_from_checkpoint(str(checkpoint))
-        if self.args.load_best_model_at_end and Path(state.best_model_checkpoint or "").is_dir():
+        best = state.best_model_checkpoint and Path(self.args.output_dir, Path(state.best_model_checkpoint).name)
+        if self.args.load_best_model_at_end and best and best.is_dir():
             self._load_best_model()
         losses = [entry["train_loss"] for entry in self.state.log_history if "train_loss" in entry]
         return TrainOutput(state.global_step, losses[-1] if losses else float("nan"), {})
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's state, which is written last, is there and was not cut off by a full disk or a kill."""
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
+@functools.cache
+def _tell(line: str) -> None:
+    """Warns, once."""
+    logger.warning(line)
 
 
 def step_of(checkpoint: Path) -> int:

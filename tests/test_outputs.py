@@ -14,7 +14,8 @@ from safe_clip import UserError, export, outputs
 from safe_clip.card import check_measured
 from safe_clip.card_text import NOT_KNOWN
 from safe_clip.data.audit.__main__ import AuditArguments
-from safe_clip.outputs import LOCK, MANIFEST, REPLACED, OutputFolder, check_writable
+from safe_clip.known_files import LOCK, MANIFEST, REPLACED
+from safe_clip.outputs import OutputFolder, check_writable
 
 from .conftest import load_script
 from .test_trainer import make_trainer

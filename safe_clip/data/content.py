@@ -12,10 +12,9 @@ import xxhash
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
-from ..digests import file_digest, sampled
+from ..digests import WHOLE_FILE, file_digest
 from .cells import IN_ZIP, source_file
 
-WHOLE_IMAGE = 1 << 16  # bytes, from which an image is known by samples
 # Files that a table is not made of: `datasets` keeps no more of them than where they are.
 NOT_TABLES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -48,13 +47,19 @@ def _known_by(cell: Any, archives: dict[str, dict[str, str]]) -> Iterator[bytes]
     if isinstance(cell, pa.Buffer):
         view = memoryview(cell)
         yield str(len(view)).encode()
-        yield from (view[start:stop] for start, stop in sampled(len(view), WHOLE_IMAGE))
+        yield view
     elif isinstance(cell, str) and cell.startswith(IN_ZIP):
         yield _in_zip(cell, archives).encode()
     elif isinstance(cell, str) and _is_file(file := source_file(cell)):
-        yield file_digest(file, WHOLE_IMAGE).encode()
+        yield _file_known_by(file).encode()
     else:
         yield repr(cell).encode(errors="surrogatepass")
+
+
+def _file_known_by(file: str | Path) -> str:
+    """What a file holds; of what is too large to be read, samples and its time, since these may miss a change."""
+    status = Path(file).stat()
+    return file_digest(file) + (f" {status.st_mtime_ns}" if status.st_size > WHOLE_FILE else "")
 
 
 def _is_file(path: str) -> bool:
@@ -85,7 +90,8 @@ def cache_of(files: Sequence[Path]) -> Path | None:
     if not files:
         return None
     known = [
-        (str(path), path.stat().st_size if path.suffix.lower() in NOT_TABLES else file_digest(path)) for path in files
+        (str(path), path.stat().st_size if path.suffix.lower() in NOT_TABLES else _file_known_by(path))
+        for path in files
     ]
     return Path(datasets.config.HF_DATASETS_CACHE) / "safe_clip" / Hasher.hash(known)
 
@@ -94,6 +100,6 @@ def known_by_content(splits: DatasetDict | Dataset) -> DatasetDict | Dataset:
     """Rows whose fingerprint changes with their files; what `save_to_disk` wrote has it in a file of its own."""
     for rows in splits.values() if isinstance(splits, DatasetDict) else [splits]:
         if isinstance(rows, Dataset) and rows.cache_files:
-            files = [file_digest(file["filename"]) for file in rows.cache_files]
+            files = [_file_known_by(file["filename"]) for file in rows.cache_files]
             rows._fingerprint = Hasher.hash([rows._fingerprint, files])
     return splits

@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from ..caches import generated
+from ..digests import WHOLE_FILE
 from ..errors import UserError
 
 PIECE = 1000  # rows that a file of the cache holds: what an interruption can cost
@@ -26,6 +27,7 @@ def in_pieces(
     desc: str,
     progress: bool,
     accelerator: Accelerator | None = None,
+    whole: int = WHOLE_FILE,
 ) -> Dataset:
     """A row of results for each row, made in pieces of which each is cached, so that an interruption costs one.
 
@@ -37,13 +39,15 @@ def in_pieces(
         generator: yields the results.
         desc, progress: of the bar.
         accelerator: knows the processes that share the pieces out among themselves; by default this one makes all.
+        whole: as of `generated`.
     """
     size = max(PIECE, -(-len(rows) // MOST_PIECES))
     firsts = range(0, len(rows), size)
 
     def made(first: int) -> Dataset:
         piece = rows.select(range(first, min(first + size, len(rows))))
-        return generated(generator, key(piece), len(piece), features=features, gen_kwargs=arguments(piece, first))
+        known_by, given = key(piece), arguments(piece, first)
+        return generated(generator, known_by, len(piece), whole, features=features, gen_kwargs=given)
 
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # one for every piece

@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
@@ -26,6 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
+from ..caches import load_tensors, save_tensors
 from ..data.beginnings import beginnings
 from ..data.collator import content_id
 from ..data.content import column_digest
@@ -172,10 +173,7 @@ class Embedder:
             _file(folder, start, broken=True).unlink(missing_ok=True)
         missing = [start for start in mine if not _is_whole(_file(folder, start), min(CHUNK, len(data) - start))]
         for start, chunk in self._embed(data, missing, collate, encode, desc):
-            # Whole or not at all: a later run trusts every file that it finds.
-            partial = folder / f"{start}.{os.getpid()}.partial"
-            save_file(chunk, partial)
-            partial.replace(_file(folder, start, broken="readable" in chunk and not chunk["readable"].all()))
+            save_tensors(chunk, _file(folder, start, broken="readable" in chunk and not chunk["readable"].all()))
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
         names = [_file(folder, start) for start in starts]
@@ -306,11 +304,10 @@ def _is_whole(file: Path, rows: int) -> bool:
     if not file.exists():
         return False
     try:
-        with safe_open(file, "pt") as tensors:  # which checks that the file is as long as its header says
-            if tensors.get_slice("embeds").get_shape()[0] == rows:
-                return True
+        if len(load_tensors(file)["embeds"]) == rows:
+            return True
         reason = f"it has not {rows} rows"
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = first_line(error)
     logger.warning("The cache %s cannot be read (%s): it is made again.", file, reason)
     return False

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..caches import load_tensors, save_tensors
 from ..errors import first_line
 from .arguments import PIECE
 
@@ -90,9 +90,7 @@ def _write(folder: Path, start: int, made: Made) -> None:
     tensors, records = made
     record = _record(folder, start)
     if tensors:
-        partial = record.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(_tensors(folder, start))
+        save_tensors(tensors, _tensors(folder, start))
     partial = record.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     partial.replace(record)
@@ -121,4 +119,4 @@ def _is_whole(folder: Path, start: int, count: int, with_tensors: bool) -> bool:
 
 def _read(folder: Path, start: int) -> Made:
     tensors = _tensors(folder, start)
-    return load_file(tensors) if tensors.exists() else {}, json.loads(_record(folder, start).read_text("utf-8"))
+    return load_tensors(tensors) if tensors.exists() else {}, json.loads(_record(folder, start).read_text("utf-8"))

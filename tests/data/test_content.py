@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
@@ -112,6 +113,30 @@ def test_images_are_known_by_content(kind, tmp_path):
     assert {name for name in red[1] if red[1][name] != blue[1][name]} == {"safe_image"}
 
 
+@pytest.mark.parametrize("kind", ["bytes", "path"])
+def test_a_stripe_in_a_large_image_is_noticed(kind, tmp_path):
+    def known(stripe: int | None) -> str:
+        image = PILImage.new("RGB", (300, 300), "red")
+        if stripe is not None:
+            image.paste("blue", (0, stripe, 300, stripe + 1))
+        image.save(tmp_path / "x.bmp")
+        content = (tmp_path / "x.bmp").read_bytes()
+        cell = {"bytes": content, "path": None} if kind == "bytes" else str(write(tmp_path / "x.bmp", content))
+        feature = Image(decode=False) if kind == "bytes" else Value("string")
+        return column_digest(Dataset.from_dict({"image": [cell]}, Features({"image": feature})), "image")
+
+    assert known(None) == known(None) and len({known(stripe) for stripe in (None, 7, 100, 299)}) == 4
+
+
+def test_what_is_too_large_to_be_read_is_known_by_its_time_too(tmp_path):
+    rows = Dataset.from_dict({"image": [str(tmp_path / "x.bmp")]})
+    with open(tmp_path / "x.bmp", "wb") as file:
+        file.truncate(WHOLE_FILE + 1)
+    before = column_digest(rows, "image")
+    os.utime(tmp_path / "x.bmp", (NOW, NOW))
+    assert column_digest(rows, "image") != before
+
+
 def test_a_digest_reads_samples_of_what_is_large(tmp_path):
     size = 3 * WHOLE_FILE
     known = set()
@@ -134,7 +159,9 @@ def test_cells_that_are_no_files_are_known_by_themselves(tmp_path):
 
 def damaged(file: Path, how: str) -> None:
     content = file.read_bytes()
-    file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\0garbage" + content}[how])
+    half = content[: len(content) // 2]
+    kinds = {"empty": b"", "cut": half, "garbage": b"\0garbage" + content, "zeroed": half.ljust(len(content), b"\0")}
+    file.write_bytes(kinds[how])
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "garbage"])
@@ -157,6 +184,21 @@ def test_a_damaged_cache_of_rows_is_made_again(file, how, cache, tmp_path, capsy
     for said in (1, 0):
         assert load_quadruplets(str(source), hold_out=False)["train"]["unsafe_caption"][3] == "a gun 3"
         assert capsys.readouterr().err.count("it is made again") == said
+
+
+def test_embeddings_with_zeros_in_them_are_made_again(cache, capsys):
+    def make() -> Dataset:
+        made = ({"x": [float(n)] * 500} for n in range(1, 9))
+        return generated(lambda: made, "zeros", 8, features=Features({"x": datasets.Sequence(Value("float32"))}))
+
+    assert make()[7]["x"][0] == 8
+    (found,) = cache.rglob("*.arrow")
+    content = found.read_bytes()
+    place = content.rindex(bytes(np.float32([8.0] * 9)))
+    found.write_bytes(content[:place] + bytes(36) + content[place + 36 :])
+    assert datasets.Dataset.from_file(str(found))[7]["x"][-1] == 0  # which can be read
+    assert make()[7]["x"] == [8.0] * 500 and "has been changed): it is made again" in capsys.readouterr().err
+    assert make()[7]["x"] == [8.0] * 500 and not capsys.readouterr().err
 
 
 def test_a_fault_of_the_data_is_no_damage(cache, tmp_path, capsys):

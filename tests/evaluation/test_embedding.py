@@ -126,6 +126,20 @@ def test_interrupted_work_goes_on_where_it_was(processor, rows, tmp_path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_piece_with_zeros_in_it_is_made_again(processor, rows, tmp_path, caplog):
+    def embeds() -> torch.Tensor:
+        return Embedder(build_model(processor), processor, cache_dir=tmp_path).texts(rows["safe_caption"]).embeds
+
+    whole = embeds()
+    (file,) = tmp_path.rglob("*.safetensors")
+    content = file.read_bytes()
+    for damage in (content[:-500].ljust(len(content), b"\0"), content[:-4] + b"\0\0\x80\x3f"):
+        file.write_bytes(damage)
+        assert torch.equal(embeds(), whole) and "does not hold what was written): it is made again" in caplog.text
+        caplog.clear()
+    assert torch.equal(embeds(), whole) and not caplog.text
+
+
 def test_batches_that_do_not_divide_a_chunk_keep_the_order(processor, model, rows, monkeypatch, tmp_path):
     whole = Embedder(model, processor).texts(rows["safe_caption"]).embeds
     monkeypatch.setattr(embedding, "CHUNK", 10)
