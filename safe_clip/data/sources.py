@@ -21,7 +21,7 @@ from .content import cache_of, known_by_content
 from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part
 from .features import is_text
 from .places import Place, find_place, with_plain_tables
-from .tables import as_parquet
+from .tables import as_parquet, check_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ def load_splits(
         for file in files:
             if re.search(r"\.([ct]sv|json|jsonl|ndjson)(\.(gz|bz2|xz))?\Z", file.name, re.IGNORECASE):
                 check_text(file, option)
+            if place.name == "json" and ".json" in file.name.lower() and file.suffix.lower() not in NOT_OPENED:
+                check_json(file, option)
         cache = None if streaming else cache_of(files)
         place = _as_parquet(place, option)
 
@@ -173,6 +175,12 @@ def _explaining(name: str, config: str | None, option: str, place: Place, unread
         cure = "Check its files." if place.home else "Check the spelling and the connection."
         if re.search(r"UTF-?8|codec can't decode", f"{error} {error.__cause__}", re.IGNORECASE):
             cure = "Save its texts as UTF-8."
+        if place.home and "Couldn't cast" in said:
+            there, _, asked = " ".join(said.split()).partition(" to {")
+            differ = set(re.findall(r"'([^']+)': (?:Value|List|{|\[)", asked)) ^ set(re.findall(r"(\S+): ", there))
+            named = " and ".join(f"'{each}'" for each in sorted(differ - {"schema", "cast"})) if asked else ""
+            named = f", {named} too" if named else ""
+            cure = f"Each row must have the same columns{named}, of one kind from the first on."
         if "share the same prefix or the same types" in said:
             cure = "The first five samples of the shards must have every kind of file that later ones have."
         if "scripts are no longer supported" in str(error):

@@ -6,6 +6,7 @@ columns of a line with a cell too many. Here a whole table is looked at first.
 
 import csv
 import io
+import json
 import os
 import re
 import sys
@@ -107,6 +108,29 @@ class Layout:
 
 def _text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(opened(path), "utf-8-sig", newline="")
+
+
+def check_json(path: Path, option: str) -> None:
+    """Raises `UserError` for a file of JSON that is one object in which rows are not where `datasets` looks."""
+    with _text(path) as file:
+        first = next((line for line in file if line.strip()), "")
+        if not first.lstrip().startswith("{") or (first.rstrip().endswith("}") and any(map(str.strip, file))):
+            return  # a list, or a row in each line
+    try:
+        with _text(path) as file:
+            held = json.load(file)
+    except ValueError:  # which is told where it is read
+        return
+    lists = [key for key, each in held.items() if isinstance(each, list) and each and isinstance(each[0], dict)]
+    inner = [set(each) for each in held.values() if isinstance(each, dict)]
+    if lists and not any(modality(key) for key in held):
+        cure = "Save the list behind it alone" if len(lists) == 1 else "Save the list behind each in a file of its own"
+        told = f"its rows stand behind {' and '.join(repr(key) for key in lists)}. {cure}."
+    elif len(inner) == len(held) > 1 and all(each == inner[0] and "0" in each for each in inner):
+        told = 'it has columns in place of rows. Save it with df.to_json(path, orient="records", lines=True).'
+    else:
+        return
+    raise UserError(f"{option} {path} could not be loaded: {told}")
 
 
 def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> list[Path]:

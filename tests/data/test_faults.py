@@ -125,7 +125,7 @@ def test_a_faulty_path(name, tmp_path):
         ("rows.csv", b"safe_caption,unsafe_caption\n", "could not be loaded"),
         ("rows.jsonl", b'{"safe_caption": "a \\ud800 dog", "unsafe_caption": "b"}', "surrogate pair"),
         ("rows.jsonl", b'{"safe_caption": "a dog", "unsafe_ca', "JSON parse error"),
-        ("rows.jsonl", '{"safe_caption": "a", "unsafe_caption": "b"}'.encode("utf-16"), "JSON parse error"),
+        ("rows.jsonl", '{"safe_caption": "a", "unsafe_caption": "b"}'.encode("utf-16"), "Save its texts as UTF-8"),
         ("rows.parquet", b"PAR1 and no more", "could not be loaded"),
         ("rows.tar", b"no archive", "could not be loaded"),
     ],

@@ -1,5 +1,7 @@
 """Tables of text: cells as they were written, whatever stands between and around them."""
 
+import json
+
 import pytest
 from datasets import Value
 
@@ -165,3 +167,36 @@ def test_no_table_of_a_folder_is_passed_over(files, splits, tmp_path):
         return
     found = load_splits(str(tmp_path))
     assert {split: len(rows) for split, rows in found.items()} == {name: COUNT * n for name, n in splits.items()}
+
+
+ROWS = [{"safe_caption": safe, "unsafe_caption": unsafe} for safe, unsafe in PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"data": ROWS}, "its rows stand behind 'data'. Save the list behind it alone."),
+        ({"train": ROWS, "validation": ROWS}, "behind 'train' and 'validation'. Save the list behind each in a file"),
+        ({"safe_caption": dict(enumerate(SAFE)), "unsafe_caption": dict(enumerate(UNSAFE))}, 'orient="records"'),
+        (ROWS, None),
+        (ROWS[0], None),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_objects_that_hold_rows_somewhere_are_told(held, said, indent, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(held, indent=indent))
+    if said is None:
+        assert list(load_splits(str(tmp_path / "rows.json"))["train"]) == (held if isinstance(held, list) else [held])
+        return
+    with pytest.raises(UserError) as error:
+        load_splits(str(tmp_path / "rows.json"))
+    assert said in str(error.value)
+
+
+def test_a_column_that_comes_late_in_lines_of_json_is_named(tmp_path):
+    rows = [{"safe_caption": f"a dog {n} {'x' * 200}"} | ({"tag": "w"} if n > 59_000 else {}) for n in range(60_000)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        UserError, match="Each row must have the same columns, 'tag' too, of one kind from the first on"
+    ):
+        load_splits(str(tmp_path / "rows.jsonl"))
