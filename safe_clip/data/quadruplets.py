@@ -17,6 +17,7 @@ from .features import is_text
 from .flags import flag_columns
 from .items import ABOUT_COLUMNS, CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
+from .parts import parts_as_columns
 from .places import find_place
 from .plain import plain_rows, unformatted
 from .schema import STREAM_IDS, join_pictures, known_columns, numbered, stream_columns
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 SPELLED = [folded(name) for name in (*ITEM_COLUMNS, *LABEL_COLUMNS)]
+ENDING = re.compile(r"\.(png|jpe?g|webp|txt|text|caption)$", re.IGNORECASE)  # of a kind of file in WebDataset shards
 SHARDS = 64  # into which rows of one file are cut, so that many processes and workers may share the stream
 STREAMED_ROWS = 1000  # of each split that is measured where training rows are streamed
 VALIDATION_SHARE = 0.05  # of the training rows, where a data set has no validation split
@@ -136,10 +138,12 @@ def _renamed(
 ) -> tuple[Any, dict[str, str | None]]:
     """Rows under the schema's names, and how they were renamed: as is asked for, by how the schema's own names are
     written, and by a preset."""
+    rows = parts_as_columns(rows, asked, where)
     columns = _columns(rows)
     mapping = check_mapping(asked, columns, where, sides_are_right)
     known = {folded(name): name for name in (*ITEM_COLUMNS, *LABEL_COLUMNS, *ABOUT_COLUMNS)}
-    alike = {old: known[folded(old)] for old in columns if folded(old) in known and old not in mapping}
+    spelled = {old: known.get(folded(ENDING.sub("", old))) for old in columns if old not in mapping}
+    alike = {old: new for old, new in spelled.items() if new is not None}
     taken = [*columns, *mapping.values()]
     alike = {old: new for old, new in alike.items() if new not in taken and list(alike.values()).count(new) == 1}
     if alike:
