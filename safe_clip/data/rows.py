@@ -103,11 +103,6 @@ class QuadrupletRows(TorchDataset):
             raise UserError(
                 f"rows are required here, not {str(rows)!r}: load them with load_quadruplets({str(rows)!r})."
             )
-        if isinstance(rows, type) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
-            raise UserError(
-                f"rows have a length and numbers, and a {type(rows).__name__} has not: pass a datasets.Dataset, or a "
-                "list of dictionaries."
-            )
         self.filing: Filing | None = None
         self.shape: tuple[int, ...] | None = None
         self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -117,7 +112,7 @@ class QuadrupletRows(TorchDataset):
                 f"this is a dictionary ({', '.join(map(repr, rows))}); make its columns rows with "
                 "datasets.Dataset.from_dict, or name one of its splits."
             )
-        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        if isinstance(rows, type) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise UserError(
                 f"rows come as {type(rows).__name__}, not as rows with a length; pass a datasets.Dataset, such as by "
                 "datasets.Dataset.from_list(list(rows)), or a list of dictionaries."
