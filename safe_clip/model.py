@@ -17,8 +17,9 @@ from . import open_clip_format
 from .errors import UserError, first_line, hub_trouble
 from .names import public
 from .pixel_range import check_pixels
+from .soundness import check_config, check_embeddings
 from .tokens import CURE, fit_tokenizer
-from .weights import Misfit, broken_weights, find_file, fit, read, stored_tensors, weight_files
+from .weights import Damaged, Misfit, broken_weights, find_file, fit, read, stored_tensors, weight_files
 
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "base"
@@ -56,11 +57,13 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     try:
         adapter = _find_adapter(path, **where)
         if find_file(path, CONFIG_NAME, **where):
-            settings, _ = PreTrainedConfig.get_config_dict(path, **where)
+            settings = _settings(path, **where)
         if not settings.get("model_type"):
             foreign = find_file(path, open_clip_format.CONFIG_FILE, **where)
         # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
         files = weight_files(path, [open_clip_format.WEIGHTS_FILE if foreign else SAFE_WEIGHTS_NAME], **where)
+    except Damaged as error:
+        raise UserError(f"--model {name} {error}") from error
     except Exception as error:
         raise _unavailable(name, error, found=bool(settings or foreign)) from error
     if adapter:
@@ -79,12 +82,15 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
             config = open_clip_format.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
         else:
             config = CLIPConfig.from_pretrained(path, **where)
+        check_config(config)
         model = _assemble(config, files, open_clip_format if foreign else None)
     except Misfit as error:
         raise UserError(
             f"--model {name}: its weights are not those of the CLIPModel that its configuration describes: {error}. "
             "Download it anew, or save it anew with `model.save_pretrained(folder)` where it was made."
         ) from error
+    except Damaged as error:
+        raise UserError(f"--model {name} {error}") from error
     except UserError as error:
         raise UserError(f"--model {name}: {error}") from error
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
@@ -115,6 +121,18 @@ def _assemble(config: CLIPConfig, files: list[str], form: ModuleType | None) -> 
     if wrong := {kind: names for kind, names in told.items() if names}:
         raise Misfit(str(wrong))
     return model
+
+
+def _settings(path: str, **where: str | None) -> dict:
+    """What `config.json` says; raises `Damaged` where that is no set of settings."""
+    file = find_file(path, CONFIG_NAME, **where)
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(CONFIG_NAME, f"is not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise Damaged(CONFIG_NAME, f"holds {str(settings)[:20]!r} in place of settings")
+    return PreTrainedConfig.get_config_dict(path, **where)[0]
 
 
 def _check_settings(name: str, path: str, settings: dict) -> None:
@@ -222,14 +240,16 @@ def _unavailable(name: str, error: Exception, found: bool = False) -> UserError:
     return UserError(f"--model {name} cannot be opened: {first_line(error)}")
 
 
-def check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
+def check_processor(model: CLIPModel, processor: CLIPProcessor, embed: bool = True) -> None:
     """Makes a processor fit a model, in what `fit_tokenizer` sets of its tokenizer.
 
     Raises:
-        UserError: its pixels or tokens are not those that the model takes.
+        UserError: its pixels or tokens are not those that the model takes, or the model embeds all alike.
     """
     try:
         _check_processor(model, processor)
+        if embed:
+            check_embeddings(model, processor)
     except UserError as error:
         raise UserError(f"{public_name(model.config._name_or_path)}: {error}") from error
 

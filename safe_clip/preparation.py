@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from .errors import UserError
 from .model import state_true_dimension
+from .soundness import check_config
 from .weights import broken_weights
 
 # Of both encoders, as in the paper's script.
@@ -60,6 +61,7 @@ def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, 
         )
     if broken := broken_weights(clip):
         raise UserError(f"the model's {broken}. Whatever made it went wrong; take one from before.")
+    check_config(clip.config)
     state_true_dimension(clip)
     clip.text_model.eos_token_id = clip.config.text_config.eos_token_id  # what is saved says where captions are read
     types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}

@@ -1,5 +1,6 @@
 """The tensors of a checkpoint: what they are called there, and whether they are all that a model consists of."""
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import get_checkpoint_shard_files
+
+from .errors import UserError
 
 # What compiling and distributing put around a module, as parts of the names of its weights.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -28,6 +31,13 @@ class Stored(NamedTuple):
     file: str
     dtype: str
     shape: tuple[int, ...]
+
+
+class Damaged(UserError):
+    """A file of a checkpoint is not what its name says."""
+
+    def __init__(self, file: str, fault: str):
+        super().__init__(f"cannot be opened: its {file} {fault}. Download it anew.")
 
 
 class Misfit(ValueError):
@@ -62,6 +72,7 @@ def weight_files(path: str, names: Iterable[str] = (SAFE_WEIGHTS_NAME,), **where
 
     Raises:
         LocalEntryNotFoundError: some of the names were not found here, and nobody can be asked for them.
+        Damaged: the index of shards is not whole, or a shard is missing.
     """
     unsure = None
     for name in (*names, SAFE_WEIGHTS_INDEX_NAME):
@@ -71,7 +82,7 @@ def weight_files(path: str, names: Iterable[str] = (SAFE_WEIGHTS_NAME,), **where
             unsure = error
             continue
         if found and name == SAFE_WEIGHTS_INDEX_NAME:
-            return get_checkpoint_shard_files(path, found, **where)[0]
+            return _shards(path, found, **where)
         if found:
             return [found]
     if unsure is not None:
@@ -79,18 +90,37 @@ def weight_files(path: str, names: Iterable[str] = (SAFE_WEIGHTS_NAME,), **where
     return []
 
 
+def _shards(path: str, index: str, **where: str | None) -> list[str]:
+    try:
+        names = sorted({str(name) for name in json.loads(Path(index).read_bytes())["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(SAFE_WEIGHTS_INDEX_NAME, "does not say in which files the tensors are") from error
+    if not names:
+        raise Damaged(SAFE_WEIGHTS_INDEX_NAME, "names no files")
+    if not Path(path).is_dir():
+        return get_checkpoint_shard_files(path, index, **where)[0]
+    if missing := [name for name in names if not Path(path, name).is_file()]:
+        raise Damaged(missing[0], f"is missing, one of {len(names)} files that {SAFE_WEIGHTS_INDEX_NAME} names")
+    return [str(Path(path, name)) for name in names]
+
+
 def stored_tensors(files: Iterable[str]) -> dict[str, Stored]:
     """What safetensors files hold, by name; no tensor is read.
 
     Raises:
         Misfit: a name occurs twice, so that either tensor could be meant, or the weights were not downloaded.
+        Damaged: a file is cut off, or no safetensors file.
     """
     stored: dict[str, Stored] = {}
     for file in files:
         with open(file, "rb") as start:
             if start.read(len(POINTER)) == POINTER:
                 raise Misfit(f"{Path(file).name} is a pointer of Git LFS to them: run `git lfs pull` in its folder")
-        with safe_open(file, "pt") as tensors:
+        try:
+            tensors = safe_open(file, "pt")
+        except SafetensorError as error:
+            raise Damaged(Path(file).name, f"is cut off or no safetensors file ({error})") from error
+        with tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 if name in stored:
                     raise Misfit(f"{name} is both in {Path(stored[name].file).name} and in {Path(file).name}")
@@ -162,7 +192,7 @@ def broken_weights(model: CLIPModel) -> str | None:
     ]:
         return f"tensors hold nothing but zeros ({len(names)}): {_some(names)}"
     scale = model.logit_scale.item()
-    if not scale <= LARGEST_SCALE:
+    if not -LARGEST_SCALE <= scale <= LARGEST_SCALE:
         return f"logit_scale is {scale:g}, the logarithm of a factor, which is 4.6 at most for other CLIPs"
     return None
 

@@ -31,6 +31,7 @@ ROOMS = [
     "optional",
     "tokens",
     "pixel_range",
+    "soundness",
     "weights",
     "open_clip_inputs",
     "open_clip_format",

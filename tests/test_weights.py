@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from safe_clip import UserError, load_clip, lora_config
+from safe_clip.model import check_processor
 
 from .conftest import build_model
 
@@ -184,9 +185,67 @@ CONFIGURED = {
     "the other encoder": ({"model_type": "clip_vision_model"}, "not a CLIP, but one encoder of it"),
     "SigLIP": ({"model_type": "siglip"}, "is a 'siglip' model, not a CLIP"),
     "AltCLIP": ({"model_type": "altclip"}, "is a 'altclip' model, not a CLIP"),
+    "negative heads": (
+        {"text_config": {"num_attention_heads": -1}},
+        r"text_config\.num_attention_heads -1, which must",
+    ),
+    "all is dropped": ({"text_config": {"attention_dropout": 2.0}}, r"text_config\.attention_dropout 2\.0"),
+    "no epsilon": ({"vision_config": {"layer_norm_eps": float("nan")}}, r"vision_config\.layer_norm_eps nan"),
+    "no activation": ({"text_config": {"hidden_act": "none"}}, r"text_config\.hidden_act 'none'"),
+    "a scale beyond": ({"logit_scale_init_value": 1e30}, r"logit_scale_init_value 1e\+30"),
     "quantised": ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "is quantised"),
     "one quantised": ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "is quantised"),
 }
+
+
+def test_a_model_that_answers_in_tuples_is_made_to_answer_in_names(save, processor):
+    model = load_clip(save(return_dict=False, text_config={"return_dict": False}))
+    inputs = processor.tokenizer(["a red square"], return_tensors="pt")
+    assert model.get_text_features(**inputs).pooler_output.shape == (1, 24)
+
+
+@torch.no_grad()
+def zero(model, *names):
+    for name in names:
+        model.get_parameter(name).zero_()
+
+
+def constant(model):
+    """All captions at one point, without a tensor of zeros."""
+    zero(model, "text_model.final_layer_norm.weight")
+    with torch.no_grad():
+        model.text_model.final_layer_norm.bias.fill_(1)
+
+
+def endless(model):
+    with torch.no_grad():
+        model.vision_model.post_layernorm.weight.fill_(3e38)
+        model.visual_projection.weight.mul_(1e3)
+
+
+UNUSABLE = {
+    "constant": (constant, "it embeds different captions alike"),
+    "zeros": (
+        lambda model: zero(model, *[f"text_model.final_layer_norm.{kind}" for kind in ("weight", "bias")]),
+        "it embeds captions as zeros",
+    ),
+    "constant images": (
+        lambda model: zero(model, "vision_model.post_layernorm.weight"),
+        "it embeds images as zeros",
+    ),
+    "endless": (endless, "its embeddings of images are not finite"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), UNUSABLE.values(), ids=UNUSABLE)
+def test_an_original_that_tells_nothing_apart_is_refused(damage, said, processor):
+    model = build_model(processor).train()
+    before = torch.random.get_rng_state()
+    check_processor(model, processor)
+    damage(model)
+    with pytest.raises(UserError, match=f"the original itself gives no usable embeddings: {said}"):
+        check_processor(model, processor)
+    assert model.training and torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("settings", "said"), CONFIGURED.values(), ids=CONFIGURED)
@@ -208,8 +267,14 @@ def test_shards_that_lack_or_repeat_a_tensor_are_refused(processor, tmp_path):
     with pytest.raises(UserError, match=rf"missing \(1 of 78\): {name}"):
         load_clip(str(tmp_path))
     first.unlink()
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match=rf"cannot be opened: its {first.name} is missing, one of .* Download it anew"):
         load_clip(str(tmp_path))
+    index = tmp_path / "model.safetensors.index.json"
+    for content in ("{}", "[]", "null", '{"weight_map": []}', '{"weight_map": {}}', "{"):
+        index.write_text(content)
+        with pytest.raises(UserError, match=rf"cannot be opened: its {index.name} .* Download it anew") as error:
+            load_clip(str(tmp_path))
+        assert "\n" not in str(error.value)
 
 
 def test_the_length_of_embeddings_is_stated_in_all_places(save):
@@ -255,6 +320,26 @@ def test_weights_that_are_not_where_they_are_looked_for(save):
     file.unlink()
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(UserError, match="is a pointer of Git LFS to them: run `git lfs pull`"):
+        load_clip(str(folder))
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"clip"', "{", ""])
+def test_a_configuration_that_is_none(content, save):
+    folder = Path(save())
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"cannot be opened: its config\.json .* Download it anew") as error:
+        load_clip(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 5, 5000, -1])
+def test_weights_that_are_cut_off(size, save):
+    folder = Path(save())
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(
+        UserError, match=r"its model\.safetensors is cut off or no safetensors file .* Download it anew"
+    ):
         load_clip(str(folder))
 
 

@@ -80,7 +80,7 @@ class Embedder:
         accelerator: Accelerator | None = None,
         num_workers: int | None = None,
     ):
-        check_processor(model, processor)
+        check_processor(model, processor, embed=False)  # whatever it makes of inputs is what is measured
         if precision == "auto":
             precision = "float32" if model.device.type == "cpu" else "float16"
         if num_workers is None:
