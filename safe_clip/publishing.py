@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, ModelCardData, upload_folder
+from huggingface_hub import CommitInfo, HfApi, ModelCardData, upload_folder
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
@@ -18,10 +18,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 from transformers.utils.hub import PushInProgress
 
+from .card_text import forget_facts
 from .checkpoints import seal
 from .drop_in import save_drop_in
 from .errors import UserError, first_line
-from .known_files import make_public_modes, write_whole
+from .hub_folder import HubFolder, look
+from .known_files import CARD, make_public_modes, write_whole
 from .model import public_name
 from .names import public
 from .outputs import OutputFolder
@@ -38,6 +40,8 @@ CHECKPOINT_FILES += ["special_tokens_map.json", "vocab.json", "merges.txt", "cha
 
 class PublishingMixin:
     """Saving and pushing, for a `Trainer` of a CLIP whose checkpoints are not what others shall load."""
+
+    hub: HubFolder | None = None  # what was in the repository when the trainer was built
 
     # ---- Saving ----
 
@@ -61,11 +65,20 @@ class PublishingMixin:
                     output = self._output(output_dir or self.args.output_dir)
                     with output.staged() as stage:
                         self._save_drop_in(model, stage)
+                    if output.path.resolve() == Path(self.args.output_dir).resolve():
+                        self._take_card(output)
         except (OSError, SafetensorError) as error:  # a full disk, no right to write
             raise UserError(
                 f"{output_dir or self.args.output_dir} cannot be written ({error}). Make room there, or choose another "
                 "--output_dir; --resume_from_checkpoint goes on from a checkpoint, if there is one."
             ) from error
+
+    def _take_card(self, output: OutputFolder) -> None:
+        """Takes over the card that the repository has, without what it says of other weights."""
+        if self.hub is None or self.hub.card is None or (output.path / CARD).exists():
+            return
+        same = self.hub.weights is not None and self.hub.weights == output.manifest["weights"]
+        output.write(CARD, self.hub.card if same else forget_facts(self.hub.card), editable=True)
 
     def _whole_model(self) -> CLIPModel | PeftModel | None:
         """The model as one process has it, on those that save; shards are gathered, for which all have to call this."""
@@ -140,6 +153,11 @@ class PublishingMixin:
         """Creates the repository, when the trainer is built: what cannot be pushed is better known before training."""
         try:
             super().init_hf_repo(*args, **kwargs)
+            if self.is_world_process_zero():
+                api = HfApi(token=kwargs.get("token") or self.args.hub_token)
+                self.hub = look(api, self.hub_model_id, self.args.hub_revision, self.args.overwrite_output_dir)
+        except UserError:
+            raise
         except Exception as error:  # no login, no right to write, no connection: each its own type
             raise UserError(
                 "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
@@ -179,6 +197,7 @@ class PublishingMixin:
                 revision=revision,
                 run_as_future=not blocking,
                 allow_patterns=names,
+                delete_patterns=self._to_delete(),
             )
         except Exception as error:  # of the connection, of the Hub: each its own type
             refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
@@ -190,6 +209,9 @@ class PublishingMixin:
                 f"the push to {self.hub_model_id} failed ({first_line(error)}). Nothing is lost: the model is in "
                 f"{self.args.output_dir}. {cure} it with: {shlex.join(command)}"
             ) from error
+
+    def _to_delete(self) -> list[str] | None:
+        return None if self.hub is None else self.hub.to_delete(OutputFolder(self.args.output_dir).manifest["weights"])
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes a short card unless the output directory has one; the Trainer's own would call this an adapter."""
@@ -234,7 +256,11 @@ class PublishingMixin:
             "run_as_future": True,
         }
         names = OutputFolder(self.args.output_dir).to_push
-        jobs = [upload_folder(folder_path=self.args.output_dir, allow_patterns=names, **common)]
+        jobs = [
+            upload_folder(
+                folder_path=self.args.output_dir, allow_patterns=names, delete_patterns=self._to_delete(), **common
+            )
+        ]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = strategy == HubStrategy.CHECKPOINT
             path = "last-checkpoint" if last else Path(checkpoint_folder).name

@@ -25,6 +25,7 @@ ROOMS = [
     "fingerprints",
     "digests",
     "known_files",
+    "hub_folder",
     "outputs",
     "caches",
     "ranges",

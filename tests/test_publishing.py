@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, lora_config
+from safe_clip.hub_folder import look
 from safe_clip.outputs import OutputFolder
 
 from .conftest import build_model
@@ -40,10 +41,13 @@ def pushing(processor, rows, folder, hub, monkeypatch, **options) -> SafeCLIPTra
     monkeypatch.setattr("safe_clip.publishing.upload_folder", api.upload_folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # this hub can be reached
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    hub.create("user/safe-clip")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{folder}-cache")  # each hub has its own
+    if ("model", "user/safe-clip") not in hub.repos:
+        hub.create("user/safe-clip")
 
     def init_hf_repo(self, **kwargs):
         self.hub_model_id, self.push_in_progress = "user/safe-clip", None
+        self.hub = look(api, self.hub_model_id, self.args.hub_revision, self.args.overwrite_output_dir)
 
     monkeypatch.setattr(SafeCLIPTrainer, "init_hf_repo", init_hf_repo)
     defaults = {"max_steps": 2, "push_to_hub": True, "hub_token": TOKEN, "overwrite_output_dir": True}
@@ -125,3 +129,45 @@ def test_several_active_adapters_are_refused(processor, rows, tmp_path):
     args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
     with pytest.raises(UserError, match=r"2 active adapters \(default, safe\), of which one is trained"):
         SafeCLIPTrainer(adapted, args, rows, None, processor)
+
+
+CARD = "---\nlicense: mit\n---\nMine.\n<!-- safe-clip: results -->\n99 %\n<!-- /safe-clip: results -->\n"
+
+
+def test_no_commit_has_figures_of_other_weights(processor, rows, hub, tmp_path, monkeypatch):
+    old = {"README.md": CARD, "results.json": "{}", "evaluation.json": '{"weights": {"model": "others"}}'}
+    old |= {"model-00001-of-00002.safetensors": "old", "notes.txt": "mine", "onnx/model.onnx": "mine"}
+    repo = hub.create("user/safe-clip", files={name: text.encode() for name, text in old.items()})
+    first = set(repo.commits)
+    options = {"save_strategy": "steps", "save_steps": 1, "hub_strategy": "every_save", "hub_always_push": True}
+    trainer = pushing(processor, rows, tmp_path, hub, monkeypatch, **options)
+    trainer.train()
+    trainer._finish_current_push()
+    commits = [files for sha, files in repo.commits.items() if sha not in first]
+    assert commits
+    for files in commits:
+        assert "model.safetensors" in files and {"notes.txt", "onnx/model.onnx"} <= set(files)
+        assert not {"results.json", "evaluation.json", "model-00001-of-00002.safetensors"} & set(files)
+        card = files["README.md"].decode()
+        assert "99 %" not in card and "Mine." in card and "license: mit" in card
+
+
+def test_files_of_others_in_a_repository_are_told_or_deleted(processor, rows, hub, tmp_path, monkeypatch):
+    theirs = {"adapter_config.json": b"{}", "pytorch_model.bin": b"x", "README.md": b"# Another model", "a.txt": b"x"}
+    repo = hub.create("user/safe-clip", files=theirs)
+    said = "adapter_config.json, pytorch_model.bin, README.md. .*--overwrite_output_dir"
+    with pytest.raises(UserError, match=said):
+        pushing(processor, rows, tmp_path, hub, monkeypatch, overwrite_output_dir=False)
+    assert repo.files == theirs
+    trainer = pushing(processor, rows, tmp_path, hub, monkeypatch)
+    trainer.train()
+    trainer.push_to_hub()
+    assert "model.safetensors" in repo.files and "a.txt" in repo.files
+    assert not {"adapter_config.json", "pytorch_model.bin"} & set(repo.files)
+    assert b"Another model" not in repo.files["README.md"]
+    pushing(processor, rows, tmp_path, hub, monkeypatch, overwrite_output_dir=False)  # which is ours now
+
+
+def test_a_branch_that_is_not_there_is_made(processor, rows, hub, tmp_path, monkeypatch):
+    pushing(processor, rows, tmp_path, hub, monkeypatch, hub_revision="dev")
+    assert "dev" in hub.model("user/safe-clip").refs
