@@ -120,7 +120,6 @@ def test_a_trainer_says_what_it_was_not_given(model, processor, tmp_path):
         ({"optimizer_cls_and_kwargs": "x"}, "optimizer_cls_and_kwargs is 'x'"),
         ({"train_datset": []}, "SafeCLIPTrainer takes no 'train_datset'. Did you mean 'train_dataset'"),
     ],
-    ids=str,
 )
 def test_what_a_trainer_cannot_take_is_one_line(given, said, model, processor, rows, tmp_path):
     args = SafeCLIPTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
