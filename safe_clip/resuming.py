@@ -70,8 +70,8 @@ class ResumingMixin:
         checkpoint = Path(resume_from_checkpoint)
         if fault := fault_of(checkpoint):
             raise UserError(
-                f"--resume_from_checkpoint {checkpoint} {fault}, and training cannot go on from it. Name a folder with "
-                "a whole checkpoint, or `last` for the newest."
+                f"--resume_from_checkpoint {checkpoint} is not a folder with a whole checkpoint: it {fault}. Name "
+                "another, or `last` for the newest that is whole."
             )
         run_identity.check(checkpoint, self.run_facts)
         return checkpoint

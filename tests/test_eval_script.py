@@ -173,7 +173,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     broken = table.with_format("arrow")[:].to_pylist()
     broken[2]["safe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     DatasetDict(test=Dataset.from_list(broken, features=FEATURES)).save_to_disk(tmp_path / "broken")
-    DatasetDict(test=Dataset.from_dict({"prompt": ["a", "b"]})).save_to_disk(tmp_path / "prompts")
+    prompts = {"prompt": ["a", "b"], "categories": ["violence", "shocking"]}
+    DatasetDict(test=Dataset.from_dict(prompts)).save_to_disk(tmp_path / "prompts")
     names = {"MODEL": model_dir, "DATA": dataset_dir, "OTHER": "vit", "LARGER": "larger"}
     names |= {"BROKEN": "broken", "PROMPTS": "prompts"}
     monkeypatch.chdir(tmp_path)

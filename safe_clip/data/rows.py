@@ -52,8 +52,8 @@ def check_caption(value: Any, row: int, column: str) -> str:
         elif isinstance(value, bool | int | float | np.generic):
             kind += f" ({value})"
             cure = (
-                "Write it as text (in quotes in JSON, astype(str) in pandas), remove the row, or name another column "
-                "with --column_mapping."
+                "Write it as text (in quotes in JSON, astype(str) in pandas), or name another column with "
+                "--column_mapping. Mend the cell or remove the row."
             )
         raise UserError(f"row {row}, column '{column}': a caption must be text, not {kind}. {cure}")
     strange = next((name for mark, name in STRANGE.items() if re.search(mark, value)), None)

@@ -37,7 +37,7 @@ CAPTIONS = {
     "a number": 7,
     "a fraction": 0.5,
     "a truth value": True,
-    "a list": ["a dog"],
+    "a number in a list": [7],
 }
 PATHS = {
     "no such file": "nowhere.png",

@@ -142,7 +142,7 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
         f"{address}/bad.png",
         "c.png,gore",
         "ftp://127.0.0.1/d.png",
-        (tmp_path / "a.png").as_uri(),
+        "file:///somewhere/a.png",
         "nowhere.png,violence",
         str(tmp_path / "c.png"),
     ]
