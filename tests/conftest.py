@@ -1,5 +1,6 @@
 """A tiny CLIP and a tiny quadruplet data set, made on the spot."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -7,9 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before any library reads them: nothing in the tests may reach for a hub, nor find what an earlier run kept.
+# Before any library reads them: nothing in the tests may reach for a hub, nor find what an earlier run kept. The
+# workers of a run share what they keep, so that the bundled world is drawn once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="safe-clip-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="safe-clip-tests-")
 
 import pytest
 import torch
@@ -35,8 +38,13 @@ FEATURES = Features(
 )
 
 
+def pytest_collection_finish():
+    gc.freeze()  # or each training, which collects garbage at its end, would go through all that was imported
+
+
 def pytest_sessionfinish():
-    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

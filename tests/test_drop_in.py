@@ -1,5 +1,6 @@
 """Every snippet of the README's "Use it", run as written in a process that does not know this package."""
 
+import json
 import os
 import re
 from itertools import chain
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTextModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, load_quadruplets, lora_config
@@ -228,7 +230,35 @@ def test_open_clip_embeds_the_same(run, place):
     )
 
 
-def test_onnxruntime_embeds_the_same(run, place):
-    pytest.importorskip("onnxruntime")
+def test_onnxruntime_embeds_the_same_for_other_numbers_of_items_too(run, place, processor):
+    onnxruntime = pytest.importorskip("onnxruntime")
     command("onnx command", place)
     run("onnx", "same(text_embeds, expected.text_embeds)\nsame(image_embeds, expected.image_embeds)\n")
+
+    images = [Image.effect_noise((20, 25), 90).convert("RGB") for _ in range(2)]
+    texts = ["a red square beside a blue one", "a green square", "a black square beside a white one with a mark"]
+    batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = CLIPModel.from_pretrained(place / "safe-clip").eval()(**batch)
+    made = place / "safe-clip-onnx"
+    session = onnxruntime.InferenceSession(made / "onnx" / "model.onnx")
+    outputs = session.run(None, {name: value.numpy() for name, value in batch.items()})
+    found = dict(zip((output.name for output in session.get_outputs()), outputs, strict=True))
+    np.testing.assert_allclose(found["text_embeds"], expected.text_embeds, atol=1e-5)
+    np.testing.assert_allclose(found["image_embeds"], expected.image_embeds, atol=1e-5)
+    assert found["logits_per_image"].shape == (2, 3)
+    # Of one encoder each, as transformers.js loads CLIPTextModelWithProjection and CLIPVisionModelWithProjection.
+    for kind, name, given, embeds in (
+        ("text_model", "text_embeds", "input_ids", expected.text_embeds),
+        ("vision_model", "image_embeds", "pixel_values", expected.image_embeds),
+    ):
+        session = onnxruntime.InferenceSession(made / "onnx" / f"{kind}.onnx")
+        assert [one.name for one in session.get_inputs()] == [given]
+        assert [one.name for one in session.get_outputs()] == [name]
+        (alone,) = session.run(None, {given: batch[given].numpy()})
+        np.testing.assert_allclose(normalize(torch.from_numpy(alone), dim=-1), embeds, atol=1e-5)
+    layout = {"config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "onnx"}
+    assert layout <= {file.name for file in made.iterdir()}
+    read = json.loads((made / "preprocessor_config.json").read_text())
+    assert read["size"] == {"shortest_edge": 16}
+    assert read["image_mean"] == list(processor.image_processor.image_mean)

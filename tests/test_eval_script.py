@@ -18,14 +18,14 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
 
-def run_eval(*flags, cwd):
-    return run_python(ROOT / "eval.py", *flags, cwd=cwd)
+def run_eval(*flags, cwd, processes=1):
+    return run_python(ROOT / "eval.py", *flags, cwd=cwd, processes=processes)
 
 
-def start_eval(*flags, cwd, launcher=(), **env):
+def start_eval(*flags, cwd):
     """As a person starts it: with another hash seed, and all that Python and torch read at their start."""
-    command = [sys.executable, *launcher, str(ROOT / "eval.py"), *map(str, flags)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    command = [sys.executable, str(ROOT / "eval.py"), *map(str, flags)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
 
 
@@ -61,19 +61,9 @@ def test_one_process_and_two_give_the_same_results_to_the_last_digit(
         "skip",
     ]
     flags += ["--tasks", "retrieval", "redirection", "geometry", "robustness"]
-    one = run_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path)
+    one = start_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    two = start_eval(
-        *flags,
-        "--output_dir",
-        "two",
-        "--cache_dir",
-        "cache2",
-        cwd=tmp_path,
-        launcher=launcher,
-        ACCELERATE_USE_CPU="true",
-    )
+    two = run_eval(*flags, "--output_dir", "two", "--cache_dir", "cache2", "--use_cpu", cwd=tmp_path, processes=2)
     assert two.returncode == 0, two.stderr
     assert "Shared among 2 processes." in two.stdout and "Shared" not in one.stdout
     assert (tmp_path / "two" / "results.json").read_bytes() == (tmp_path / "one" / "results.json").read_bytes()
@@ -185,6 +175,6 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 
 
 def test_an_error_is_the_last_line_and_the_exit_status(tmp_path):
-    done = start_eval("--model", "demo", "--tsks", "retrieval", cwd=tmp_path)
+    done = run_eval("--model", "demo", "--tsks", "retrieval", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr  # as is custom where flags are wrong
     assert done.stderr.splitlines()[-1] == "error: --tsks is no setting. Did you mean 'tasks'? --help lists them all."

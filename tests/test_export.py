@@ -247,37 +247,6 @@ def test_an_architecture_that_open_clip_lacks_is_refused(processor):
         open_clip_config(model, processor)
 
 
-@pytest.mark.slow
-def test_onnxruntime_embeds_the_same_for_other_numbers_of_items(model_dir, processor, pictures, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    main(["--model", model_dir, "--format", "onnx", "--output_dir", str(tmp_path)])
-    model = CLIPModel.from_pretrained(model_dir).eval()
-    text_embeds, image_embeds, batch = embed(model, processor, pictures[:2])
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
-    outputs = session.run(None, {name: value.numpy() for name, value in batch.items()})
-    found = dict(zip((output.name for output in session.get_outputs()), outputs, strict=True))
-    np.testing.assert_allclose(found["text_embeds"], text_embeds, atol=1e-5)
-    np.testing.assert_allclose(found["image_embeds"], image_embeds, atol=1e-5)
-    assert found["logits_per_image"].shape == (2, 3)
-    # Of one encoder each, as transformers.js loads CLIPTextModelWithProjection and CLIPVisionModelWithProjection.
-    for kind, name, given, expected in (
-        ("text_model", "text_embeds", "input_ids", text_embeds),
-        ("vision_model", "image_embeds", "pixel_values", image_embeds),
-    ):
-        session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{kind}.onnx")
-        assert [one.name for one in session.get_inputs()] == [given]
-        assert [one.name for one in session.get_outputs()] == [name]
-        (made,) = session.run(None, {given: batch[given].numpy()})
-        np.testing.assert_allclose(normalize(torch.from_numpy(made), dim=-1), expected, atol=1e-5)
-    layout = {"config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "onnx"}
-    assert layout <= {file.name for file in tmp_path.iterdir()}
-    images = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert images["size"] == {"shortest_edge": 16} and images["image_mean"] == list(
-        processor.image_processor.image_mean
-    )
-
-
 def test_a_point_between_the_original_and_the_safe_model_is_written(model_dir, processor, tmp_path):
     build_model(processor, seed=1).save_pretrained(tmp_path / "safe")
     processor.save_pretrained(tmp_path / "safe")

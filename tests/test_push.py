@@ -58,13 +58,11 @@ def hub():
 def run(command: list[str], hub: Hub, home: Path, token: str | None = TOKEN) -> subprocess.CompletedProcess:
     environment = {**os.environ, **hub.environment(str(home / "hf"), token), "PYTHONPATH": str(ROOT)}
     home.mkdir(exist_ok=True)
-    if command[0] == sys.executable:
-        return run_python(*command[1:], cwd=home, env=environment)
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+    return run_python(*command, cwd=home, env=environment)
 
 
 def train(hub: Hub, home: Path, model_dir: str, dataset: str, *flags: str, token: str | None = TOKEN):
-    command = [sys.executable, str(ROOT / "train.py"), "--model", model_dir, "--dataset", dataset]
+    command = [str(ROOT / "train.py"), "--model", model_dir, "--dataset", dataset]
     command += ["--output_dir", "safe-clip", "--max_steps", "2", "--per_device_train_batch_size", "8"]
     command += ["--report_to", "none", "--disable_tqdm", "true", "--push_to_hub", *flags]
     return run(command, hub, home, token)
@@ -73,7 +71,7 @@ def train(hub: Hub, home: Path, model_dir: str, dataset: str, *flags: str, token
 def load_as_a_stranger(hub: Hub, home: Path, base: str, revision: str = "main"):
     """Embeddings by what is on the Hub, in a process that does not know this package."""
     out = home / "embeds.pt"
-    done = run([sys.executable, "-c", STRANGER, "user/safe-clip", revision, base, str(out)], hub, home)
+    done = run(["-c", STRANGER, "user/safe-clip", revision, base, str(out)], hub, home)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(out)
 
@@ -100,7 +98,7 @@ def same(a, b) -> bool:
 
 
 def evaluate(hub: Hub, home: Path, *flags: str, token: str | None = TOKEN, launcher: tuple[str, ...] = ()):
-    return run([sys.executable, *launcher, str(ROOT / "eval.py"), *flags, "--cache_dir", "cache"], hub, home, token)
+    return run([*launcher, str(ROOT / "eval.py"), *flags, "--cache_dir", "cache"], hub, home, token)
 
 
 def test_a_stranger_uses_what_was_pushed_and_reads_what_was_measured(hub, model_dir, dataset_dir, tmp_path):
@@ -172,14 +170,14 @@ import sys
 from datasets import load_from_disk
 load_from_disk(sys.argv[1]).push_to_hub("user/quadruplets")
 """
-    assert run([sys.executable, "-c", push, dataset_dir], hub, tmp_path).returncode == 0
+    assert run(["-c", push, dataset_dir], hub, tmp_path).returncode == 0
     assert any(path.endswith(".parquet") for path in hub.repos["dataset", "user/quadruplets"].files)
     done = train(hub, tmp_path, model_dir, "user/quadruplets", "--hub_private_repo", "true")
     assert done.returncode == 0, done.stderr[-2000:]
     assert hub.model("user/safe-clip").private and pushed(hub, tmp_path / "safe-clip")
     load = "from transformers import CLIPModel; CLIPModel.from_pretrained('user/safe-clip')"
     for token, worked in ((TOKEN, True), (None, False)):
-        done = run([sys.executable, "-c", load], hub, tmp_path / f"reader-{worked}", token)
+        done = run(["-c", load], hub, tmp_path / f"reader-{worked}", token)
         assert (done.returncode == 0) == worked, done.stderr[-2000:]
     card = hub.model("user/safe-clip").files["README.md"].decode()
     assert "datasets:\n- user/quadruplets\n" in card

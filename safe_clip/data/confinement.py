@@ -34,7 +34,7 @@ def local_images(rows: Dataset | IterableDataset, column: str, home: Path) -> Da
             path = home / cell.replace("\\", "/")
         return str(path)
 
-    return _changed(rows, column, placed)
+    return changed_cells(rows, column, placed)
 
 
 def confined_images(rows: Dataset | IterableDataset, column: str, name: str) -> Dataset | IterableDataset:
@@ -51,7 +51,7 @@ def confined_images(rows: Dataset | IterableDataset, column: str, name: str) -> 
         if isinstance(rows, Dataset):
             return _changed_paths(rows, column, inside.path)
         rows = rows.cast_column(column, Image(decode=False))
-    return _changed(rows, column, inside.cell)
+    return changed_cells(rows, column, inside.cell)
 
 
 def confined(splits: DatasetDict | IterableDatasetDict | Dataset, name: str) -> Any:
@@ -114,7 +114,9 @@ class _Inside:
         return found is not None and found[1] in self.ids and ".." not in found[3].split("/") and "::" not in found[3]
 
 
-def _changed(rows: Dataset | IterableDataset, column: str, change: Callable[[Any], Any]) -> Dataset | IterableDataset:
+def changed_cells(
+    rows: Dataset | IterableDataset, column: str, change: Callable[[Any], Any]
+) -> Dataset | IterableDataset:
     """Rows whose cells of text, or of stored images of a stream, were changed."""
     feature = (rows.features or {}).get(column)
     if isinstance(rows, IterableDataset):

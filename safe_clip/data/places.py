@@ -51,7 +51,6 @@ OWN_READING = re.compile(r"^\s+(?:- )?(?:sep|delimiter|names|column_names|header
 PATTERN = re.compile(r"[*?\[{]")
 MISREAD = re.compile(r"[*?\[\]{}$]|::|://")  # what `datasets` reads as a pattern or a chain of addresses
 HUB_PAGE = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/|hf://)datasets/([\w.-]+(?:/[\w.-]+)?)/?\Z")
-SPLIT_NAMES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Place:
     Attributes:
         name: what `load_dataset` or `load_from_disk` takes: a folder, a kind of files, or the id of a data set.
         files: of a kind of files, those, by split where their names tell.
+        folders: where each of `files` lies, links aside.
         options: for `load_dataset`.
         home: the folder from which paths in the rows are meant; `None` for what does not lie on this machine.
         saved: whether `save_to_disk` wrote it.
@@ -68,6 +68,7 @@ class Place:
 
     name: str
     files: dict[str, list[str]] = field(default_factory=dict)
+    folders: dict[str, list[Path]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     home: Path | None = None
     saved: bool = False
@@ -84,7 +85,8 @@ def find_place(name: str, option: str = "--dataset", whole: bool = False) -> Pla
         whole: take a folder as it is, and look for no table beside images.
 
     Raises:
-        UserError: a file is of no known kind, a pattern fits none, or a folder has several tables beside its images.
+        UserError: a file is of no known kind, a pattern fits none, or a folder has several tables beside its images
+            whose names say no split.
     """
     if page := HUB_PAGE.match(name):
         return Place(page[1])
@@ -179,7 +181,8 @@ def _files(paths: list[Path], where: str, name: str) -> Place:
     # As a person wrote it, so that errors name paths as they are known.
     home = paths[0].parent if len({path.parent for path in paths}) == 1 else home
     kind, options = FILES[next(iter(kinds))]
-    return Place(kind, {"train": [readable(path) for path in paths]}, options, home)
+    files = {"train": [readable(path) for path in paths]}
+    return Place(kind, files, {"train": [path.parent for path in paths]}, options, home)
 
 
 def _kind(path: Path) -> str:
@@ -193,7 +196,7 @@ def _kind(path: Path) -> str:
 
 
 def _folder(path: Path, where: str, whole: bool) -> Place:
-    """A folder: as it is, or the one table that lies in it beside images, which `datasets` would not see."""
+    """A folder: as it is, or the tables that lie in it, which `datasets` would not see beside images."""
     if any((path / name).exists() for name in SAVED):
         return Place(str(_beside(path, data_alone=True)), home=path, saved=True)
     if whole:
@@ -209,41 +212,43 @@ def _folder(path: Path, where: str, whole: bool) -> Place:
         return Place(readable(path), home=path)
     notes = [table for table in tables if _suffix(table) != ".json"]  # settings and logs are often JSON
     tables = notes or tables
-    if not images:
-        return _splits(path, tables, where)
-    if len(tables) > 1 and not _are_splits(tables):
-        listed = ", ".join(str(table.relative_to(path)) for table in tables[:5])
+    found = _files(tables, where, str(path))
+    if images and len(tables) == 1:
+        return found
+    splits = _by_split(path, tables)
+    by_name = {table for named in splits.values() for table in named}
+    said = [str(table.relative_to(path)) for table in tables if table in by_name]
+    left = [str(table.relative_to(path)) for table in tables if table not in by_name]
+    if said and left:
         raise UserError(
-            f"{where} holds {len(tables)} tables beside its images: {listed}{', …' * (len(tables) > 5)}. Name the one "
-            f"that is meant, such as {where} followed by /{tables[0].relative_to(path)}."
+            f"{where}: the names of some tables say a split ({', '.join(said[:5])}), and those of others none: "
+            f"{', '.join(left[:5])}. Say it in all names, such as train-{Path(left[0]).name}, or name the file or a "
+            "pattern of those meant."
         )
-    found = _files(tables, where, str(path))
-    files = {table.name.split(".")[0]: [readable(table)] for table in tables} if len(tables) > 1 else found.files
-    return Place(found.name, files, found.options, tables[0].parent)
+    if left and images:
+        raise UserError(
+            f"{where} holds {len(left)} tables beside its images: {', '.join(left[:5])}{', …' * (len(left) > 5)}. Name "
+            f"the one that is meant, such as {short(str(tables[0]))}, or several by a pattern."
+        )
+    splits = splits or {"train": tables}
+    files = {split: [readable(table) for table in named] for split, named in splits.items()}
+    folders = {split: [table.parent for table in named] for split, named in splits.items()}
+    return replace(found, files=files, folders=folders)
 
 
-def _splits(path: Path, tables: list[Path], where: str) -> Place:
-    """Tables of a folder by the splits that `datasets` sees in their names and those of their folders."""
-    found = _files(tables, where, str(path))
+def _by_split(path: Path, tables: list[Path]) -> dict[str, list[Path]]:
+    """Those tables of a folder whose names, or their folders', say a split, as `datasets` sees it."""
     base = Path(readable(path)).absolute()
-    links = {str(base / table.relative_to(path)): table.relative_to(path) for table in tables}
+    links = {str(base / table.relative_to(path)): table for table in tables}
     try:
         patterns = get_data_patterns(str(base))
     except EmptyDatasetError:  # below names that it passes over
-        patterns = {}
-    splits = DataFilesDict.from_patterns(patterns, base_path=str(base))
-    files = {split: [file for file in named if file in links] for split, named in splits.items()}
-    files = {split: named for split, named in files.items() if named}
-    seen = {file for named in files.values() for file in named}
-    if not seen:
-        return Place(found.name, {"train": list(links)}, found.options, path)
-    if left := [str(table) for link, table in links.items() if link not in seen]:
-        told = ", ".join(str(links[file]) for file in sorted(seen)[:5])
-        raise UserError(
-            f"{where}: the names of some tables say a split ({told}), and those of others none: {', '.join(left[:5])}. "
-            f"Say it in all names, such as train-{Path(left[0]).name}, or name the file or a pattern of those meant."
-        )
-    return Place(found.name, files, found.options, path)
+        return {}
+    if list(patterns.values()) == [["**"]]:  # no name says one
+        return {}
+    seen = DataFilesDict.from_patterns(patterns, base_path=str(base))
+    splits = {str(split): [links[file] for file in named if file in links] for split, named in seen.items()}
+    return {split: named for split, named in splits.items() if named}
 
 
 def _has_configurations(path: Path) -> bool:
@@ -284,12 +289,6 @@ def _is_table(name: str) -> bool:
 
 def _is_list_of_ours(table: Path) -> bool:
     return table.name == MANIFEST or OutputFolder(table.parent).is_ours(table.name)
-
-
-def _are_splits(tables: list[Path]) -> bool:
-    names = [table.name.split(".")[0].lower() for table in tables]
-    same = len({table.parent for table in tables}) == 1 and len({_suffix(table) for table in tables}) == 1
-    return same and len(set(names)) == len(names) and set(names) <= SPLIT_NAMES
 
 
 def readable(path: Path) -> str:

@@ -20,6 +20,7 @@ from .confinement import confined
 from .content import cache_of, known_by_content
 from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part
 from .features import is_text
+from .own_folders import load_files
 from .places import Place, find_place, with_plain_tables
 from .tables import as_parquet, check_json
 
@@ -72,7 +73,7 @@ def load_splits(
             if place.saved:
                 splits = load_from_disk(place.name)
             elif place.files:
-                splits = load_dataset(place.name, data_files=place.files, **kept)
+                splits = load_files(place.name, place.files, place.folders, **kept)
             else:
                 every = "**" if whole and place.home else None
                 splits = load_dataset(place.name, config, data_files=every, split=split, token=token, **kept)
@@ -181,6 +182,8 @@ def _explaining(name: str, config: str | None, option: str, place: Place, unread
             named = " and ".join(f"'{each}'" for each in sorted(differ - {"schema", "cast"})) if asked else ""
             named = f", {named} too" if named else ""
             cure = f"Each row must have the same columns{named}, of one kind from the first on."
+        if "truncated converting" in said:
+            cure = "A column must hold numbers of one kind from its first row on: write 1.0 in place of 1."
         if "share the same prefix or the same types" in said:
             cure = "The first five samples of the shards must have every kind of file that later ones have."
         if "scripts are no longer supported" in str(error):

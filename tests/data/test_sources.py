@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -201,6 +202,35 @@ def test_a_table_beside_a_folder_of_images(tmp_path):
     (tmp_path / "rows.csv").rename(tmp_path / "train.csv")
     (tmp_path / "test.csv").write_text((tmp_path / "train.csv").read_text())
     assert {split: len(rows) for split, rows in load_splits(str(tmp_path)).items()} == {"train": COUNT, "test": COUNT}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_of_several_tables_names_images_from_its_own_folder(kind, streaming, tmp_path):
+    place = tmp_path / "my rows [1]"
+    colours = {"train": (255, 0, 0), "val": (0, 0, 255)}
+    for folder, colour in colours.items():
+        (place / folder / "images").mkdir(parents=True)
+        PILImage.new("RGB", (4, 4), colour).save(place / folder / "images" / "1.png")
+        # The first row has no image; a file of another folder may be named from the one that all lie in.
+        cells = [None, "images/1.png", "train/images/1.png"]
+        table = pd.DataFrame({"safe_image": cells, "unsafe_caption": ["a gun", "a knife", "a dagger"]})
+        {
+            "csv": lambda to, table=table: table.to_csv(to, index=False),
+            "jsonl": lambda to, table=table: table.to_json(to, orient="records", lines=True),
+            "parquet": lambda to, table=table: table.to_parquet(to),
+        }[kind](place / folder / f"rows.{kind}")
+
+    def shown(rows) -> list:
+        cells = [row["safe_image"] for row in rows]
+        return [cell and PILImage.open(cell).getpixel((0, 0)) for cell in cells]
+
+    found = load_quadruplets(str(place), hold_out=False, streaming=streaming)
+    assert set(found) == {"train", "validation"}
+    for split, colour in (("train", colours["train"]), ("validation", colours["val"])):
+        assert shown(found[split]) == [None, colour, colours["train"]]
+    found = load_quadruplets(f"{place}/*/rows.{kind}", hold_out=False, streaming=streaming)
+    assert shown(found["train"]) == [None, *[colours["train"]] * 2, None, colours["val"], colours["train"]]
 
 
 def test_metadata_beside_images_stay_what_they_are(tmp_path):
