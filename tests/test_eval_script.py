@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 def run_eval(*flags, cwd, processes=1):
-    return run_python(ROOT / "eval.py", *flags, cwd=cwd, processes=processes)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    return run_python(ROOT / "eval.py", *flags, cwd=cwd, env=env, processes=processes)
 
 
 def start_eval(*flags, cwd):
@@ -63,7 +64,7 @@ def test_one_process_and_two_give_the_same_results_to_the_last_digit(
     flags += ["--tasks", "retrieval", "redirection", "geometry", "robustness"]
     one = start_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
-    two = run_eval(*flags, "--output_dir", "two", "--cache_dir", "cache2", "--use_cpu", cwd=tmp_path, processes=2)
+    two = run_eval(*flags, "--output_dir", "two", "--cache_dir", "cache2", cwd=tmp_path, processes=2)
     assert two.returncode == 0, two.stderr
     assert "Shared among 2 processes." in two.stdout and "Shared" not in one.stdout
     assert (tmp_path / "two" / "results.json").read_bytes() == (tmp_path / "one" / "results.json").read_bytes()

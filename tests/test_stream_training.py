@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -139,9 +137,8 @@ def test_two_processes_with_workers_train_on_a_stream_of_files(model_dir, shards
         "2",
     ]
     flags += ["--per_device_train_batch_size", "4", "--logging_steps", "1", "--output_dir", str(tmp_path / "two")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train.py"), *flags]
-    command += ["--report_to", "none", "--use_cpu"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    flags += ["--report_to", "none", "--use_cpu"]
+    done = run_python(ROOT / "train.py", *flags, cwd=tmp_path, env=ENVIRONMENT, processes=2)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert set(results["after"]) == {"test"}

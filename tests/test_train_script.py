@@ -53,14 +53,14 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
 def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_path):
     # Two steps need neither the embeddings nor the pixels of all 6,000 rows.
     few = ["--max_steps", "2", "--reference_cache", "off", "--cache_pictures", "off"]
-    done = run_train(*few, "--eval_splits", "test", cwd=tmp_path)
+    done = run_train(*few, "--eval_splits", "validation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
         "No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes."
     )
     results = json.loads((tmp_path / "safe-clip" / "results.json").read_text())
-    assert set(results["before"]) == {"test"}
-    base = results["before"]["test"]
+    assert set(results["before"]) == {"validation"}
+    base = results["before"]["validation"]
     # What the README says of the base: it retrieves well and is unsafe.
     assert base["retrieval_t2i"] > 0.6 and base["retrieval_i2t"] > 0.6
     assert base["redirection_unsafe_text"] < 0.1 and base["redirection_unsafe_image"] < 0.1

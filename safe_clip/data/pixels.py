@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
+from ..errors import UserError
 from .content import column_digest
 from .images import open_image
 from .items import IMAGE_COLUMNS, ROW_COLUMN, items_there
@@ -125,4 +126,8 @@ class _Levels(TorchDataset):
 
 
 def _loaded(levels: TorchDataset, workers: int) -> Iterator[dict[str, bytes | None]]:
-    yield from DataLoader(levels, batch_size=None, num_workers=workers)
+    try:
+        yield from DataLoader(levels, batch_size=None, num_workers=workers)
+    except UserError as error:
+        # Whose frames would keep the workers alive until garbage is collected, when each is waited for in vain.
+        raise error.with_traceback(None) from None

@@ -126,7 +126,7 @@ def main() -> None:
         _train(args, accelerator)
     model = ResNetForImageClassification.from_pretrained(args.output_dir, dtype=torch.float32)
     model = model.to(accelerator.device).eval()
-    unseen = draw_scenes(2000, "recogniser, unseen", PICTURE_SIZE)
+    unseen = draw_scenes(min(2000, args.scenes), "recogniser, unseen", PICTURE_SIZE)
     print({name: round(rate, 4) for name, rate in accuracy(model, unseen, accelerator.device).items()})
 
 
