@@ -81,7 +81,7 @@ setup(
             "pytest-xdist>=3.6.1",
             "ruff>=0.11",
             "selenium>=4.11",
-            "setuptools>=77",
+            "setuptools>=77.0.3",
             *OPTIONAL,
             *CONSUMERS,
             *AUDIT,

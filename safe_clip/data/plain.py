@@ -37,7 +37,7 @@ def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spr
     rows = _as_data_set(rows)
     if not isinstance(rows, Dataset | IterableDataset):
         return rows
-    rows = unformatted(rows, where)
+    rows = _without_views(unformatted(rows, where))
     features = rows.features
     if features is None:
         first = next(iter(rows), {})
@@ -54,6 +54,12 @@ def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spr
         if isinstance(rows, IterableDataset)
         else _read(rows, odd, where, caption_lists)
     )
+
+
+def _without_views(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Texts of type `string_view` as `string`: pyarrow 24 crashes where it picks rows of the former."""
+    views = {name: Value("string") for name, kind in (rows.features or {}).items() if kind == Value("string_view")}
+    return rows.cast(Features({**rows.features, **views})) if views and isinstance(rows, Dataset) else rows
 
 
 def _as_data_set(rows: Any) -> Any:

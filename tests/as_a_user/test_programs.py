@@ -172,7 +172,7 @@ def test_a_person_s_ctrl_c_ends_a_real_program(shell):
     process = subprocess.Popen(
         [sys.executable, shell.installed / "train.py", "--max_steps", "3"],
         cwd=shell.folder,
-        env=shell.environment,
+        env=shell.environment | {"PYTHONWARNINGS": "ignore"},  # those of other libraries as they are imported
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

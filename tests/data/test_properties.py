@@ -56,7 +56,10 @@ def tables(draw, in_memory: bool) -> dict[str, tuple[pa.DataType, list]]:
     if names[0] != "safe":  # one of this pair alone says too little
         names = draw(st.permutations(names))[: draw(st.integers(1, 2))]
     names = draw(st.permutations([*names, *draw(st.lists(st.sampled_from(OTHERS), unique=True))]))
-    kinds = st.sampled_from(TEXT_TYPES * 6 + LIST_TYPES * 5 + OTHER_TYPES)
+    texts = TEXT_TYPES
+    if not in_memory and int(pa.__version__.split(".")[0]) < 26:  # which crash where views are written
+        texts = [kind for kind in texts if kind != pa.string_view()]
+    kinds = st.sampled_from(texts * 6 + LIST_TYPES * 5 + OTHER_TYPES)
     made = {}
     for name in names:
         kind = draw(kinds)
