@@ -51,8 +51,9 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
 
 
 def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_path):
-    # Two steps need neither the embeddings nor the pixels of all 6,000 rows.
+    # Two steps need neither the embeddings nor the pixels of all 6,000 rows, from which anchors would be drawn.
     few = ["--max_steps", "2", "--reference_cache", "off", "--cache_pictures", "off"]
+    few += ["--objective_options", '{"anchors": 0}']
     done = run_train(*few, "--eval_splits", "validation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (

@@ -35,11 +35,15 @@ def installed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """One for all, since the libraries that read it are imported anew for each."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def shell(installed, tmp_path):
+def shell(installed, home, tmp_path):
     """Runs a program as it is typed in an empty folder."""
-    home = tmp_path / "home"
-    home.mkdir()
     here = tmp_path / "here"
     here.mkdir()
     caches = {"HF_HOME": str(home / "hf"), "HF_DATASETS_CACHE": str(home / "hf" / "datasets")}
