@@ -173,7 +173,7 @@ def of_the_embedded_base(folder: Path) -> bool:
     """Whether a model has the embedded base's shape."""
     from transformers import CLIPConfig
 
-    from safe_clip.model import resolve_model
+    from safe_clip.models.load import resolve_model
 
     sizes = [
         [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]

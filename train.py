@@ -106,8 +106,8 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     from safe_clip.data.rows import QuadrupletRows
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
-    from safe_clip.interruption import StopAfterStep
-    from safe_clip.plan import check_plan
+    from safe_clip.training.interruption import StopAfterStep
+    from safe_clip.training.plan import check_plan
 
     rows, splits = load_rows(script, args)
     rows = rows if script.streaming else QuadrupletRows(rows)

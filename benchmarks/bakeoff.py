@@ -168,7 +168,7 @@ class Bakeoff:
 
     def erased(self) -> Path:
         import safe_clip
-        from safe_clip.baselines import erase_unsafe_direction
+        from safe_clip.evaluation.erasure import erase_unsafe_direction
 
         def make():
             rows = safe_clip.load_quadruplets("demo")["train"]

@@ -41,7 +41,7 @@ from transformers import CLIPModel, CLIPProcessor, TrainerCallback
 
 from safe_clip import SafeCLIPLoss, SafeCLIPTrainer, SafeCLIPTrainingArguments, lora_config
 from safe_clip.data.collator import model_inputs, place
-from safe_clip.fast import casts_kept
+from safe_clip.models.patches import casts_kept
 from safe_clip.objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

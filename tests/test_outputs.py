@@ -10,15 +10,16 @@ import pytest
 from safetensors.torch import load_file
 from transformers import CLIPModel, TrainerCallback
 
-from safe_clip import UserError, export, outputs
+from safe_clip import UserError, outputs
 from safe_clip.card import check_measured
 from safe_clip.card_text import NOT_KNOWN
 from safe_clip.data.audit.__main__ import AuditArguments
-from safe_clip.known_files import LOCK, MANIFEST, REPLACED
+from safe_clip.models import export
 from safe_clip.outputs import OutputFolder, check_writable
+from safe_clip.store.known_files import LOCK, MANIFEST, REPLACED
 
 from .conftest import load_script
-from .test_trainer import make_trainer
+from .training.test_trainer import make_trainer
 
 
 def files(folder: Path) -> set[str]:

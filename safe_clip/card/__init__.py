@@ -13,7 +13,7 @@ from yaml import YAMLError
 from ..card_text import others, read_blocks, replace_blocks
 from ..errors import UserError, first_line, hub_trouble
 from ..outputs import OutputFolder
-from ..trainer import SafeCLIPTrainer
+from ..training.trainer import SafeCLIPTrainer
 from .results import combine, eval_results, results_section, worst_cases
 from .training import CURVES_FILE, training_facts
 

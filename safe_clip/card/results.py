@@ -18,7 +18,7 @@ from ..evaluation.table import (
     split_sections,
     zero_shot_section,
 )
-from ..model import public_name
+from ..models.load import public_name
 from ..names import public
 
 HEADINGS = {"baseline": "original", "model": "this model"}

@@ -20,9 +20,9 @@ from ..card_text import plain
 from ..data.quadruplets import DEMO
 from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
-from ..model import DEMO_DIR, public_name
+from ..models.load import DEMO_DIR, public_name
 from ..names import public
-from ..trainer import SafeCLIPTrainer
+from ..training.trainer import SafeCLIPTrainer
 
 CONCEPT_COLUMN = "concept"
 MOST_CONCEPTS = 30  # of a category, that are named

@@ -12,7 +12,7 @@ import xxhash
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
-from ..digests import WHOLE_FILE, file_digest
+from ..store.digests import WHOLE_FILE, file_digest
 from .cells import IN_ZIP, source_file
 
 # Files that a table is not made of: `datasets` keeps no more of them than where they are.

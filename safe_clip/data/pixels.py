@@ -18,10 +18,10 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
+from ..store.pieces import in_pieces
 from .content import column_digest
 from .images import open_image
 from .items import IMAGE_COLUMNS, ROW_COLUMN, items_there
-from .pieces import in_pieces
 
 SHARE_OF_DISK = 0.5  # of what is free, that a cache may take without being asked for
 LIBRARIES = ("pillow", "torch", "transformers")  # whose versions may change a pixel

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from ..digests import file_digest
 from ..errors import UserError
+from ..store.digests import file_digest
 from .column_names import modality
 from .damage import opened
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, Value
 from datasets.fingerprint import Hasher
 
-from ..caches import generated
-from . import vocabulary, world
+from ..demo import vocabulary, world
+from ..store.caches import generated
 
 # split: (rows, art styles, whether the unsafe stand-ins are the held-out ones)
 SPLITS = {

@@ -16,7 +16,7 @@ from ..data.quadruplets import DEMO, STREAMED_ROWS, first_rows
 from ..data.schema import numbered
 from ..data.splits import known_splits
 from ..errors import UserError
-from . import TASKS
+from ..evaluation import TASKS
 from .transforms import load_synonyms
 
 

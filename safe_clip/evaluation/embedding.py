@@ -26,15 +26,15 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
-from ..caches import load_tensors, save_tensors
 from ..data.beginnings import beginnings
 from ..data.collator import content_id
 from ..data.content import column_digest
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
 from ..errors import UserError, first_line
-from ..fingerprints import settings_of, weights_digest
-from ..model import check_processor
+from ..models.load import check_processor
+from ..store.caches import load_tensors, save_tensors
+from ..store.fingerprints import settings_of, weights_digest
 from .items import Items
 
 logger = logging.getLogger(__name__)

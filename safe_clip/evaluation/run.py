@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from .. import __version__
-from ..interpolation import check_strength, merge
+from ..evaluation import TASKS
 from ..metrics.ranking import ExactIndex
-from ..model import load_clip, load_processor
-from . import TASKS
+from ..models.load import load_clip, load_processor
+from ..models.merge import check_strength, merge
 from .data import EvaluationData
 from .embedding import Embedder, default_cache
 from .quadruplets import IndexFactory

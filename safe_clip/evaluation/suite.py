@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..evaluation import TASKS
 from ..metrics.faiss_index import FaissIndex, index_recall
 from ..metrics.ranking import ExactIndex
-from . import TASKS
 from .data import EvaluationData
 from .embedding import Embedder
 from .geometry import geometry

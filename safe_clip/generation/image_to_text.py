@@ -25,8 +25,8 @@ from ..data.audit.classifiers import Classifier
 from ..data.content import column_digest
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
-from ..fingerprints import weights_digest
 from ..metrics import load_metric
+from ..store.fingerprints import weights_digest
 from .arguments import DEMO, GenerationArguments
 from .by_category import summarise_items
 from .judges import flags, judge

@@ -34,7 +34,7 @@ class ShownObjects:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the recogniser."""
-        from ..fingerprints import weights_digest
+        from ..store.fingerprints import weights_digest
 
         return weights_digest(self.model.state_dict().items())
 

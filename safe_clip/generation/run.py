@@ -22,10 +22,10 @@ from ..evaluation.embedding import PRECISIONS, Embedder
 from ..evaluation.intervals import summarise
 from ..evaluation.report.strips import choose_rows
 from ..evaluation.run import Subject, alone_at_last
-from ..interpolation import merge
-from ..model import check_processor, load_clip, load_processor
+from ..generation import figures, image_to_text, text_to_image
+from ..models.load import check_processor, load_clip, load_processor
+from ..models.merge import merge
 from ..names import public
-from . import figures, image_to_text, text_to_image
 from .arguments import DEMO, DEMO_ROWS, PIECE, GenerationArguments
 from .distances import Inception, need_torchmetrics
 from .drift import state_drift

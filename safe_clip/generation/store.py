@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..caches import load_tensors, save_tensors
 from ..errors import first_line
+from ..store.caches import load_tensors, save_tensors
 from .arguments import PIECE
 
 logger = logging.getLogger(__name__)

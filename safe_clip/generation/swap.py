@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ..errors import UserError, first_line, hub_trouble
-from ..model import DEMO, _has_safetensors, load_clip, load_processor, public_name
+from ..models.load import DEMO, _has_safetensors, load_clip, load_processor, public_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -20,7 +20,7 @@ from transformers import CLIPModel
 from ..data.audit.classifiers import Classifier
 from ..errors import UserError
 from ..evaluation.embedding import Embedder
-from ..fingerprints import weights_digest
+from ..store.fingerprints import weights_digest
 from .arguments import DEMO, GenerationArguments
 from .distances import Inception
 from .grid import blurred

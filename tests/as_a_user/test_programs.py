@@ -53,8 +53,8 @@ def step(self, *args, known=Trainer.training_step, **kwargs):
 
 Trainer.training_step = step
 if os.environ["AT"] == "the start":
-    import safe_clip.model
-    safe_clip.model.load_clip = lambda *args: os.kill(os.getpid(), signal.SIGINT)
+    import safe_clip.models.load
+    safe_clip.models.load.load_clip = lambda *args: os.kill(os.getpid(), signal.SIGINT)
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
-from safe_clip.data import pieces
 from safe_clip.data.audit import reading
 from safe_clip.data.audit.__main__ import main
 from safe_clip.data.audit.classifiers import NUDITY, UNSAFE, PipelineClassifier, open_classifiers, says
@@ -30,6 +29,7 @@ from safe_clip.data.audit.duplicates import near_pictures
 from safe_clip.data.audit.reading import KINDS, PICTURE_FACTS, Items, _Pictures, same_wording
 from safe_clip.data.items import LABEL_COLUMNS
 from safe_clip.data.thumbnails import data_url
+from safe_clip.store import pieces
 
 from ..conftest import FEATURES
 

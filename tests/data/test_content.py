@@ -13,10 +13,10 @@ from datasets import Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
 
 from safe_clip import load_quadruplets
-from safe_clip.caches import generated
 from safe_clip.data.content import cache_of, column_digest
 from safe_clip.data.rows import QuadrupletRows
-from safe_clip.digests import WHOLE_FILE, file_digest
+from safe_clip.store.caches import generated
+from safe_clip.store.digests import WHOLE_FILE, file_digest
 
 from ..conftest import FEATURES, make_rows
 

@@ -8,8 +8,9 @@ from PIL import Image as PILImage
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil, CLIPProcessor
 
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
-from safe_clip.data import pieces, pixels
+from safe_clip.data import pixels
 from safe_clip.data.cells import open_archive
+from safe_clip.store import pieces
 
 from ..conftest import FEATURES, make_rows
 

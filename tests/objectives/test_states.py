@@ -14,10 +14,10 @@ from safe_clip import (
     lora_config,
 )
 from safe_clip.config import parse_arguments
+from safe_clip.models.preparation import accept_one_modality
 from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.base import STATE_NEEDS, Makeup
 from safe_clip.objectives.states import States, drift, state_values, straying
-from safe_clip.preparation import accept_one_modality
 
 ORIGINAL = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])  # one item, two positions, lengths 5 and 2
 

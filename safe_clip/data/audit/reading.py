@@ -22,12 +22,12 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
+from ...store.pieces import in_pieces
 from ..beginnings import token_counts
 from ..cells import content, short, stored
 from ..content import column_digest
 from ..images import ORIENTATION, look_at, open_image
 from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, items_there
-from ..pieces import in_pieces
 from ..rows import captions_digest, check_caption, undecoded
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact

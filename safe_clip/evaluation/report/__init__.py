@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from ..data import EvaluationData
 from ..quadruplets import QuadrupletItems
+from ..report import figures
 from ..suite import ModelEmbeddings
 from ..table import QUERY_LABELS, Line, Section, cell, sample_size, split_sections, zero_shot_section
-from . import figures
 from .strips import strips
 
 HEADLINES = (

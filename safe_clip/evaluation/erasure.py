@@ -1,0 +1,51 @@
+"""What a trained objective has to beat: a way to make a CLIP safer that needs no training."""
+
+import copy
+import warnings
+
+import torch
+from datasets import Dataset
+from transformers import CLIPModel, CLIPProcessor
+
+from ..errors import UserError
+from .embedding import Embedder
+from .quadruplets import embed_quadruplets, readable_rows
+
+
+def erase_unsafe_direction(
+    model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128
+) -> CLIPModel:
+    """A CLIP whose projections hold nothing that tells unsafe from safe items linearly, at the least change.
+
+    LEACE (Belrose et al., NeurIPS 2023), fitted on the embeddings of each modality and folded into the model's two
+    projections. These have no bias, so that the erasure is about the origin, not about the mean; and embeddings are
+    scaled to length 1 afterwards, which may bring a little of the difference back.
+
+    Args:
+        model: the original; it is not changed.
+        processor: its processor.
+        rows: quadruplets to fit on.
+        batch_size: items at a time.
+
+    Raises:
+        UserError: `concept-erasure` is not installed, or a row cannot be used.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of its use of torch.jit
+            from concept_erasure import LeaceFitter
+    except ImportError as error:
+        raise UserError("the linear erasure wants concept-erasure: pip install 'safe-clip[baselines]'.") from error
+    items = embed_quadruplets(Embedder(model, processor, "Embedding", batch_size), rows)
+    readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on")
+    erased = copy.deepcopy(model)
+    for modality, projection in (("text", erased.text_projection), ("image", erased.visual_projection)):
+        safe, unsafe = (
+            each.embeds[each.there].double() for each in (items.of(side, modality) for side in ("safe", "unsafe"))
+        )
+        if not len(safe) or not len(unsafe):
+            continue  # nothing tells the two apart
+        labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))]).long()
+        eraser = LeaceFitter.fit(torch.cat([safe, unsafe]), labels).eraser
+        projection.weight.data = eraser.P.to(projection.weight) @ projection.weight.data
+    return erased

@@ -1,0 +1,1 @@
+"""CLIPs: loaded, checked, prepared for training, merged, exported."""

@@ -1,0 +1,56 @@
+"""What others load: a plain CLIP with its tokenizer and image processor, in the files of new and of old consumers."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from transformers import CLIPModel, CLIPProcessor
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+
+from .load import state_true_dimension
+
+SPECIAL_TOKENS = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
+
+
+def save_drop_in(model: CLIPModel, processor: CLIPProcessor, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read.
+
+    Args:
+        model: as it is to be loaded; adapters are merged by now.
+        processor: its tokenizer and image processor.
+        folder: made if it is not there.
+        dtype: of the weights in the file; by default as they are.
+    """
+    if dtype not in (None, model.dtype):
+        model = copy.deepcopy(model).to(dtype)
+    state_true_dimension(model)
+    model.save_pretrained(folder)
+    save_processor(processor, folder)
+
+
+def save_processor(processor: CLIPProcessor, folder: Path) -> None:
+    """Writes a processor as this transformers does, and beside it the files that transformers 4 and others look for."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = processor.tokenizer
+    # Set by the last call, and no part of the tokenizer.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
+    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    _write(folder / SPECIAL_TOKENS, special)
+    settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+    if isinstance(more := settings.get("extra_special_tokens"), list):  # which older versions fail at; both read this:
+        del settings["extra_special_tokens"]
+        _write(folder / TOKENIZER_CONFIG_FILE, {**settings, "additional_special_tokens": more})
+    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    if added := {token: number for token, number in tokenizer.get_added_vocab().items() if token not in known}:
+        _write(folder / ADDED_TOKENS, added)
+
+
+def _write(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,276 @@
+"""Opening a CLIP and its processor."""
+
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from ..errors import UserError, first_line, hub_trouble
+from ..models import open_clip_format
+from ..names import public
+from .pixel_range import check_pixels
+from .soundness import check_config, check_embeddings
+from .tokens import CURE, fit_tokenizer
+from .weights import Damaged, Misfit, broken_weights, find_file, fit, read, stored_tensors, weight_files
+
+DEMO = "demo"
+DEMO_DIR = Path(__file__).parents[1] / "demo" / "base"
+
+
+def resolve_model(name: str) -> str:
+    """The path behind `"demo"`, the embedded base model; any other name as it is."""
+    return str(DEMO_DIR) if name == DEMO else name
+
+
+def public_name(name: str | None) -> str:
+    """What others may know a model by: of a path on this machine, its last part."""
+    if name == str(DEMO_DIR):
+        return DEMO
+    return public(name) if name else "a model of no stated name"
+
+
+def load_clip(name: str, revision: str | None = None, token: str | None = None) -> CLIPModel:
+    """Loads a `CLIPModel` in float32 from safetensors weights, of which each is the file's and none is left over.
+
+    Args:
+        name: `"demo"` for the embedded base, a Hub id, or a folder; also one in open_clip's format.
+        revision: a branch, tag or commit of a Hub repository.
+        token: a Hub token; the one stored by `hf auth login` by default.
+
+    Raises:
+        UserError: there is no such model, it is gated, it is not a CLIP, its weights are not safetensors, or not those
+            of its configuration, or not numbers, it requires its own code, or the Hub cannot serve it just now.
+    """
+    path = resolve_model(name)
+    where = {"revision": revision, "token": token}
+    if Path(path).is_file():
+        raise UserError(f"--model {name} is a file: name the folder that has config.json and model.safetensors in it.")
+    settings, foreign = {}, None
+    try:
+        adapter = _find_adapter(path, **where)
+        if find_file(path, CONFIG_NAME, **where):
+            settings = _settings(path, **where)
+        if not settings.get("model_type"):
+            foreign = find_file(path, open_clip_format.CONFIG_FILE, **where)
+        # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
+        files = weight_files(path, [open_clip_format.WEIGHTS_FILE if foreign else SAFE_WEIGHTS_NAME], **where)
+    except Damaged as error:
+        raise UserError(f"--model {name} {error}") from error
+    except Exception as error:
+        raise _unavailable(name, error, found=bool(settings or foreign)) from error
+    if adapter:
+        raise _adapter(name, path, adapter, whole=bool(settings and files))
+    if not foreign:
+        _check_settings(name, path, settings)
+    if not files:
+        if others := sorted(Path(path).glob("*.safetensors")):
+            raise UserError(f"--model {name}: its weights are expected in {SAFE_WEIGHTS_NAME}, not {others[0].name}.")
+        raise UserError(
+            f"--model {name} offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded "
+            "because they can run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
+        )
+    try:
+        if foreign:
+            config = open_clip_format.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
+        else:
+            config = CLIPConfig.from_pretrained(path, **where)
+        check_config(config)
+        model = _assemble(config, files, open_clip_format if foreign else None)
+    except Misfit as error:
+        raise UserError(
+            f"--model {name}: its weights are not those of the CLIPModel that its configuration describes: {error}. "
+            "Download it anew, or save it anew with `model.save_pretrained(folder)` where it was made."
+        ) from error
+    except Damaged as error:
+        raise UserError(f"--model {name} {error}") from error
+    except UserError as error:
+        raise UserError(f"--model {name}: {error}") from error
+    except Exception as error:  # a broken file raises the format's own type, which is no OSError
+        raise _unavailable(name, error, found=True) from error
+    model.name_or_path = model.config._name_or_path = path
+    if broken := broken_weights(model):
+        raise UserError(f"--model {name}: {broken}. Whatever made it went wrong; take a checkpoint from before.")
+    state_true_dimension(model)
+    return model
+
+
+def _assemble(config: CLIPConfig, files: list[str], form: ModuleType | None) -> CLIPModel:
+    """A model from files, in their own names for weights or in those of another form; raises `Misfit`."""
+    with torch.device("meta"):
+        empty = CLIPModel(config)
+    expected = own = empty.state_dict()
+    if form is not None:
+        expected = form.to_open_clip(empty)
+    stored = stored_tensors(files)
+    weights = read(stored, fit(stored, expected, {name for name, _ in empty.named_buffers()} - own.keys()), expected)
+    if form is not None:
+        weights = form.from_open_clip(weights, config)
+    # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
+    # what makes the arithmetic faster.
+    model, told = CLIPModel.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+    )
+    if wrong := {kind: names for kind, names in told.items() if names}:
+        raise Misfit(str(wrong))
+    return model
+
+
+def _settings(path: str, **where: str | None) -> dict:
+    """What `config.json` says; raises `Damaged` where that is no set of settings."""
+    file = find_file(path, CONFIG_NAME, **where)
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(CONFIG_NAME, f"is not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise Damaged(CONFIG_NAME, f"holds {str(settings)[:20]!r} in place of settings")
+    return PreTrainedConfig.get_config_dict(path, **where)[0]
+
+
+def _check_settings(name: str, path: str, settings: dict) -> None:
+    """Raises `UserError` unless a `config.json` is that of a whole CLIP, with weights as they are."""
+    kind = settings.get("model_type")
+    if not kind:
+        parts = [file.parent.name for file in sorted(Path(path).glob(f"*/{CONFIG_NAME}"))]
+        hint = f"; its folders {', '.join(parts)} have one: name the one that is a CLIP" if parts else ""
+        if any(Path(path).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{ADAPTER_CONFIG}")):
+            hint = "; it holds checkpoints of a training that did not end: go on with --resume_from_checkpoint last"
+        raise _unavailable(name, OSError(f"it has no config.json that names a model_type{hint}"))
+    _refuse_code(name, settings, CONFIG_NAME)
+    if kind != "clip":
+        what = f"'{kind}' model, not a CLIP"
+        what += ", but one encoder of it" if kind in ("clip_text_model", "clip_vision_model") else ""
+        raise UserError(
+            f"--model {name} is a {what}. "
+            "Name a checkpoint of the CLIPModel class, such as openai/clip-vit-base-patch32."
+        )
+    parts = (settings, *(settings.get(part) for part in ("text_config", "vision_config")))
+    if any(isinstance(part, dict) and part.get("quantization_config") for part in parts):
+        raise UserError(
+            f"--model {name} is quantised (quantization_config in its {CONFIG_NAME}), and rounded weights cannot be "
+            "trained nor compared. Name the checkpoint that it was made of."
+        )
+
+
+def _find_adapter(path: str, **where: str | None) -> str | None:
+    try:
+        return find_file(path, ADAPTER_CONFIG, **where)
+    except LocalEntryNotFoundError:  # offline, where nothing else could find it either
+        return None
+
+
+def _adapter(name: str, path: str, file: str, whole: bool) -> UserError:
+    """What to say of a model in whose place, or beside which, an adapter lies."""
+    if whole:
+        return UserError(
+            f"--model {name} holds an adapter ({ADAPTER_CONFIG}) beside a whole model, and transformers would put the "
+            "one into the other without a word. Move the adapter's files into a folder of their own."
+        )
+    if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(path).name) or Path(path, TRAINER_STATE_NAME).is_file():
+        return UserError(
+            f"--model {name} is a checkpoint of a training, which holds its adapter alone: go on with it by "
+            f"--resume_from_checkpoint {name}, or name the folder that save_model() wrote (that training's "
+            "--output_dir)."
+        )
+    if Path(path).parent.joinpath(CONFIG_NAME).is_file():
+        return UserError(f"--model {name} is an adapter alone: name {Path(path).parent}, the whole model around it.")
+    base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return UserError(
+        f"--model {name} is an adapter of {base}, not a whole model. Merge the two: PeftModel.from_pretrained("
+        f"load_clip({base!r}), {name!r}).merge_and_unload().save_pretrained(folder), and save the processor there too."
+    )
+
+
+def _refuse_code(name: str, settings: dict, file: str) -> None:
+    """Raises `UserError` where a repository names code of its own; none was run so far."""
+    if "auto_map" in settings:
+        raise UserError(
+            f"--model {name} wants code of its own to be run (auto_map in its {file}), which is refused: code from a "
+            "repository can do whatever you can. Name a plain checkpoint of the CLIPModel class."
+        )
+
+
+def _has_safetensors(path: str, **where: str | None) -> bool:
+    """Whether a folder or repository has such weights; an error where there is nobody to ask."""
+    return bool(weight_files(path, **where))
+
+
+def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
+    """Loads the `CLIPProcessor` (tokenizer and image processor) that belongs to a model."""
+    path, where = resolve_model(name), {"revision": revision, "token": token}
+    try:
+        processor = CLIPProcessor.from_pretrained(path, **where, trust_remote_code=False)
+        settings, _ = CLIPProcessor.get_processor_dict(path, **where)
+    except Exception as error:
+        if trouble := hub_trouble(error):
+            raise UserError(f"--model {name}: {trouble}") from error
+        raise UserError(
+            f"--model {name} has no usable tokenizer and image processor ({error}). "
+            "Save them beside the weights with `processor.save_pretrained(folder)`."
+        ) from error
+    _refuse_code(name, settings, "processor's configuration")
+    _refuse_code(name, processor.tokenizer.init_kwargs, "tokenizer_config.json")
+    # A CLIP has no use for them, and each would be saved under the name that the repository gave it.
+    processor.chat_template = processor.tokenizer.chat_template = None
+    return processor
+
+
+def _unavailable(name: str, error: Exception, found: bool = False) -> UserError:
+    """What to say of an error; `found` where a part of the model was found, so that there is one."""
+    if trouble := hub_trouble(error):
+        return UserError(f"--model {name}: {trouble}")
+    page = f"https://huggingface.co/{name}"
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return UserError(f"--model {name} is gated: accept its terms at {page}, then log in with `hf auth login`.")
+    missing = isinstance(error, OSError) and not found and not Path(name).exists()
+    if missing or any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return UserError(
+            f"--model {name} was found neither as a folder nor at {page}. Check the spelling and the "
+            f"connection; if it is private, log in with `hf auth login`. ({first_line(error)})"
+        )
+    return UserError(f"--model {name} cannot be opened: {first_line(error)}")
+
+
+def check_processor(model: CLIPModel, processor: CLIPProcessor, embed: bool = True) -> None:
+    """Makes a processor fit a model, in what `fit_tokenizer` sets of its tokenizer.
+
+    Raises:
+        UserError: its pixels or tokens are not those that the model takes, or the model embeds all alike.
+    """
+    try:
+        _check_processor(model, processor)
+        if embed:
+            check_embeddings(model, processor)
+    except UserError as error:
+        raise UserError(f"{public_name(model.config._name_or_path)}: {error}") from error
+
+
+def _check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
+    if any(getattr(processor, part, None) is None for part in ("tokenizer", "image_processor")):
+        raise UserError(
+            f"processing_class is a {type(processor).__name__}, not a CLIPProcessor: pass tokenizer and image "
+            "processor together, as load_processor() or CLIPProcessor(image_processor, tokenizer) gives them."
+        )
+    if getattr(processor.tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(f"the tokenizer is a {type(processor.tokenizer).__name__}, not a CLIPTokenizer. {CURE}.")
+    check_pixels(processor.image_processor, model.config.vision_config.image_size)
+    fit_tokenizer(processor.tokenizer, model.config.text_config)
+    model.text_model.eos_token_id = model.config.text_config.eos_token_id  # which a model keeps for itself
+
+
+def state_true_dimension(model: CLIPModel) -> None:
+    """Has a configuration say in all three places how long embeddings are.
+
+    Some say so at the top alone, and an encoder that is loaded on its own asks its own part.
+    """
+    config, dimension = model.config, model.text_projection.out_features
+    config.projection_dim = config.text_config.projection_dim = config.vision_config.projection_dim = dimension

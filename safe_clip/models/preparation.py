@@ -1,0 +1,144 @@
+"""Preparing a CLIP for training."""
+
+from types import MethodType
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import CLIPModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from ..errors import UserError
+from .load import state_true_dimension
+from .soundness import check_config
+from .weights import broken_weights
+
+# Of both encoders, as in the paper's script.
+TARGET_MODULES = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")
+
+
+def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, torch.dtype]:
+    """Checks a model that was made elsewhere, and takes it to float32, in which it is trained.
+
+    Args:
+        model: it is changed; compiled, or wrapped for several devices, it is unwrapped.
+
+    Returns:
+        The model, and the type that its weights had.
+
+    Raises:
+        UserError: it is not a CLIP, or not one with all of its weights and nothing else.
+    """
+    if isinstance(model, nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+    clip = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(clip, CLIPModel):
+        raise UserError(
+            f"the model is a {type(clip).__name__}, not a CLIPModel (both encoders in one). "
+            "Pass a CLIPModel, a PeftModel of one, a folder or a Hub id."
+        )
+    if clip is model and any(isinstance(module, BaseTunerLayer) for module in clip.modules()):
+        raise UserError(
+            "the model is a CLIPModel with an adapter in its layers: pass the PeftModel of it, or what its "
+            "`merge_and_unload()` gives."
+        )
+    if clip is not model and len(model.active_adapters) != 1:
+        raise UserError(
+            f"the model has {len(model.active_adapters)} active adapters ({', '.join(model.active_adapters)}), of "
+            "which one is trained and saved: merge the others into the model, or choose one with `set_adapter(name)`."
+        )
+    if getattr(clip.config, "quantization_config", None) or getattr(clip, "is_quantized", False):
+        raise UserError("the model is quantised, and rounded weights cannot be trained: load it without quantisation.")
+    empty = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if empty:
+        raise UserError(
+            f"{len(empty)} tensors of the model have no values (device 'meta'), such as {empty[0]}: load it with "
+            "`from_pretrained` and without `device_map`."
+        )
+    if broken := broken_weights(clip):
+        raise UserError(f"the model's {broken}. Whatever made it went wrong; take one from before.")
+    check_config(clip.config)
+    state_true_dimension(clip)
+    clip.text_model.eos_token_id = clip.config.text_config.eos_token_id  # what is saved says where captions are read
+    types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
+    return model.float(), types.pop() if len(types) == 1 else torch.float32
+
+
+def lora_config(r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0) -> LoraConfig:
+    """LoRA on the modules of both encoders that the paper's script adapts (with rank 16, alpha 1, dropout 0.1).
+
+    Args:
+        r: rank.
+        lora_alpha: the update is scaled by `lora_alpha / r`.
+        lora_dropout: share of adapter inputs dropped in training.
+    """
+    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(TARGET_MODULES))
+
+
+def accept_one_modality(model: CLIPModel) -> None:
+    """Lets a model's `forward` take captions alone, or pictures alone, of which it then gives the embeddings.
+
+    The other tower is not run. With both, `forward` is what it was; nothing of this is saved.
+    """
+    model.forward = MethodType(_forward, model)
+
+
+def _forward(
+    self: CLIPModel,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs,
+) -> CLIPOutput:
+    if pixel_values is None:
+        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        _keep_last(features)
+        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
+    if input_ids is None:
+        features = self.get_image_features(pixel_values=pixel_values, **kwargs)
+        _keep_last(features)
+        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
+    output = CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
+    for part in (output.text_model_output, output.vision_model_output):
+        _keep_last(part)
+    return output
+
+
+def _keep_last(output: BaseModelOutputWithPooling) -> None:
+    """Lets go of the states of all layers but the last two, of which others would make copies in float32."""
+    if output.hidden_states is not None:
+        output.hidden_states = output.hidden_states[-2:]
+
+
+def train_towers(model: nn.Module, text: bool, image: bool) -> None:
+    """Holds the weights of a tower still that has nothing to be trained on.
+
+    Args:
+        model: a `CLIPModel`, or a `PeftModel` of one.
+        text, image: whether there are captions, and pictures.
+    """
+    for name, parameter in model.named_parameters():
+        held = (not text and "text_" in name) or (not image and ("vision_model" in name or "visual_projection" in name))
+        if held:
+            parameter.requires_grad_(False)
+
+
+def accept_sharding(model: CLIPModel) -> None:
+    """Makes a model one that FSDP2 and DeepSpeed can cut into shards.
+
+    They take no weight that is a single number, so the logit scale, which is not trained, becomes a buffer of the same
+    name; and accelerate asks for input embeddings, of which a CLIP has none that are its own.
+    """
+    if "logit_scale" in model._parameters:
+        scale = model.logit_scale.detach()
+        del model.logit_scale
+        model.register_buffer("logit_scale", scale)
+    model.get_input_embeddings = _no_embeddings
+
+
+def _no_embeddings() -> None:
+    return None

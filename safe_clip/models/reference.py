@@ -1,0 +1,142 @@
+"""What the frozen original says of captions and pictures."""
+
+import copy
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import CLIPConfig
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from ..errors import UserError
+from ..store.fingerprints import weights_digest
+
+# Ways of drawing an adapter's first weights that leave the original's own weights alone.
+HARMLESS_INITS = (True, False, "gaussian")
+
+
+class FrozenReference:
+    """The original CLIP, which training must never move.
+
+    A model trained through adapters already contains it: with the adapters disabled, in eval mode
+    and without gradients, it *is* the original, at no memory. Wherever training writes to the
+    original's own weights (full fine-tuning, or adapters that also train biases or whole modules),
+    the reference is a copy made before training.
+
+    Args:
+        model: the model about to be trained: a `PeftModel` whose base is the original, or the
+            original itself.
+
+    Raises:
+        UserError: the adapter was initialised by moving weights of the original into it.
+    """
+
+    def __init__(self, model: nn.Module):
+        for config in getattr(model, "peft_config", {}).values():
+            init = getattr(config, "init_lora_weights", True)
+            if init not in HARMLESS_INITS:
+                raise UserError(
+                    f"init_lora_weights={init!r} takes weights out of the original model, of which nothing would be "
+                    f"left to compare with; use one of {HARMLESS_INITS}."
+                )
+        shared = isinstance(model, PeftModel) and all(
+            "lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad
+        )
+        self._shared = model if shared else None
+        self._copy = None
+        if not shared:
+            original = copy.deepcopy(model)
+            original = original.unload() if isinstance(original, PeftModel) else original
+            self._copy = original.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> CLIPOutput:
+        """Embeds N captions and M pictures, or one of the two.
+
+        Args:
+            **inputs: `input_ids` and `attention_mask`, `pixel_values`; `output_hidden_states`.
+
+        Returns:
+            `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1; `None` for what is not given.
+        """
+        if self._copy is not None:
+            device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
+            return self._copy.to(device)(**inputs)
+        training = self._shared.training
+        trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
+        self._shared.eval()
+        try:
+            with self._shared.disable_adapter():
+                return self._shared(**inputs)
+        finally:
+            self._shared.train(training)
+            for parameter, requires_grad in trained:  # enabling an adapter again makes all of it trainable
+                parameter.requires_grad_(requires_grad)
+
+    def put_away(self) -> None:
+        """Frees the device of a copy, until it is called again."""
+        if self._copy is not None:
+            self._copy.to("cpu")
+
+    def scalable(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Weights that hold all of what training changed, each with what it was: for LoRA one factor of every update.
+
+        Args:
+            model: the model that is trained, as at construction.
+
+        Raises:
+            UserError: it has an adapter whose update is not a product with one such factor.
+        """
+        if self._copy is not None and not isinstance(model, PeftModel):
+            before = dict(self._copy.named_parameters())
+            return [(weight, before[name]) for name, weight in model.named_parameters() if weight.requires_grad]
+        layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+        factors = [*_weights(layers, "B")]
+        known = {id(weight) for weight in (*_weights(layers, "A"), *factors)}
+        if any(weight.requires_grad and id(weight) not in known for weight in model.parameters()):
+            raise UserError("--strength wants LoRA or --full_finetuning; this adapter's update cannot be scaled.")
+        return [(factor, torch.zeros_like(factor)) for factor in factors]
+
+    @torch.no_grad()
+    def scale_update(self, model: nn.Module, strength: float) -> None:
+        """Takes the trained model to a point between the original (0) and what it became (1), in place.
+
+        Raises:
+            UserError: as `scalable`.
+        """
+        for weight, before in self.scalable(model):
+            weight.lerp_(before.to(weight), 1 - strength)
+
+    @cached_property
+    def weights(self) -> str:
+        """A digest of the original's weights."""
+        model = self._copy if self._copy is not None else self._shared.get_base_model()
+        named = ((name.replace(".base_layer.", "."), weight) for name, weight in model.state_dict().items())
+        return weights_digest((name, weight) for name, weight in named if "lora_" not in name)
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The original's."""
+        return (self._copy if self._copy is not None else self._shared.get_base_model()).config
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.config.projection_dim
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor that the original learned to put before its cosines (OpenAI's CLIP: 100)."""
+        model = self._copy if self._copy is not None else self._shared.get_base_model()
+        return model.logit_scale.exp().item()
+
+
+def _weights(layers: list[LoraLayer], factor: str) -> Iterator[nn.Parameter]:
+    """The first (`A`) or second (`B`) factors of the updates of layers."""
+    for layer in layers:
+        yield from (part.weight for part in getattr(layer, f"lora_{factor}").values())
+        yield from getattr(layer, f"lora_embedding_{factor}").values()

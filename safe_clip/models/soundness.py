@@ -1,0 +1,94 @@
+"""Whether a CLIP is one that can be used: the values of its configuration, and what it makes of inputs."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import cosine_similarity
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+from transformers.activations import ACT2FN
+
+from ..errors import UserError
+from .tokens import two_captions
+
+ALIKE = 1e-5  # 1 less the cosine of two embeddings of different inputs; of CLIPs, trained or not, it is over 1e-2
+COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+COUNTS_OF = {
+    "text_config": (*COUNTS, "vocab_size", "max_position_embeddings"),
+    "vision_config": (*COUNTS, "image_size", "patch_size", "num_channels"),
+}
+
+
+def check_config(config: CLIPConfig) -> None:
+    """Checks a configuration's values, and has the model answer in what this package reads, not in tuples.
+
+    Raises:
+        UserError: a value is none that a CLIP can have; the message names the first.
+    """
+    config.return_dict = True
+    _require(isinstance(config.projection_dim, int) and config.projection_dim > 0, "projection_dim", config, "over 0")
+    for part, counts in COUNTS_OF.items():
+        values = getattr(config, part)
+        values.return_dict = True
+        for name in counts:
+            value = getattr(values, name)
+            _require(isinstance(value, int) and value > 0, name, values, "a whole number over 0", part)
+        heads = values.num_attention_heads
+        divides = values.hidden_size % heads == 0
+        _require(divides, "num_attention_heads", values, f"a divisor of hidden_size {values.hidden_size}", part)
+        _require(values.hidden_act in ACT2FN, "hidden_act", values, "an activation of transformers", part)
+        _require(0 <= values.attention_dropout < 1, "attention_dropout", values, "from 0 to below 1", part)
+        _require(0 < values.layer_norm_eps < 1, "layer_norm_eps", values, "over 0 and below 1", part)
+    scale = config.logit_scale_init_value
+    _require(math.isfinite(scale) and abs(scale) <= 10, "logit_scale_init_value", config, "a logarithm, 4.6 at most")
+
+
+def _require(holds: bool, name: str, values: object, allowed: str, part: str = "") -> None:
+    if not holds:
+        place = f"{part}.{name}" if part else name
+        raise UserError(f"config.json has {place} {getattr(values, name)!r}, which must be {allowed}.")
+
+
+@torch.no_grad()
+def check_embeddings(model: CLIPModel, processor: CLIPProcessor) -> None:
+    """Embeds two captions and two images that differ. Nothing is drawn from torch's generators.
+
+    Raises:
+        UserError: embeddings are not finite, or alike, so that there is nothing to compare with.
+    """
+    # One by one, since padding would be left set in the tokenizer.
+    captions = [processor.tokenizer(each, return_tensors="pt") for each in two_captions(processor.tokenizer)]
+    pixels = processor.image_processor(_two_images(), return_tensors="pt")["pixel_values"]
+    training = model.training
+    model.eval()
+    try:
+        made = {
+            "captions": torch.cat(
+                [model.get_text_features(**each.to(model.device)).pooler_output for each in captions]
+            ),
+            "images": model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)).pooler_output,
+        }
+    finally:
+        model.train(training)
+    for kind, embeddings in made.items():
+        first, second = embeddings.double()
+        if not torch.isfinite(embeddings).all():
+            fault = f"its embeddings of {kind} are not finite numbers"
+        elif not embeddings.any(dim=1).all():
+            fault = f"it embeds {kind} as zeros"
+        elif not 1 - cosine_similarity(first, second, dim=0) >= ALIKE:
+            fault = f"it embeds different {kind} alike"
+        else:
+            continue
+        raise UserError(
+            f"the original itself gives no usable embeddings: {fault}. Its weights are damaged, or were never trained: "
+            "download it anew, or take another one."
+        )
+
+
+def _two_images() -> list[Image.Image]:
+    """Noise of coarse squares and a ramp."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None], (64, 1, 3))
+    return [Image.fromarray(noise).resize((64, 64), Image.Resampling.NEAREST), Image.fromarray(ramp)]

@@ -1,0 +1,118 @@
+"""Whether a tokenizer is the one that a text encoder was trained with, as far as that can be told."""
+
+import logging
+from collections.abc import Iterator
+from itertools import chain
+
+from torch import Tensor
+from transformers import CLIPTextConfig, PreTrainedTokenizerBase
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+LARGEST = 2  # as eos_token_id: a caption is read at its largest token, which is how old configurations say it
+CURE = "Use the tokenizer that belongs to the model"
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> None:
+    """Sets what a tokenizer leaves open, and checks that the text encoder reads captions where they end.
+
+    A text encoder takes the embedding of a caption from the place of its end token. Looked for in vain it is taken from
+    the first place, which is the same for all captions.
+
+    Args:
+        tokenizer: it is changed: padding and cuts are on the right, it pads with its end token if it has nothing else
+            to pad with, and its `model_max_length` is what the encoder takes.
+        text: the text encoder's configuration. One that says that captions are read at their largest token is changed
+            to say their end token where there are larger ones, which in a caption would be read in its place.
+
+    Raises:
+        UserError: its tokens are not those of the model.
+    """
+    tokens, vocabulary, longest = len(tokenizer), text.vocab_size, text.max_position_embeddings
+    largest = max(tokenizer.get_vocab().values())
+    if tokens > vocabulary:
+        raise UserError(f"the tokenizer has {tokens} tokens, but the model's vocabulary only {vocabulary}. {CURE}.")
+    if largest >= vocabulary:
+        raise UserError(
+            f"the tokenizer has a token with the number {largest}, but the model's vocabulary ends at "
+            f"{vocabulary - 1}. {CURE}."
+        )
+    if tokens * 2 < vocabulary:  # a vocabulary may be filled up to a round number, not to twice its size
+        raise UserError(f"the tokenizer has {tokens} tokens, but the model's vocabulary {vocabulary}. {CURE}.")
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = longest
+    around = tokenizer("")["input_ids"]
+    if len(around) != 2:
+        raise UserError(
+            f"the tokenizer puts {len(around)} special tokens around a caption, where a CLIP has 2. {CURE}."
+        )
+    begin, end = around
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
+    # Of old configurations 0, and a number beyond the vocabulary, were never the model's.
+    if text.bos_token_id not in (None, 0, begin) and text.bos_token_id < vocabulary:
+        raise UserError(
+            f"the model's captions begin with token {text.bos_token_id} (bos_token_id of text_config in config.json), "
+            f"but the tokenizer begins them with {_shown(tokenizer, begin)}. {CURE}, or set bos_token_id to {begin}."
+        )
+    words = two_captions(tokenizer)
+    batch = tokenizer(
+        ["", *words, " ".join(words * longest)], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    )
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    ids, last = batch["input_ids"], batch["attention_mask"].sum(dim=1) - 1
+    read = _place_read(ids, text.eos_token_id)
+    if read is None or not (read == last).all():
+        where = "its largest token" if text.eos_token_id == LARGEST else "its first end token"
+        raise UserError(
+            f"the model reads a caption at {where} (eos_token_id {text.eos_token_id} of text_config in config.json), "
+            f"but the tokenizer ends captions with {_shown(tokenizer, end)} and pads them with "
+            f"{_shown(tokenizer, tokenizer.pad_token_id)}: captions would be read at another place, and perhaps all "
+            f"alike. {CURE}, or set eos_token_id to {end}."
+        )
+    if text.eos_token_id == LARGEST and largest > end:
+        logger.warning(
+            "Captions would be read at their largest token (eos_token_id 2 of text_config), and the tokenizer has some "
+            "beyond its end token, such as %s: eos_token_id is set to %d, which reads all other captions as before.",
+            _shown(tokenizer, largest),
+            end,
+        )
+        text.eos_token_id = end
+
+
+def two_captions(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Two different captions of words that the tokenizer knows.
+
+    Raises:
+        UserError: there are none.
+    """
+    end = tokenizer("")["input_ids"][-1]
+    found: dict[tuple[int, ...], str] = {}
+    for word in chain(("a dog", "a gun"), _vocabulary(tokenizer)):
+        body = tuple(tokenizer(word)["input_ids"][1:-1])
+        if body and end not in body:  # which may stand for what is unknown
+            found.setdefault(body, word)
+        if len(found) == 2:
+            return list(found.values())
+    raise UserError(f"the tokenizer cannot tell captions from each other: it knows no two words. {CURE}.")
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Tokens that can be read as words."""
+    for token in sorted(tokenizer.get_vocab(), key=len, reverse=True):
+        word = token.removesuffix("</w>")
+        if word.isascii() and word.isalnum():
+            yield word
+
+
+def _place_read(ids: Tensor, eos: int | list[int] | None) -> Tensor | None:
+    """Where `CLIPTextTransformer` reads each caption; `None` where its configuration does not say."""
+    if not isinstance(eos, int):
+        return None
+    return (ids if eos == LARGEST else (ids == eos).int()).argmax(dim=1)
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return f"'{tokenizer.convert_ids_to_tokens(token)}' ({token})"

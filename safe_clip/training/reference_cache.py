@@ -1,0 +1,184 @@
+"""What the frozen original says of the training rows, embedded once."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
+from datasets.fingerprint import Hasher
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from ..data.collator import QuadrupletCollator, model_inputs, place
+from ..data.rows import QuadrupletRows
+from ..models.reference import FrozenReference
+from ..store.fingerprints import settings_of
+from ..store.pieces import in_pieces
+
+WHOLE_PIECE = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
+MODALITIES = ("text", "image")
+BOTH = ("safe", "unsafe")
+DESC = "Embedding the training rows by the original, once"
+
+
+class Embedder:
+    """Embeds items of batches with the frozen original.
+
+    Args:
+        reference: the original.
+        accelerator: the trainer's, for its device and precision, and its other processes.
+        sides: of a quadruplet, those that are wanted.
+    """
+
+    def __init__(self, reference: FrozenReference, accelerator: Accelerator, sides: Sequence[str] = BOTH):
+        self.reference, self.accelerator, self.sides = reference, accelerator, tuple(sides)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of what is made, such as `safe_text`."""
+        return [f"{side}_{modality}" for modality in MODALITIES for side in self.sides]
+
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Embeddings of a batch of B rows: for each name B x dimension, of length 1; NaN for a missing item."""
+        items = model_inputs(inputs, safe_only=self.sides == ("safe",))
+        embeds = (None, None)
+        if items:
+            with self.accelerator.autocast():
+                output = self.reference(**items)
+            embeds = output.text_embeds, output.image_embeds
+        present = inputs["present"]
+        values = {}
+        for number, (modality, made) in enumerate(zip(MODALITIES, embeds, strict=True)):
+            there = present[:, 2 * number : 2 * number + len(self.sides)]
+            if made is None:
+                made = torch.empty(0, self.reference.dimension, device=present.device)
+            for side, column in zip(self.sides, place(made.float(), there), strict=True):
+                values[f"{side}_{modality}"] = column
+        return values
+
+    def each(
+        self, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, bar: tqdm | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Embeddings of rows, batch after batch, on the CPU."""
+        for batch in DataLoader(rows, batch_size, collate_fn=collator, num_workers=workers):
+            made = self(send_to_device(batch, self.accelerator.device))
+            yield {name: column.cpu().numpy() for name, column in made.items()}
+            if bar is not None:
+                bar.update(len(batch["present"]))
+
+
+class ReferenceTable:
+    """Embeddings of N rows by their numbers, in memory or on disk.
+
+    Args:
+        columns: for each name, arrays of rows that follow one another, M x dimension.
+    """
+
+    def __init__(self, columns: dict[str, list[np.ndarray]]):
+        self.columns = columns
+        self.ends = np.cumsum([len(part) for part in next(iter(columns.values()))])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def take(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The embeddings of B rows: for each name, B x dimension float32."""
+        parts = np.searchsorted(self.ends, rows, side="right")
+        starts = np.concatenate([[0], self.ends[:-1]])
+        taken = {}
+        for name, column in self.columns.items():
+            taken[name] = np.empty((len(rows), column[0].shape[1]), dtype=np.float32)
+            for part in np.unique(parts):
+                mine = parts == part
+                taken[name][mine] = column[part][rows[mine] - starts[part]]
+        return {name: torch.from_numpy(column) for name, column in taken.items()}
+
+
+def table_size(embedder: Embedder, count: int) -> int:
+    """Bytes that the table of so many rows takes."""
+    return count * len(embedder.names) * embedder.reference.dimension * np.dtype(np.float32).itemsize
+
+
+def embed_in_memory(
+    embedder: Embedder, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, progress: bool
+) -> ReferenceTable:
+    """The table of rows that cannot be known again, or are few; every process embeds all of them."""
+    with tqdm(total=len(rows), desc=DESC, disable=not progress) as bar:
+        made = list(embedder.each(rows, collator, batch_size, workers, bar))
+    return ReferenceTable({name: [batch[name] for batch in made] for name in embedder.names})
+
+
+def embed_on_disk(
+    embedder: Embedder,
+    rows: QuadrupletRows,
+    collator: QuadrupletCollator,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> ReferenceTable:
+    """The table of a data set's rows, memory-mapped from the cache of `datasets`.
+
+    It is kept under a fingerprint of the original's weights and settings, the rows and the precision, and made in
+    pieces that processes share out among themselves; what is there already, of an earlier run or one that was
+    interrupted, is not made again.
+
+    Raises:
+        UserError: a row cannot be used.
+    """
+    accelerator = embedder.accelerator
+    known_by = Hasher.hash(
+        [
+            embedder.reference.weights,
+            settings_of(embedder.reference.config, collator.processor),
+            collator.max_length,
+            rows.fingerprint,
+            accelerator.mixed_precision if accelerator.native_amp else "no",  # as under DeepSpeed
+            accelerator.device.type,
+        ]
+    )
+    shape = ListOf(Value("float32"), length=embedder.reference.dimension)
+    features = Features(dict.fromkeys(embedder.names, shape))
+
+    def arguments(piece: "_Piece", first: int) -> dict[str, Any]:
+        return {"embedder": embedder, "piece": piece, "collator": collator, "batch": batch_size, "workers": workers}
+
+    def key(piece: "_Piece") -> str:
+        return Hasher.hash([known_by, embedder.sides, piece.numbers.start, piece.numbers.stop])
+
+    every, how = _Piece(rows, range(len(rows))), (DESC, progress, accelerator)
+    made = in_pieces(every, features, arguments, key, _embeddings, *how, whole=WHOLE_PIECE)
+    return ReferenceTable({name: _arrays(made, name) for name in embedder.names})
+
+
+class _Piece:
+    """Rows that follow one another."""
+
+    def __init__(self, rows: QuadrupletRows, numbers: range):
+        self.rows, self.numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def select(self, numbers: range) -> "_Piece":
+        return _Piece(self.rows, self.numbers[numbers.start : numbers.stop])
+
+
+def _embeddings(
+    embedder: Embedder, piece: _Piece, collator: QuadrupletCollator, batch: int, workers: int
+) -> Iterator[dict[str, np.ndarray]]:
+    for made in embedder.each(Subset(piece.rows, piece.numbers), collator, batch, workers):
+        for index in range(len(next(iter(made.values())))):
+            yield {name: column[index] for name, column in made.items()}
+
+
+def _arrays(table: Dataset, name: str) -> list[np.ndarray]:
+    """Views of a column as it lies on disk: rows x dimension, chunk after chunk."""
+    length = table.features[name].length
+    chunks = table.data.column(name).chunks
+    return [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, length) for chunk in chunks if len(chunk)]

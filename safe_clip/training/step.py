@@ -1,0 +1,328 @@
+"""The loss of a step: of one batch on one device, or of many chunks on many, as if they were one batch."""
+
+import contextlib
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from ..data.collator import QuadrupletCollator, model_inputs, place
+from ..errors import UserError
+from ..objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds, state_feeds
+from ..objectives.states import States, state_values
+from .resuming import step_of
+
+CACHED = "cached"  # in a chunk's inputs, what is known of its step already
+
+
+@dataclass(frozen=True)
+class CachedGradient:
+    """What the first pass over a step's chunks found out for one of them.
+
+    Attributes:
+        loss: of the whole step.
+        gradients: of the loss by the chunk's embeddings.
+        rows: of the whole step, how many feed each term over states.
+        random_state: before its forward, so that the second one drops the same.
+    """
+
+    loss: Tensor
+    gradients: QuadrupletEmbeds
+    rows: dict[str, Tensor]
+    random_state: tuple[Tensor, Tensor | None]
+
+
+class LossMixin:
+    """For a `Trainer` of a CLIP: the objective's loss over all quadruplets of a step.
+
+    Where processes share a step, the embeddings of all are gathered, each process computes the loss of its share of
+    the rows and the gradient of that by all embeddings, and gets back the sum of the gradients by its own. Where a step
+    has several chunks (`--contrastive_batch_size`), they are embedded without keeping activations first, and again,
+    with the gradients that are then known, one by one (GradCache, Gao et al., 2021, arXiv 2101.06983). Either way the
+    gradient by the weights is that of the whole step in one batch on one device.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[Any, None]:
+        """The batches of an optimizer step."""
+        if self.args.contrastive_batch_size is None or num_batches == 1:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Pulled now: a loader draws as it starts, and after this the trainer brings back a checkpoint's random state.
+        batches = itertools.chain([next(epoch_iterator)], epoch_iterator)
+        return _Chunks(self._chunks(batches, num_batches), num_batches), None
+
+    def _chunks(self, batches: Iterator, count: int) -> Iterator[dict[str, Any]]:
+        """Runs the first pass over the chunks of a step, then gives each with what was found out."""
+        model = self.model_wrapped
+        model.train()
+        kept, states, embeds, targets = [], [], [], []
+        for _ in range(count):
+            inputs = self._prepare_inputs(next(batches))
+            states.append(_random_state(self.args.device))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                embeds.append(self._embed(model, inputs)[0])
+            targets.append(self.targets.of(inputs, training=True))
+            kept.append(self._keep(inputs))
+            del inputs
+        whole = QuadrupletEmbeds(*map(torch.cat, zip(*embeds, strict=True)))
+        sizes = [len(part.safe_text) for part in embeds]
+        loss, gradients, rows = self._contrast(
+            whole, {name: torch.cat([t[name] for t in targets]) for name in targets[0]}
+        )
+        parts = zip(*(column.split(sizes) for column in gradients), strict=True)
+        for inputs, state, part in zip(kept, states, parts, strict=True):
+            yield self._again(inputs) | {CACHED: CachedGradient(loss, QuadrupletEmbeds(*part), rows, state)}
+
+    def _keep(self, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """What a chunk is made of again with: the numbers of its rows where these read fast and always the same."""
+        rows = self.train_dataset
+        numbered = "row" in inputs and rows.augment is None and type(self.data_collator) is QuadrupletCollator
+        fast = numbered and (rows.shape is not None or "pixel_values" not in inputs)
+        return inputs["row"].cpu() if fast else send_to_device(inputs, "cpu")
+
+    def _again(self, kept: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(kept, dict):
+            return kept
+        return dict(self.data_collator([self.train_dataset[row] for row in kept.tolist()]))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
+        """The objective's loss of a batch, or of the whole step that it is a chunk of, whose terms are added to the
+        next log line.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        cached: CachedGradient | None = inputs.pop(CACHED, None)
+        reads = bool(self.objective.state_weights)
+        rows, times = None, 1  # in the whole step, and what its mean is made of the sum of its parts by
+        if cached is not None:
+            with _replayed(cached.random_state, self.args.device):
+                embeds, states = self._embed(model, inputs, reads)
+            chunks = self.current_gradient_accumulation_steps
+            loss = self._loss_with(cached.loss, cached.gradients, embeds, chunks)
+            rows, times = cached.rows, chunks * self.accelerator.num_processes
+        elif model.training and self.accelerator.num_processes > 1:
+            targets = self.targets.of(inputs, training=True)
+            embeds, states = self._embed(model, inputs, reads)
+            loss, gradients, rows = self._contrast(embeds, targets)
+            loss, times = self._loss_with(loss, gradients, embeds), self.accelerator.num_processes
+        else:
+            reference = self.targets(inputs, model.training, self._progress(model.training))
+            embeds, states = self._embed(model, inputs, reads)
+            loss, terms = self.objective(embeds, reference)
+            self._note(loss, terms, reference, "train" if model.training else "eval")
+        if reads:
+            loss = loss + self._state_loss(states, inputs, "train" if model.training else "eval", rows, times)
+        return (loss, embeds) if return_outputs else loss
+
+    def _embed(
+        self, model: nn.Module, inputs: dict[str, Tensor], states: bool = False
+    ) -> tuple[QuadrupletEmbeds, States]:
+        """The trained model's embeddings of a batch, and the states, where they are asked for: one forward for all that
+        there is, through whatever wraps the model."""
+        wanted = {"output_hidden_states": True} if states else {}
+        output = model(**model_inputs(inputs), **wanted)
+        present = inputs["present"]
+        made = output.text_embeds if output.image_embeds is None else output.image_embeds
+        text, image = (
+            made.new_empty(0, made.shape[1]) if embeds is None else embeds
+            for embeds in (output.text_embeds, output.image_embeds)
+        )
+        embeds = QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
+        return embeds, States.of(output) if states else States()
+
+    def _state_loss(
+        self, states: States, inputs: dict[str, Tensor], mode: str, rows: dict[str, Tensor] | None, times: int
+    ) -> Tensor:
+        """The weighted terms over states, of which no row needs another one's.
+
+        Args:
+            states: by the trained model.
+            inputs: what they are of.
+            mode: `"train"` or `"eval"`, whose log the terms are added to.
+            rows: that feed each term, in the whole step; by default those of these inputs.
+            times: what gradients are divided by on their way to those of the step.
+        """
+        weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
+        original = self.targets.states(inputs, weights)
+        loss, terms = torch.zeros((), device=self.args.device), {}
+        made = state_values(weights, states, original, makeup)
+        for name, weight in weights.items():
+            values = made.get(name, loss.new_zeros(0))
+            # Added to by every process alike, since what each has is summed up in this order.
+            self._term_sums[mode][name] += torch.stack([values.detach().sum(), values.new_tensor(len(values))])
+            if len(values):
+                count = len(values) if rows is None else rows[name]
+                terms[name] = values.sum() / count * times
+                loss = loss + weight * terms[name]
+        self._losses.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
+        if mode == "eval" or self._scaler() is not None:
+            self._check_losses()
+        return loss
+
+    def _progress(self, training: bool) -> float:
+        """Share of training that is done. Evaluation is the same however far training is."""
+        begun = training and self.state.max_steps > 0
+        return min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
+
+    def _contrast(
+        self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor]
+    ) -> tuple[Tensor, QuadrupletEmbeds, dict[str, Tensor]]:
+        """The loss over the rows of all processes, its gradients by this process's embeddings, and how many of the rows
+        feed each term over states.
+
+        Args:
+            embeds: this process's, B x dimension each.
+            targets: the original's embeddings of the same rows, and what the rows are made of.
+        """
+        accelerator = self.accelerator
+        leaves = [column.detach().float() for column in embeds]
+        if accelerator.num_processes > 1:
+            # The last batches of a stream may differ in size: rows without any item have no part in anything.
+            leaves, targets = accelerator.gather(accelerator.pad_across_processes((leaves, targets)))
+        leaves = QuadrupletEmbeds(*(column.requires_grad_() for column in leaves))
+        reference = self.targets.complete(targets, training=True, progress=self._progress(training=True))
+        loss, terms = torch.zeros((), device=leaves.safe_text.device), {}
+        shares = self.objective.pieces(leaves, reference, accelerator.process_index, accelerator.num_processes)
+        with torch.enable_grad():
+            for name, value in shares:  # backward at once, so that the logits of few rows are held
+                weighted = self.objective.total({name: value})
+                weighted.backward(retain_graph=True)  # of what the pieces have in common
+                loss, terms[name] = loss + weighted.detach(), terms.get(name, 0) + value.detach()
+                del value, weighted
+        self._note(loss, terms, reference, "train", accelerator.num_processes)
+        # What is missing has no gradient, whatever was computed with its NaN.
+        gradients = [
+            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.masked_fill(leaf.isnan(), 0) for leaf in leaves
+        ]
+        if accelerator.num_processes > 1:
+            loss, gradients = accelerator.reduce(loss), [accelerator.reduce(gradient) for gradient in gradients]
+            padded = len(gradients[0]) // accelerator.num_processes
+            first = accelerator.process_index * padded
+            gradients = [gradient[first : first + len(embeds.safe_text)] for gradient in gradients]
+        rows = {name: fed.sum() for name, fed in state_feeds(reference.makeup).items()}
+        return loss, QuadrupletEmbeds(*gradients), rows
+
+    def _loss_with(
+        self, loss: Tensor, gradients: QuadrupletEmbeds, embeds: QuadrupletEmbeds, chunks: int = 1
+    ) -> Tensor:
+        """A tensor of the value of a loss, whose gradient by the weights comes from known ones by embeddings."""
+        parts = [
+            (gradient * column.float().nan_to_num()).sum() for gradient, column in zip(gradients, embeds, strict=True)
+        ]
+        # The trainer divides by the number of chunks, and gradients become a mean over processes.
+        carrier = torch.stack(parts).sum() * self.accelerator.num_processes * chunks
+        return loss + carrier - carrier.detach()
+
+    def _note(
+        self, loss: Tensor, terms: dict[str, Tensor], reference: ReferenceEmbeds, mode: str, processes: int = 1
+    ) -> None:
+        """Adds terms to those that are logged next, of which each of several processes has a share.
+
+        Raises:
+            UserError: the loss is not finite, where the gradient would not tell.
+        """
+        terms = {name: value.detach() for name, value in terms.items()}
+        self._losses = [*self._losses, (loss.detach(), terms)] if mode == "train" else [(loss.detach(), terms)]
+        if mode == "eval" or self._scaler() is not None:
+            self._check_losses()  # else the gradient tells, for which the device is waited for anyway
+        feeds = self.objective.feeds(reference.makeup, reference)
+        for name, fed in feeds.items():
+            if self.objective.weights[name]:
+                rows = fed.sum().float()
+                value = terms.get(name, torch.zeros_like(rows))
+                self._term_sums[mode][name] += torch.stack([value * rows, rows / processes])
+
+    def _pop_term_means(self, mode: str) -> dict[str, float]:
+        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""
+        sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
+        self._term_sums[mode] = defaultdict(float)
+        if mode == "train":
+            self.fed |= {name for name, (_, rows) in sums.items() if rows}
+        return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
+
+    # ---- What is not finite ----
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's length, for the log; raises if that is no number, before weights move that would be kept.
+
+        Under float16 the gradient scaler skips such steps itself.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if grad_norm is not None and self._scaler() is None and not math.isfinite(grad_norm):
+            self._check_losses()
+            raise self.not_finite("gradient")
+        self._losses = []
+        return grad_norm
+
+    def _scaler(self) -> Any:
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler if scaler is not None and scaler.is_enabled() else None
+
+    def _check_losses(self) -> None:
+        """Raises `UserError` if one of the losses since the last step is not finite."""
+        for loss, terms in self._losses:
+            if not torch.isfinite(loss):
+                bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
+                raise self.not_finite(f"loss ({bad})")
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing: the trainer's estimate, for language models, goes through all weights at every step."""
+        return 0
+
+    def not_finite(self, what: str) -> UserError:
+        """The error for a loss or gradient that is infinite or not a number."""
+        saved = [folder for folder in self._checkpoints(self.run) if step_of(folder) <= self.state.global_step]
+        # DeepSpeed steps as it goes backward.
+        moved = "weights may have moved by it" if self.is_deepspeed_enabled else "no weight was moved by it"
+        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
+        return UserError(
+            f"the {what} is not a finite number after step {self.state.global_step}; {moved}. Start "
+            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
+        )
+
+
+class _Chunks:
+    """The batches of a step, as many as are said, made when they are asked for."""
+
+    def __init__(self, batches: Iterator[dict[str, Any]], count: int):
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.batches
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Of the CPU, and of the device if that is another."""
+    return torch.get_rng_state(), None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+@contextlib.contextmanager
+def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Draws what was drawn after a random state, and leaves the random state of now as it is."""
+    now = _random_state(device)
+    _set_random_state(state, device)
+    try:
+        yield
+    finally:
+        _set_random_state(now, device)
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1])

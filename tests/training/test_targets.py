@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import get_peft_model
+
+from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, lora_config
+from safe_clip.models.preparation import accept_one_modality
+from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
+from safe_clip.training.targets import Targets
+
+
+@pytest.fixture
+def collator(processor):
+    return QuadrupletCollator(processor, 77)
+
+
+def batch_of(collator, data, rows):
+    return collator([data[index] for index in rows])
+
+
+@pytest.mark.parametrize("objective", [SafeCLIPLoss(), SafeRankingLoss(), SaferCLIPLoss()])
+def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collator, rows):
+    targets = Targets(FrozenReference(get_peft_model(model, lora_config())), objective, Accelerator())
+    data = QuadrupletRows(rows)
+    batch = batch_of(collator, data, [20, 3, 11])
+    before = targets(batch, training=True)  # no table yet
+    targets.prepare(data, collator, batch_size=7, progress=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0)  # whatever becomes of the model, the table stands
+    after = targets(batch, training=True)
+    sides = ("safe", "unsafe") if objective.reads_unsafe else ("safe",)
+    for side in sides:
+        for modality in ("text", "image"):
+            name = f"{side}_{modality}"
+            assert (getattr(before, name) - getattr(after, name)).abs().max() < 1e-5, name
+    assert (after.unsafe_text is None) == (not objective.reads_unsafe)
+    assert not torch.equal(after.safe_text[0], after.safe_text[1])
+
+
+def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
+    accept_one_modality(model)
+    targets = Targets(FrozenReference(model), SafeRankingLoss(), Accelerator())
+    batch = batch_of(collator, QuadrupletRows(rows), [0, 1, 2])
+    made = targets.states(batch, ["preservation_text_states", "redirection_image_states"])
+    with torch.no_grad(), targets.accelerator.autocast():  # whose precision is that of trainers before it
+        text = model.eval().text_model(input_ids=batch["input_ids"][:3], output_hidden_states=True)
+        image = model.vision_model(pixel_values=batch["pixel_values"][:3], output_hidden_states=True)
+    wanted = text.hidden_states[-2], text.last_hidden_state, image.hidden_states[-2]
+    for ours, theirs in zip((*made.text, *made.image), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    # What no term asks for is not run.
+    assert targets.states(batch, ["preservation_text_states"]).image is None
+    assert targets.states(batch, ["preservation_image_states"]).text is None
+
+
+def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
+    data = QuadrupletRows(rows)
+    batch = batch_of(collator, data, [0, 1])
+
+    def anchors(objective, training=True):
+        targets = Targets(FrozenReference(model), objective, Accelerator())
+        targets.prepare(data, collator, batch_size=8, progress=False)
+        made = targets(batch, training)
+        return targets.table.take(np.arange(len(rows))), made.anchor_text, made.anchor_image
+
+    table, text, image = anchors(SafeRankingLoss(anchors=5))
+    assert text.shape == image.shape == (5, 24)
+    drawn = [(table["safe_text"] == row).all(dim=1).nonzero()[0].item() for row in text]
+    assert torch.equal(table["safe_image"][drawn], image)  # pairs stay pairs
+    assert not torch.equal(text, anchors(SafeRankingLoss(anchors=5))[1])  # drawn anew
+    # In evaluation always the same, so that losses can be compared.
+    assert torch.equal(anchors(SafeRankingLoss(anchors=5), training=False)[1], table["safe_text"][:5])
+    assert len(anchors(SafeRankingLoss(anchors=5000))[1]) == len(rows)
+    assert len(anchors(SaferCLIPLoss())[1]) == len(rows)
+    assert anchors(SafeRankingLoss(anchors=0))[1] is None and anchors(SafeCLIPLoss())[1] is None
+
+
+def test_labels_of_the_data_reach_the_objective(model, collator, rows):
+    labels = [index % 3 == 0 for index in range(len(rows))]
+    data = QuadrupletRows(rows.add_column("unsafe_caption_is_safe", labels))
+    # Row 0 makes two quadruplets, the second of its harmless caption.
+    made = Targets(FrozenReference(model), SafeCLIPLoss(), Accelerator())(
+        batch_of(collator, data, [0, 1, 2]), True, 0.25
+    )
+    assert made.makeup.present.tolist() == [[True, False, True, True], [True, False, False, False], [True] * 4]
+    assert made.makeup.generated.tolist() == [False, True, False] and made.makeup.mixed.tolist() == [True, False, False]
+    assert made.safe_image.isnan().all(dim=1).tolist() == [False, True, False]
+    assert made.progress == 0.25
+
+
+@pytest.mark.parametrize("lacking", [["safe_image", "unsafe_image"], ["safe_caption", "unsafe_caption"]])
+def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collator, rows):
+    accept_one_modality(model)
+    data = QuadrupletRows(rows.remove_columns(lacking))
+    targets = Targets(FrozenReference(model), SafeRankingLoss(anchors=5), Accelerator())
+    targets.prepare(data, collator, batch_size=7, progress=False)
+    made = targets(batch_of(collator, data, [0, 1]), True)
+    text, image = (
+        (made.anchor_text, made.anchor_image) if "image" in lacking[0] else (made.anchor_image, made.anchor_text)
+    )
+    assert text.shape == (5, 24) and not text.isnan().any() and image.isnan().all()
+
+
+def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
+    accept_one_modality(model)
+    table = rows.with_format("arrow")[:].to_pylist()
+    for index, row in enumerate(table):
+        if index % 3:
+            row["safe_image" if index % 3 == 1 else "safe_caption"] = None
+    data = QuadrupletRows(Dataset.from_list(table, features=rows.features))
+    targets = Targets(FrozenReference(model), SaferCLIPLoss(), Accelerator())
+    targets.prepare(data, collator, batch_size=7, progress=False)
+    made = targets(batch_of(collator, data, [0, 1]), True)
+    table = targets.table.take(np.arange(len(rows)))
+    assert torch.equal(made.anchor_text, table["safe_text"][::3])
+    assert torch.equal(made.anchor_image, table["safe_image"][::3])
