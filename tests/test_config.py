@@ -14,7 +14,7 @@ from safe_clip.config import parse_arguments
 from safe_clip.objectives import build_objective
 from safe_clip.old_names import DROPPED, RENAMED
 
-from .conftest import load_script
+from .helpers import load_script
 
 train = load_script("train.py")
 MODULES = ["safe_clip.data.audit.__main__", "safe_clip.data.fetch", "safe_clip.export"]

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from safe_clip import UserError
 
-from .conftest import FEATURES, build_model, load_script, make_rows
+from .helpers import FEATURES, build_model, load_script, make_rows
 from .programs import run_python
 
 ROOT = Path(__file__).parent.parent

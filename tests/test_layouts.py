@@ -5,8 +5,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from .conftest import load_script, make_rows
 from .data.test_schema import coco, generated, visu, zipped
+from .helpers import load_script, make_rows
 
 COUNT = 6
 

@@ -18,8 +18,7 @@ from safe_clip.models import export
 from safe_clip.outputs import OutputFolder, check_writable
 from safe_clip.store.known_files import LOCK, MANIFEST, REPLACED
 
-from .conftest import load_script
-from .training.test_trainer import make_trainer
+from .helpers import load_script, make_trainer
 
 
 def files(folder: Path) -> set[str]:

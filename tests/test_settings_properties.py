@@ -16,7 +16,7 @@ from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.ranges import check_ranges
 from safe_clip.settings_file import read_settings
 
-from .conftest import load_script
+from .helpers import load_script
 
 QUICK = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import load_script
+from .helpers import load_script
 from .hub import Hub
 from .programs import run_python
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_measured_does_not_keep_a_model_from_being_pushed(tmp_pat
 def test_bad_rows_may_be_left_out(model_dir, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    from .conftest import FEATURES, make_rows
+    from .helpers import FEATURES, make_rows
 
     rows = Dataset.from_dict(make_rows(24), features=FEATURES).with_format("arrow")[:].to_pylist()
     for row in (3, 17):
@@ -169,7 +169,7 @@ def test_bad_rows_may_be_left_out(model_dir, tmp_path):
 def test_a_broken_row_is_named_in_one_line_before_any_training(model_dir, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    from .conftest import FEATURES, make_rows
+    from .helpers import FEATURES, make_rows
 
     rows = make_rows(16)
     dataset = Dataset.from_dict(rows, features=FEATURES)

@@ -26,7 +26,7 @@ from safe_clip.data.arguments import DataArguments
 from safe_clip.data.audit import __main__ as audit
 from safe_clip.data.audit import classifiers
 from safe_clip.data.fetch import main as fetch
-from tests.conftest import FEATURES, build_model, make_rows
+from tests.helpers import FEATURES, build_model, make_rows
 from tests.programs import ROOT, run_python
 
 COUNT = 16

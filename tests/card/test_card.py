@@ -24,7 +24,7 @@ from safe_clip.card_text import plain, read_blocks, replace_blocks
 from safe_clip.evaluation.quadruplets import LONGEST_NAME, row_categories
 from safe_clip.names import public
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 from ..models.test_drop_in import snippets
 
 SECRET = "hf_notForOthers"

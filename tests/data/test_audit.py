@@ -31,7 +31,7 @@ from safe_clip.data.items import LABEL_COLUMNS
 from safe_clip.data.thumbnails import data_url
 from safe_clip.store import pieces
 
-from ..conftest import FEATURES
+from ..helpers import FEATURES
 
 LABELS = {0: "normal", 1: "nsfw"}
 SAFE_LINE, UNSAFE_LINE = "a {} square beside a white one", "a {} square beside a white one with a mark"

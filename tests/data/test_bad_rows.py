@@ -7,7 +7,7 @@ from safe_clip import QuadrupletRows, UserError
 from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
 from safe_clip.data.items import ROW_COLUMN
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 
 def damaged(cells: dict[tuple[int, str], object], count: int = 24) -> Dataset:

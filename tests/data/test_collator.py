@@ -4,7 +4,7 @@ import torch
 from safe_clip import QuadrupletCollator, QuadrupletRows
 from safe_clip.data.collator import item_ids
 
-from ..conftest import make_rows
+from ..helpers import make_rows
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from safe_clip import UserError, load_quadruplets
 from safe_clip.data.column_names import guess_columns, modality, says_unsafe
 from safe_clip.data.schema import known_columns
 
-from ..conftest import make_rows
+from ..helpers import make_rows
 
 SAY_UNSAFE = """
 unsafe nsfw imageNSFW NSFWimage NSFW_Image unsafeCaption unsafecaption bad_prompt badprompt text_neg negText

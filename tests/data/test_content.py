@@ -18,7 +18,7 @@ from safe_clip.data.rows import QuadrupletRows
 from safe_clip.store.caches import generated
 from safe_clip.store.digests import WHOLE_FILE, file_digest
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 NOW = 1_700_000_000
 

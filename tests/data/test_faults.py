@@ -18,7 +18,7 @@ from safe_clip.data.captions import check_captions
 from safe_clip.data.schema import ROW_COLUMN
 from safe_clip.errors import explained
 
-from ..conftest import COLOURS
+from ..helpers import COLOURS
 from .test_images import BROKEN
 
 ROWS, FAULTY = 8, 5  # rows, and which of them has the fault

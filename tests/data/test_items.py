@@ -5,7 +5,7 @@ from datasets import Dataset
 from safe_clip import QuadrupletRows, UserError
 from safe_clip.data.items import NOWHERE, SAFE, UNKNOWN, UNSAFE, file_items, file_rows, items_there
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 HERE, GONE = True, False
 N = NOWHERE

@@ -9,7 +9,7 @@ import pytest
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data.streams import QuadrupletStream
 
-from ..conftest import make_rows
+from ..helpers import make_rows
 
 
 def shard(path, cell, count=3) -> str:

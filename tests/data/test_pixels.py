@@ -12,7 +12,7 @@ from safe_clip.data import pixels
 from safe_clip.data.cells import open_archive
 from safe_clip.store import pieces
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 SIZES = {"size": {"shortest_edge": 24}, "crop_size": {"height": 20, "width": 20}}
 

@@ -14,7 +14,7 @@ from safe_clip.data.plain import plain_rows
 from safe_clip.data.quadruplets import hold_out_validation
 from safe_clip.data.streams import QuadrupletStream
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 TEXTS = {"safe_caption": ["a dog", "a cat"], "unsafe_caption": ["a gun", "a dagger"]}
 

@@ -6,7 +6,7 @@ from PIL import Image as PILImage
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data import quadruplets, sources
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 
 def save(folder, **splits):

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data.arguments import DataArguments
 
-from ..conftest import make_rows
+from ..helpers import make_rows
 
 COUNT = 6
 COCO_IDS = [139, 285, 632, 724, 776, 785]

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.data.streams import QuadrupletStream, StreamLoader, row_keys
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 from ..programs import run_python
 
 ROOT = Path(__file__).parent.parent.parent

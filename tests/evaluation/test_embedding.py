@@ -10,7 +10,7 @@ from safe_clip.evaluation.items import Items
 from safe_clip.evaluation.quadruplets import embed_quadruplets, readable_rows
 from safe_clip.evaluation.transforms import mirror
 
-from ..conftest import FEATURES, build_model, make_rows
+from ..helpers import FEATURES, build_model, make_rows
 
 
 def no_work(*args, **kwargs):

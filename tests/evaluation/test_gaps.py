@@ -18,7 +18,7 @@ from safe_clip.evaluation.run import Subject, evaluate
 from safe_clip.evaluation.suite import ModelEmbeddings
 from safe_clip.evaluation.table import before_after_table, results_table
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 
 def gappy(count=24, **gaps):

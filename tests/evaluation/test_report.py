@@ -22,7 +22,7 @@ from safe_clip.evaluation.report.strips import Viewer, choose_rows, first_result
 from safe_clip.evaluation.suite import describe, embed_everything, measure
 from safe_clip.evaluation.table import results_table
 
-from ..conftest import build_model, make_rows
+from ..helpers import build_model, make_rows
 
 
 class Page(HTMLParser):

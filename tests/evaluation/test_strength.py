@@ -11,7 +11,7 @@ from safe_clip.evaluation.data import load_evaluation_data
 from safe_clip.evaluation.run import Subject
 from safe_clip.evaluation.strength import Point, elbow, sweep, sweep_table
 
-from ..conftest import build_model
+from ..helpers import build_model
 from ..test_eval_script import script  # noqa: F401
 
 

@@ -11,7 +11,7 @@ from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.quadruplets import row_categories
 from safe_clip.evaluation.suite import embed_everything, measure, place
 
-from ..conftest import FEATURES, build_model, make_rows
+from ..helpers import FEATURES, build_model, make_rows
 
 
 @pytest.fixture(scope="module")

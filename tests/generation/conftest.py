@@ -17,7 +17,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 PICTURE = 32  # pixels
 

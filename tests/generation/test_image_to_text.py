@@ -21,7 +21,7 @@ from safe_clip.generation.image_to_text import (
 from safe_clip.generation.prompts import Item, load_pictured
 from safe_clip.generation.run import caption_grid
 
-from ..conftest import build_model, make_rows
+from ..helpers import build_model, make_rows
 from .conftest import FakeJudge, build_llava, build_safe
 
 PROMPT = "USER: <image>\nWhat is it? ASSISTANT:"

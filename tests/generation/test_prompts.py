@@ -10,7 +10,7 @@ from safe_clip.data.arguments import DataArguments
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.prompts import by_split_and_side, load_pictured, load_prompts
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, make_rows
 
 
 def test_captions_of_both_sides_come_with_their_safe_caption_and_picture(dataset_dir):

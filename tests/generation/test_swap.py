@@ -21,7 +21,7 @@ from safe_clip import UserError
 from safe_clip.generation import safe_image_to_text, safe_text_to_image
 from safe_clip.models.load import DEMO_DIR
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -30,7 +30,7 @@ from safe_clip.generation.text_to_image import (
     shots_of,
 )
 
-from ..conftest import build_model, make_rows
+from ..helpers import build_model, make_rows
 from .conftest import FakeJudge, build_pipeline, build_safe, redness
 
 ROLES = ("baseline", "model")

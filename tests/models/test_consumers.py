@@ -19,7 +19,7 @@ from transformers import (
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, lora_config
 from safe_clip.models.drop_in import save_drop_in, save_processor
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 TEXTS = ["a red square", "A  RED mark!", "", "naïve 🙂", "a blue square beside a green one " * 30]
 

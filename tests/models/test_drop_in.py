@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTextModel, LlamaConfig, LlavaConfig, Lla
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, load_quadruplets, lora_config
 
-from ..conftest import build_model
+from ..helpers import build_model
 from ..programs import run_python
 
 README = Path(__file__).parents[2] / "README.md"

@@ -17,7 +17,7 @@ from safe_clip.models.export import FORMATS, export_open_clip, main, open_clip_c
 from safe_clip.models.load import check_processor
 from safe_clip.models.open_clip_inputs import has_openai_tokens
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
 CAPTIONS = ["a red square beside a blue one", "a green square", "a black square beside a white one with a mark"]

@@ -10,8 +10,7 @@ from transformers import CLIPModel
 import safe_clip
 from safe_clip import FrozenReference, UserError, lora_config, merge
 
-from ..conftest import build_model
-from ..training.test_trainer import NO_DROPOUT, make_trainer
+from ..helpers import NO_DROPOUT, build_model, make_trainer
 
 
 def trained_adapter(processor):

@@ -23,8 +23,7 @@ from safe_clip.data.sampling import SimilarLengths
 from safe_clip.models.patches import QuickGELU, casts_kept, make_fast
 from safe_clip.training import arguments as module
 
-from ..conftest import FEATURES, build_model, make_rows
-from ..training.test_trainer import NO_DROPOUT, largest_difference, make_trainer, weights
+from ..helpers import FEATURES, NO_DROPOUT, build_model, largest_difference, make_rows, make_trainer, weights
 
 CPU = torch.device("cpu")
 MOVED = LoraConfig(r=4, target_modules=["k_proj", "fc1", "patch_embedding"], init_lora_weights=False)

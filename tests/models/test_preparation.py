@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
 from safe_clip.models.preparation import TARGET_MODULES, lora_config, prepare_model
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 
 def test_lora_adapts_both_encoders(model):

@@ -10,7 +10,7 @@ from safe_clip import UserError
 from safe_clip.models.load import check_processor
 from safe_clip.models.tokens import fit_tokenizer
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 CAPTIONS = ["a red square", "a blue square beside a green one with a mark"]
 

@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from safe_clip import UserError, load_clip, lora_config
 from safe_clip.models.load import check_processor
 
-from ..conftest import build_model
+from ..helpers import build_model
 
 LOST, SCALE = "visual_projection.weight", "logit_scale"
 

@@ -11,9 +11,8 @@ from safe_clip import UserError
 from safe_clip.training.checkpoints import fault_of
 from safe_clip.training.run_identity import RUN_FILE
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, largest_difference, make_rows, weights
 from .test_run_identity import run
-from .test_trainer import largest_difference, weights
 
 
 @pytest.fixture(scope="module")

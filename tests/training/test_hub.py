@@ -14,9 +14,8 @@ from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, lor
 from safe_clip.outputs import OutputFolder
 from safe_clip.training.hub_folder import look
 
-from ..conftest import build_model
+from ..helpers import build_model, make_trainer
 from ..hub import TOKEN, Hub
-from .test_trainer import make_trainer
 
 THEIRS = [".env", "id_rsa", "notes.txt", "wandb/run.log", ".git/config", "adapter/notes.txt", "data/rows.csv"]
 THEIRS += ["runs/events", "checkpoint-9/optimizer.pt", "deep/er/secret.json", "model.py", "secrets.safetensors"]

@@ -12,14 +12,14 @@ from transformers import TrainingArguments
 from safe_clip import QuadrupletRows, SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
 from safe_clip.training.plan import check_plan, planned_steps
 
-from .test_trainer import make_trainer
+from ..helpers import make_trainer
 
 
 @pytest.fixture(scope="module")
 def text_trainer(processor, tmp_path_factory):
     from datasets import Dataset
 
-    from ..conftest import FEATURES, make_rows
+    from ..helpers import FEATURES, make_rows
 
     rows = Dataset.from_dict(make_rows(), features=FEATURES)
     folder = tmp_path_factory.mktemp("evaluated")

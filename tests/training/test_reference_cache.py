@@ -12,9 +12,8 @@ from safe_clip.objectives.base import STATE_NEEDS
 from safe_clip.store import pieces
 from safe_clip.training.reference_cache import ReferenceTable
 
-from ..conftest import FEATURES, build_model, make_rows
-from .test_trainer import NO_DROPOUT, largest_difference, weights
-from .test_trainer import make_trainer as _make_trainer
+from ..helpers import FEATURES, NO_DROPOUT, build_model, largest_difference, make_rows, weights
+from ..helpers import make_trainer as _make_trainer
 
 # Here the original's calls are counted, and asking it about the sides would add some.
 make_trainer = partial(_make_trainer, sides_are_right=True)

@@ -13,9 +13,8 @@ from transformers import TrainerCallback
 from safe_clip import UserError
 from safe_clip.training.run_identity import OLD_FILE, RUN_FILE
 
-from ..conftest import FEATURES, ROOT, build_model, make_rows
+from ..helpers import FEATURES, NO_DROPOUT, ROOT, build_model, largest_difference, make_rows, make_trainer, weights
 from ..programs import run_python
-from .test_trainer import NO_DROPOUT, largest_difference, make_trainer, weights
 
 
 class Kill(TrainerCallback):

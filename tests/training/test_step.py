@@ -13,7 +13,7 @@ from safe_clip import SafeCLIPTrainingArguments, UserError, lora_config
 from safe_clip.objectives import OBJECTIVES, base
 from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
 
-from .test_trainer import largest_difference, make_trainer, weights
+from ..helpers import largest_difference, make_trainer, weights
 
 MOVED = LoraConfig(r=4, target_modules=["fc1", "out_proj"], init_lora_weights=False)  # else half of gradients are 0
 ONE_STEP = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}

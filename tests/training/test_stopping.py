@@ -16,7 +16,7 @@ from safe_clip.errors import explained, run
 from safe_clip.stopping import SIGNALS, Stopped, handled
 from safe_clip.training.interruption import StopAfterStep
 
-from .test_trainer import largest_difference, make_trainer, weights
+from ..helpers import largest_difference, make_trainer, weights
 
 ROOT = Path(__file__).parents[2]
 

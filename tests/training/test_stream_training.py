@@ -12,9 +12,8 @@ from datasets import Dataset, DatasetDict
 from safe_clip import UserError, lora_config
 from safe_clip.objectives import OBJECTIVES
 
-from ..conftest import FEATURES, make_rows
+from ..helpers import FEATURES, NO_DROPOUT, largest_difference, make_rows, make_trainer, weights
 from ..programs import run_python
-from .test_trainer import NO_DROPOUT, largest_difference, make_trainer, weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,7 +145,7 @@ def test_two_processes_with_workers_train_on_a_stream_of_files(model_dir, shards
 
 
 def test_bad_rows_of_a_stream_that_is_all_there_is_are_left_out(model_dir, tmp_path):
-    from ..conftest import load_script
+    from ..helpers import load_script
 
     lines = [{"safe_caption": f"a {n}", "unsafe_caption": " " if n == 17 else "a mark"} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))

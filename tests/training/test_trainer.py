@@ -16,48 +16,10 @@ from safe_clip.objectives import OBJECTIVES
 from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
 from safe_clip.objectives.safe_clip import SafeCLIPLoss
 
-from ..conftest import build_model
+from ..helpers import NO_DROPOUT, build_model, largest_difference, make_trainer, weights
 
 PAPER_WEIGHTS = SafeCLIPLoss.WEIGHTS
 COSINE_ONLY = {name: 0.0 for name in PAPER_WEIGHTS if name.endswith("contrastive")}
-NO_DROPOUT = lora_config(lora_alpha=16, lora_dropout=0.0)
-
-
-def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None, compute_metrics=None, **settings):
-    defaults = {
-        "objective": "safe_clip",
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "max_grad_norm": 1.0,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "bf16": False,
-    }
-    args = SafeCLIPTrainingArguments(output_dir=str(folder), **(defaults | settings))
-    return SafeCLIPTrainer(
-        build_model(processor),
-        args,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        processing_class=processor,
-        peft_config=peft_config,
-        compute_metrics=compute_metrics,
-    )
-
-
-def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-
-
-def largest_difference(a, b):
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 @pytest.mark.parametrize("peft_config", [NO_DROPOUT, None], ids=["lora", "full"])
