@@ -70,7 +70,7 @@ def contrastive_term(trained: Tensor, target: Tensor, logit_scale: float) -> Ter
 
 
 class Objective(nn.Module):
-    """A weighted sum of named terms over the embeddings of a batch.
+    """A weighted sum of named terms over the embeddings of a batch, divided by the objective's `divisor`.
 
     A method is a subclass: its `WEIGHTS` name the terms, its `NEEDS` the items without which a row has no part in a
     term, and its `terms` gives a function for each. Every term is a mean over the rows of the batch that have part in
@@ -103,8 +103,13 @@ class Objective(nn.Module):
 
     @property
     def state_weights(self) -> dict[str, float]:
-        """The terms over states that have a weight."""
-        return {name: weight for name in STATE_NEEDS if (weight := self.weights.get(name))}
+        """What the terms over states that have a weight are multiplied by in the loss, on the scale of all others."""
+        return {name: weight / self.divisor for name in STATE_NEEDS if (weight := self.weights.get(name))}
+
+    @property
+    def divisor(self) -> float:
+        """What the weighted sum of all terms, those over states included, is divided by."""
+        return 1.0
 
     def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Term]:
         """A function for each term, called where the term has a weight and rows that feed it."""
@@ -167,8 +172,8 @@ class Objective(nn.Module):
         return [name for name, rows in found.items() if not rows and whole[name]]
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss of the terms that have a weight: their weighted sum."""
-        return sum(self.weights[name] * term for name, term in terms.items())
+        """The loss of the terms that have a weight: their weighted sum by the `divisor`."""
+        return sum(self.weights[name] * term for name, term in terms.items()) / self.divisor
 
     def pieces(
         self,

@@ -1,9 +1,5 @@
 """The objective of Safe-CLIP (Poppi et al., ECCV 2024, arXiv 2311.16254, section 3.3)."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive_term, cosine_term
 
 
@@ -26,7 +22,7 @@ class SafeCLIPLoss(Objective):
     | `redirection_image_contrastive`  | NCE(V(v*), T0(t)) | 0.5    |
 
     The weights are those of the paper's released script. As there, they are normalised to sum to 1
-    and the sum is divided by 8.
+    and the sum is divided by 8. Terms over states, which the paper lacks, are divided by the same.
 
     Args:
         logit_scale: factor before the cosines of the contrastive terms (the script: 100).
@@ -73,5 +69,7 @@ class SafeCLIPLoss(Objective):
             )
         return terms
 
-    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        return super().total(terms) / sum(self.weights[name] for name in self.WEIGHTS) / len(self.WEIGHTS)
+    @property
+    def divisor(self) -> float:
+        own = sum(self.weights[name] for name in self.WEIGHTS)
+        return (own or sum(self.weights.values())) * len(self.WEIGHTS)

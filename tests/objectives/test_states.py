@@ -87,7 +87,7 @@ def test_positions_count_in_pictures_and_not_in_captions():
 def test_every_objective_takes_weights_for_states(objective):
     assert set(objective.STATE_WEIGHTS) == set(STATE_NEEDS)
     made = objective(weights={"preservation_text_states": 3})
-    assert made.state_weights["preservation_text_states"] == 3
+    assert made.state_weights["preservation_text_states"] == 3 / made.divisor
     assert made.term_rows(Makeup.whole(5))["preservation_text_states"] == 5
     with pytest.raises(UserError, match="preservation_text_states"):
         objective(weights={"preservation_text_state": 3})
