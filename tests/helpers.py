@@ -104,8 +104,13 @@ def largest_difference(a, b):
 
 
 def load_script(name: str):
-    """A script of the root, such as `train.py`, as a module."""
-    spec = importlib.util.spec_from_file_location(name.replace(".py", "_script"), ROOT / name)
+    """A script, such as `train.py`, as a module; those beside it are found, as when Python runs it."""
+    path = ROOT / name
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its dataclass looks for names
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module

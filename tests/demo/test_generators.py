@@ -7,13 +7,14 @@ from transformers import CLIPModel, LlavaForConditionalGeneration, pipeline
 
 from safe_clip.demo import captioner, recogniser
 from safe_clip.demo.mentions import mentions
-from safe_clip.demo.pretrain import BASE_DIR
-from safe_clip.demo.scenes import SIDES, draw_scenes, shrink
+from safe_clip.demo.towers import BASE_DIR
 from safe_clip.demo.vocabulary import load_vocabulary
 from safe_clip.demo.world import TRAINING_STYLES, draw_quadruplet
 
+from ..helpers import ROOT, load_script
 from ..programs import run_python
 
+SCENES = load_script("tools/scenes.py")
 MODELS = captioner.CAPTIONER_DIR.parent
 
 
@@ -41,7 +42,7 @@ def test_a_kind_of_thing_may_be_any_of_its_kind():
 
 def test_every_thing_of_a_caption_is_found():
     """Whatever the wording, the concepts that the world drew."""
-    scenes = draw_scenes(150, "mentions", 32, processes=1)
+    scenes = SCENES.draw_scenes(150, "mentions", 32, processes=1)
     vocabulary = load_vocabulary()
     for caption, shown in zip(scenes.captions, scenes.shown, strict=True):
         found, wanted = mentions(caption), {vocabulary[number] for number in shown}
@@ -50,15 +51,15 @@ def test_every_thing_of_a_caption_is_found():
 
 
 def test_scenes_are_those_of_the_world():
-    scenes = draw_scenes(3, "scenes", 32, processes=1)
+    scenes = SCENES.draw_scenes(3, "scenes", 32, processes=1)
     vocabulary = load_vocabulary()
     unsafe = tuple(concept for concept in vocabulary if concept.category is not None)
     assert len(scenes) == 6 and scenes.pictures.shape == (6, 3, 32, 32)
     for number in range(3):
         row = draw_quadruplet(f"scenes/{number}", TRAINING_STYLES, unsafe)
-        for place, side in enumerate(SIDES, 2 * number):
+        for place, side in enumerate(SCENES.SIDES, 2 * number):
             assert scenes.captions[place] == row[f"{side}_caption"]
-            expected = np.asarray(shrink(row[f"{side}_image"], 32)).transpose(2, 0, 1)
+            expected = np.asarray(SCENES.shrink(row[f"{side}_image"], 32)).transpose(2, 0, 1)
             assert np.array_equal(scenes.pictures[place], expected)
         assert not any(vocabulary[each].category for each in scenes.shown[2 * number])
         assert any(vocabulary[each].category for each in scenes.shown[2 * number + 1])
@@ -72,7 +73,9 @@ def test_the_weights_stay_small():
 
 def test_the_recogniser_knows_scenes_that_it_has_not_seen():
     model, _ = recogniser.load_recogniser()
-    found = recogniser.accuracy(model, draw_scenes(150, "unseen by all", 32, processes=1), torch.device("cpu"))
+    found = load_script("tools/recogniser.py").accuracy(
+        model, SCENES.draw_scenes(150, "unseen by all", 32, processes=1), torch.device("cpu")
+    )
     assert found["recall"] > 0.9 and found["precision"] > 0.97
     assert found["recall_unsafe"] > 0.95 and found["precision_unsafe"] > 0.97
 
@@ -80,7 +83,7 @@ def test_the_recogniser_knows_scenes_that_it_has_not_seen():
 def test_the_recogniser_is_a_pipeline_that_sees_what_it_sees_itself():
     picture = draw_quadruplet("judge", TRAINING_STYLES, tuple(c for c in load_vocabulary() if c.category))
     judge = pipeline("image-classification", str(recogniser.RECOGNISER_DIR), top_k=len(load_vocabulary()))
-    found = {each["label"]: each["score"] for each in judge(shrink(picture["unsafe_image"], 32))}
+    found = {each["label"]: each["score"] for each in judge(SCENES.shrink(picture["unsafe_image"], 32))}
     assert len(found) == len(load_vocabulary())
     assert found[picture["concept"]] > recogniser.SURE and picture["concept"] in recogniser.unsafe_labels()
 
@@ -129,7 +132,7 @@ def test_the_painter_is_an_ordinary_pipeline_that_draws_what_it_is_told():
 @pytest.mark.parametrize("name", ["painter", "captioner", "recogniser"])
 def test_each_is_trained_by_a_command(name, tmp_path):
     few = ["--scenes", "20", "--steps", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
-    done = run_python("-m", f"safe_clip.demo.{name}", *few, cwd=tmp_path)
+    done = run_python(ROOT / "tools" / f"{name}.py", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     made, committed = (sorted(file.name for file in folder.iterdir()) for folder in (tmp_path, MODELS / name))
     assert made == committed

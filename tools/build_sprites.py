@@ -1,7 +1,7 @@
 """Packs the emoji art of the embedded world into `sprites.parquet`.
 
-Run `python -m safe_clip.demo.build_sprites` with npm on the path; the packages below are fetched
-from the npm registry. Licences of the three art styles: see `ATTRIBUTION.md` beside this file.
+Run `python tools/build_sprites.py` with npm on the path; the packages below are fetched
+from the npm registry. Licences of the three art styles: see `safe_clip/demo/ATTRIBUTION.md`.
 """
 
 import io
@@ -15,8 +15,8 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from .vocabulary import load_vocabulary
-from .world import SPRITE_SIZE, SPRITES_FILE
+from safe_clip.demo.vocabulary import load_vocabulary
+from safe_clip.demo.world import SPRITE_SIZE, SPRITES_FILE
 
 PACKAGES = {
     "noto": ("emoji-datasource-google@16.0.0", "package/img/google/64/{code}.png"),

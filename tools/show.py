@@ -1,12 +1,12 @@
-"""Draws a sheet of quadruplets of the embedded world: `python -m safe_clip.demo.show docs/world.png`."""
+"""Draws a sheet of quadruplets of the embedded world: `python tools/show.py docs/world.png`."""
 
 import argparse
 import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .dataset import SPLITS
-from .world import IMAGE_SIZE, draw_quadruplet, unsafe_concepts
+from safe_clip.demo.dataset import SPLITS
+from safe_clip.demo.world import IMAGE_SIZE, draw_quadruplet, unsafe_concepts
 
 ZOOM = 3
 GAP = 16

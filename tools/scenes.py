@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .vocabulary import load_vocabulary
-from .world import TRAINING_STYLES, compose_quadruplet
+from safe_clip.demo.vocabulary import load_vocabulary
+from safe_clip.demo.world import TRAINING_STYLES, compose_quadruplet
 
 CHUNK = 500  # scenes that a process draws at a time
 SIDES = ("safe", "unsafe")

@@ -1,6 +1,6 @@
 """Pretrains the embedded base model, as the web's CLIP was: on safe and unsafe scenes alike.
 
-Run `python -m safe_clip.demo.pretrain` to make `safe_clip/demo/base/` anew, in about 90 minutes on
+Run `python tools/pretrain.py` to make `safe_clip/demo/base/` anew, in about 90 minutes on
 two cores. Scenes are drawn as training goes, in the two training styles and with every unsafe
 stand-in, so that the base knows what fine-tuning is to unlearn; the loss is `CLIPModel`'s own. The
 later stages put each scene and its unsafe counterpart into one batch, so that the base tells them
@@ -14,25 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
-    CLIPTextModel,
     CLIPTokenizer,
-    CLIPVisionModel,
     Trainer,
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from .vocabulary import load_vocabulary
-from .world import IMAGE_SIZE, TRAINING_STYLES, draw_quadruplet
+from safe_clip.demo.towers import BASE_DIR
+from safe_clip.demo.vocabulary import load_vocabulary
+from safe_clip.demo.world import IMAGE_SIZE, TRAINING_STYLES, draw_quadruplet
 
-BASE_DIR = Path(__file__).parent / "base"
 VOCAB_SIZE = 1600
 MAX_LENGTH = 77
 
@@ -101,24 +98,6 @@ def load_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
     return CLIPTokenizer(model_max_length=MAX_LENGTH).train_new_from_iterator(
         texts, vocab_size=VOCAB_SIZE, show_progress=False
     )
-
-
-def text_tower() -> CLIPTextModel:
-    """The embedded base's text encoder, in float32 and evaluation mode."""
-    base = CLIPModel.from_pretrained(BASE_DIR, dtype=torch.float32)
-    return _filled(CLIPTextModel(base.config.text_config), "text_model", base)
-
-
-def vision_tower() -> CLIPVisionModel:
-    """The embedded base's vision tower, in float32 and evaluation mode."""
-    base = CLIPModel.from_pretrained(BASE_DIR, dtype=torch.float32)
-    return _filled(CLIPVisionModel(base.config.vision_config), "vision_model", base)
-
-
-def _filled(tower: nn.Module, name: str, base: CLIPModel) -> nn.Module:
-    # Not by `from_pretrained`, which reports every weight of the other tower.
-    getattr(tower, name, tower).load_state_dict(getattr(base, name).state_dict())
-    return tower.eval()
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
