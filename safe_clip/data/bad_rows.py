@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ..errors import UserError
+from .allowance import check_bad_share
 from .arguments import LIST_FILE
 from .items import ROW_COLUMN
 from .plain import plain_rows
@@ -76,11 +76,8 @@ def leave_out_bad_rows(
         with open(folder / LIST_FILE, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
     told = f"{len(bad):,} of {len(rows):,} rows of {where} cannot be used"
-    if len(bad) == len(rows) or len(bad) > max_bad_fraction * len(rows):
-        why = (
-            "and none is left" if len(bad) == len(rows) else f"more than --max_bad_fraction {max_bad_fraction:g} allows"
-        )
-        raise UserError(f"{told}, {why}; {folder / LIST_FILE} lists them. The first: {'; '.join(lines[:LISTED])}")
+    details = f"; {folder / LIST_FILE} lists them. The first: {'; '.join(lines[:LISTED])}"
+    check_bad_share(len(bad), len(rows), max_bad_fraction, told, details)
     if state.is_main_process:
         logger.warning("%s and are left out; they are listed in %s.", told, folder / LIST_FILE)
     if left_out is not None:

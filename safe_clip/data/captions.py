@@ -9,6 +9,7 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from .allowance import check_bad_share
 from .beginnings import MOST_COUNTED, token_counts
 from .items import CAPTION_COLUMNS, EMPTY, ITEM_COLUMNS, ROW_COLUMN, items_there
 from .plain import plain_rows
@@ -104,11 +105,8 @@ def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -
                     check_caption(text, numbers[row], column)
             except UserError as error:
                 faults.setdefault(row, str(error))
-    if len(faults) > max_bad_fraction * len(rows) or (faults and len(faults) == len(rows)):
-        raise UserError(
-            f"for their captions, {len(faults):,} of {len(rows):,} rows of {where} cannot be used, more than "
-            f"--max_bad_fraction {max_bad_fraction:g} allows. The first: {next(iter(faults.values()))}"
-        )
     if not faults:
         return rows, []
+    told = f"for their captions, {len(faults):,} of {len(rows):,} rows of {where} cannot be used"
+    check_bad_share(len(faults), len(rows), max_bad_fraction, told, f". The first: {next(iter(faults.values()))}")
     return numbered(rows).select([row for row in range(len(rows)) if row not in faults]), list(faults.values())

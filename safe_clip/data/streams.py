@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from ..errors import UserError, explained, first_line, hub_trouble
+from .allowance import check_bad_share
 from .collator import QuadrupletCollator
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
 from .plain import plain_rows
@@ -131,11 +132,9 @@ class QuadrupletStream(TorchIterableDataset):
         if self.epoch == 0 and _row_key(row) not in self.listed:  # in later ones they come again
             with open(self.bad_rows, "a", encoding="utf-8") as file:
                 file.write(f"split 'train', {fault}\n")
-        if seen >= PATIENCE and bad > self.max_bad_fraction * seen:
-            raise UserError(
-                f"{bad:,} of the first {seen:,} rows cannot be used, more than --max_bad_fraction "
-                f"{self.max_bad_fraction:g} allows; {self.bad_rows} lists them. The last: {fault}"
-            )
+        if seen >= PATIENCE:
+            told = f"{bad:,} of the first {seen:,} rows cannot be used"
+            check_bad_share(bad, seen, self.max_bad_fraction, told, f"; {self.bad_rows} lists them. The last: {fault}")
 
 
 class StreamLoader:

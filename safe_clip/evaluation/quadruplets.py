@@ -9,6 +9,7 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from torch import Tensor
 
+from ..data.allowance import check_bad_share
 from ..data.features import cell_name, texts_in
 from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, Filing, file_rows, items_there
 from ..data.rows import check_caption
@@ -203,19 +204,15 @@ def readable_rows(
     """
     broken = {index for items in pictures for index in items.unreadable or {}}
     reasons = [reason for items in pictures for _, reason in sorted((items.unreadable or {}).items())]
-    if reasons and (
-        max_bad_fraction is None or left_out + len(broken) > max_bad_fraction * (left_out + len(pictures[0]))
-    ):
-        cure = "Mend them, or leave them out with --on_bad_row skip"
-        if max_bad_fraction is not None:
-            cure = f"That is more than --max_bad_fraction {max_bad_fraction:g} allows"
+    if reasons:
         total = len(reasons) + sum(int(items.there.sum()) for items in pictures)
         more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
-        raise UserError(
-            f"{where}: {len(reasons)} of {total} pictures cannot be read. {cure}; what is embedded already is kept. "
-            f"{'; '.join(reasons[:LISTED])}{more}"
-        )
-    keep = torch.tensor([index for index in range(len(pictures[0])) if index not in broken], dtype=torch.int64)
-    if not len(keep):
-        raise UserError(f"{where}: none of the pictures can be read. {'; '.join(reasons[:LISTED])}")
-    return keep, reasons
+        told = f"{where}: {len(reasons)} of {total} pictures cannot be read"
+        details = f"; what is embedded already is kept. {'; '.join(reasons[:LISTED])}{more}"
+        if max_bad_fraction is None:
+            raise UserError(f"{told}. Mend them, or leave them out with --on_bad_row skip{details}")
+        count = left_out + len(pictures[0])
+        check_bad_share(left_out + len(broken), count, max_bad_fraction, told, details)
+    if not len(pictures[0]):
+        raise UserError(f"{where}: there are no rows.")
+    return torch.tensor([index for index in range(len(pictures[0])) if index not in broken]), reasons

@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 
+from ..data.allowance import check_bad_share
 from ..data.arguments import DataArguments
 from ..data.captions import leave_out_bad_captions
 from ..data.features import cell_name
@@ -171,11 +172,9 @@ def readable(items: list[Item], max_bad_fraction: float | None = None) -> list[I
             if max_bad_fraction is None:
                 raise
             faults[number] = str(error)
-    if faults and len(faults) > max_bad_fraction * len(items):
-        raise UserError(
-            f"{len(faults):,} of {len(items):,} pictures cannot be read, more than --max_bad_fraction "
-            f"{max_bad_fraction:g} allows. The first: {next(iter(faults.values()))}"
-        )
+    if faults:
+        told = f"{len(faults):,} of {len(items):,} pictures cannot be read"
+        check_bad_share(len(faults), len(items), max_bad_fraction, told, f". The first: {next(iter(faults.values()))}")
     for fault in faults.values():
         logger.warning("Left out: %s", fault)
     return [item for number, item in enumerate(items) if number not in faults]

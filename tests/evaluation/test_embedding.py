@@ -210,7 +210,7 @@ def test_weights_that_give_no_numbers_are_no_corrupt_pictures(model, processor, 
 def test_nothing_readable_is_an_error_even_when_skipping(model, processor):
     rows = Dataset.from_dict({"image": [b"no picture", b"nor this"]})
     pictures = Embedder(model, processor).pictures(rows, "image")
-    with pytest.raises(UserError, match="none of the pictures can be read"):
+    with pytest.raises(UserError, match="gallery: 2 of 2 pictures cannot be read, and none is left"):
         readable_rows([pictures], "gallery", max_bad_fraction=1.0)
 
 
