@@ -6,6 +6,7 @@ What is here was kept because `benchmarks/step.py` says that it pays; docs/scali
 import contextlib
 from collections.abc import Iterator
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,11 @@ from peft import PeftModel
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import CLIPModel, PreTrainedModel
 from transformers.activations import QuickGELUActivation
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 STEEPNESS = 1.702
 
@@ -25,25 +30,116 @@ class QuickGELU(nn.Module):
         return F.silu(STEEPNESS * inputs) / STEEPNESS
 
 
-def make_fast(model: nn.Module, device: torch.device) -> None:
-    """Changes how a model computes, in place, and not what; nothing of this is saved.
+class Patches:
+    """What a model computes with while this is entered; on leaving it has its own ways again. It may be nested.
+
+    What others put in the same place meanwhile, such as accelerate's autocast around `forward`, leaves with it, and is
+    there again when it is entered again.
 
     Args:
-        model: a `CLIPModel`, or a `PeftModel` of one.
+        *changes: the object, the name of its attribute, and the value to be there, or `MISSING` for what it has.
+        attention: a model whose layers are to attend in another way.
+        implementation: that way, as for `set_attn_implementation`.
+    """
+
+    MISSING = object()
+
+    def __init__(
+        self,
+        *changes: tuple[Any, str, Any],
+        attention: PreTrainedModel | None = None,
+        implementation: str | dict[str, str] = "eager",
+    ):
+        self._changes, self._attention, self._implementation = list(changes), attention, implementation
+        self._depth = 0
+
+    def __enter__(self) -> "Patches":
+        self._depth += 1
+        if self._depth == 1:
+            self._swap()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._swap()
+
+    def _swap(self) -> None:
+        for index, (owner, name, value) in enumerate(self._changes):
+            own = vars(owner).get(name, getattr(owner, "_modules", {}).get(name, self.MISSING))
+            if value is not self.MISSING:
+                setattr(owner, name, value)
+            elif own is not self.MISSING:
+                delattr(owner, name)
+            self._changes[index] = owner, name, own
+        if self._attention is not None:
+            config = self._attention.config
+            own = {"": config._attn_implementation}
+            own |= {part: getattr(config, part)._attn_implementation for part in config.sub_configs}
+            self._attention.set_attn_implementation(self._implementation)
+            self._implementation = own
+
+
+def accept_one_modality(model: PreTrainedModel) -> Patches:
+    """Lets a model's `forward` take captions alone, or images alone, of which it then gives the embeddings.
+
+    The other tower is not run. With both, `forward` is what it was.
+
+    Args:
+        model: of a known family, without what wraps it.
+    """
+    return Patches((model, "forward", MethodType(_forward, model)))
+
+
+def _forward(
+    self: CLIPModel,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs,
+) -> CLIPOutput:
+    if pixel_values is None:
+        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        _keep_last(features)
+        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
+    if input_ids is None:
+        features = self.get_image_features(pixel_values=pixel_values, **kwargs)
+        _keep_last(features)
+        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
+    output = CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
+    for part in (output.text_model_output, output.vision_model_output):
+        _keep_last(part)
+    return output
+
+
+def _keep_last(output: BaseModelOutputWithPooling) -> None:
+    """Lets go of the states of all layers but the last two, of which others would make copies in float32."""
+    if output.hidden_states is not None:
+        output.hidden_states = output.hidden_states[-2:]
+
+
+def training_patches(model: nn.Module, device: torch.device) -> Patches:
+    """How a model computes while it is trained: faster, and with one modality alone too; what it computes stays.
+
+    Args:
+        model: a model of a known family, or a `PeftModel` of one.
         device: where it is trained.
     """
-    for module in list(model.modules()):
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    changes: list[tuple[Any, str, Any]] = [(base, "forward", MethodType(_forward, base))]
+    # Where mixed precision is put around a model, there are these two.
+    changes += [(model, "forward", Patches.MISSING)] if model is not base else []
+    changes += [(model, "_original_forward", Patches.MISSING)]
+    for module in model.modules():
         if isinstance(getattr(module, "activation_fn", None), QuickGELUActivation):
-            module.activation_fn = QuickGELU()
+            changes.append((module, "activation_fn", QuickGELU()))
         if isinstance(module, BaseTunerLayer) and len({weight.dtype for weight in module.parameters()}) == 1:
             # Else inputs go to the adapter's float32 and, under autocast, back again.
-            module.cast_input_dtype_enabled = False
+            changes.append((module, "cast_input_dtype_enabled", False))
             if type(module) is Linear:
-                module.forward = MethodType(_lora_forward, module)
-    if device.type == "cpu":
-        # The backward of the fused kernel takes several times as long there as that of plain matrix products.
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        base.set_attn_implementation("eager")
+                changes.append((module, "forward", MethodType(_lora_forward, module)))
+    # The backward of the fused kernel takes several times as long on a CPU as that of plain matrix products.
+    return Patches(*changes, attention=base if device.type == "cpu" else None)
 
 
 def _lora_forward(self: Linear, x: Tensor, *args, **kwargs) -> Tensor:

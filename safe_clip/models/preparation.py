@@ -1,16 +1,11 @@
 """Preparing a CLIP for training."""
 
-from types import MethodType
-
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import nn
 from transformers import CLIPModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ..errors import UserError
 from .load import state_true_dimension
@@ -77,41 +72,6 @@ def lora_config(r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0) 
         lora_dropout: share of adapter inputs dropped in training.
     """
     return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(TARGET_MODULES))
-
-
-def accept_one_modality(model: CLIPModel) -> None:
-    """Lets a model's `forward` take captions alone, or pictures alone, of which it then gives the embeddings.
-
-    The other tower is not run. With both, `forward` is what it was; nothing of this is saved.
-    """
-    model.forward = MethodType(_forward, model)
-
-
-def _forward(
-    self: CLIPModel,
-    input_ids: Tensor | None = None,
-    pixel_values: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    **kwargs,
-) -> CLIPOutput:
-    if pixel_values is None:
-        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        _keep_last(features)
-        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
-    if input_ids is None:
-        features = self.get_image_features(pixel_values=pixel_values, **kwargs)
-        _keep_last(features)
-        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
-    output = CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
-    for part in (output.text_model_output, output.vision_model_output):
-        _keep_last(part)
-    return output
-
-
-def _keep_last(output: BaseModelOutputWithPooling) -> None:
-    """Lets go of the states of all layers but the last two, of which others would make copies in float32."""
-    if output.hidden_states is not None:
-        output.hidden_states = output.hidden_states[-2:]
 
 
 def train_towers(model: nn.Module, text: bool, image: bool) -> None:

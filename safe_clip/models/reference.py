@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ..errors import UserError
 from ..store.fingerprints import weights_digest
+from .patches import accept_one_modality
 
 # Ways of drawing an adapter's first weights that leave the original's own weights alone.
 HARMLESS_INITS = (True, False, "gaussian")
@@ -65,12 +66,13 @@ class FrozenReference:
         """
         if self._copy is not None:
             device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-            return self._copy.to(device)(**inputs)
+            with accept_one_modality(self._copy):
+                return self._copy.to(device)(**inputs)
         training = self._shared.training
         trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
         self._shared.eval()
         try:
-            with self._shared.disable_adapter():
+            with accept_one_modality(self._shared.get_base_model()), self._shared.disable_adapter():
                 return self._shared(**inputs)
         finally:
             self._shared.train(training)

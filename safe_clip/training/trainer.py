@@ -26,8 +26,8 @@ from ..data.sampling import SimilarLengths
 from ..data.streams import QuadrupletStream, StreamLoader
 from ..errors import UserError
 from ..models.load import check_processor, load_clip, load_processor
-from ..models.patches import casts_kept, make_fast
-from ..models.preparation import accept_one_modality, prepare_model, train_towers
+from ..models.patches import casts_kept, training_patches
+from ..models.preparation import prepare_model, train_towers
 from ..models.reference import FrozenReference
 from ..objectives import build_objective
 from ..objectives.base import Makeup
@@ -106,7 +106,6 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         processing_class = processing_class or load_processor(name)
         check_processor(model, processing_class)
         max_length = model.config.text_config.max_position_embeddings
-        accept_one_modality(model.get_base_model() if isinstance(model, PeftModel) else model)
         if train_dataset is not None and args.random_crop is not None:
             train_dataset.augment = RandomCrop(args.random_crop)
 
@@ -124,8 +123,9 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
             mixed = bool(text.any() and image.any() and (streamed or not (text & image).all()))
             if mixed and args.ddp_find_unused_parameters is None:
                 args.ddp_find_unused_parameters = True  # a process may be dealt rows of one modality
-        make_fast(model, args.device)
-        self.reference = FrozenReference(model)
+        self.patches = training_patches(model, args.device)  # entered wherever the model is run, and left afterwards
+        with self.patches:  # which a copy keeps
+            self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
         self.objective = build_objective(
@@ -189,7 +189,7 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         """
         if self.train_dataset is None:
             raise UserError("train() requires a train_dataset, which this trainer was not given.")
-        with self._as_run(resume_from_checkpoint) as checkpoint:
+        with self.patches, self._as_run(resume_from_checkpoint) as checkpoint:
             return self._train(checkpoint, *args, **kwargs)
 
     def _train(self, checkpoint: Path | None, *args, **kwargs) -> TrainOutput:
@@ -256,7 +256,8 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         collator = QuadrupletCollator(self.processing_class, self.model.config.text_config.max_position_embeddings)
         embed = Embedder(self.reference, self.accelerator)
         progress = self.args.process_index == 0 and not self.args.disable_tqdm
-        check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
+        with self.patches:
+            check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
         self.reference.put_away()
         self._sides_checked = True
 

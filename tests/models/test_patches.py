@@ -20,7 +20,7 @@ from safe_clip import (
 from safe_clip.config import parse_arguments
 from safe_clip.data.collator import model_inputs
 from safe_clip.data.sampling import SimilarLengths
-from safe_clip.models.patches import QuickGELU, casts_kept, make_fast
+from safe_clip.models.patches import QuickGELU, casts_kept, training_patches
 from safe_clip.training import arguments as module
 
 from ..helpers import FEATURES, NO_DROPOUT, build_model, largest_difference, make_rows, make_trainer, weights
@@ -51,7 +51,8 @@ def test_embeddings_and_gradients_stay_what_they_were(adapter, processor, inputs
     model = build_model(processor)
     model = model if adapter is None else get_peft_model(model, adapter)
     fast = copy.deepcopy(model)
-    make_fast(fast, CPU)
+    with training_patches(fast, CPU):
+        fast = copy.deepcopy(fast)  # which keeps them
     base = fast if adapter is None else fast.get_base_model()
     assert isinstance(base.text_model.encoder.layers[0].mlp.activation_fn, QuickGELU)
     assert base.config.vision_config._attn_implementation == "eager"
@@ -65,8 +66,7 @@ def test_embeddings_and_gradients_stay_what_they_were(adapter, processor, inputs
 def test_the_adapter_that_is_off_leaves_the_original(processor, inputs):
     original = build_model(processor)
     model = get_peft_model(build_model(processor), MOVED)
-    make_fast(model, CPU)
-    with torch.no_grad():
+    with training_patches(model, CPU), torch.no_grad():
         expected, moved = original(**inputs), model(**inputs)
         with model.disable_adapter():
             back = model(**inputs)
@@ -76,9 +76,8 @@ def test_the_adapter_that_is_off_leaves_the_original(processor, inputs):
 
 def test_casts_that_are_kept_are_the_casts(processor, inputs):
     model = get_peft_model(build_model(processor), MOVED)
-    make_fast(model, CPU)
     projection = model.get_base_model().text_projection
-    with torch.autocast("cpu", torch.bfloat16):
+    with training_patches(model, CPU), torch.autocast("cpu", torch.bfloat16):
         text, image, gradients = made(model, inputs)
         with casts_kept(model):
             kept_text, kept_image, kept_gradients = made(model, inputs)
@@ -100,10 +99,9 @@ def test_casts_that_are_kept_are_the_casts(processor, inputs):
 
 def test_casts_are_for_training_whoever_comes_first(processor, inputs):
     model = get_peft_model(build_model(processor), MOVED)
-    make_fast(model, CPU)
     mine = model.get_base_model().text_projection
     mine.forward = lambda x: torch.nn.functional.linear(x, 2 * mine.weight)  # what others made of a layer stays
-    with casts_kept(model), torch.autocast("cpu", torch.bfloat16):
+    with training_patches(model, CPU), casts_kept(model), torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
             first = model(**inputs)
         text, _, gradients = made(model, inputs)
@@ -290,3 +288,54 @@ def test_strength_of_all_weights_wants_them_whole(processor, rows, tmp_path):
     trainer.accelerator = SimpleNamespace(state=SimpleNamespace())
     with pytest.raises(UserError, match="--strength with --full_finetuning wants DDP; under DeepSpeed, use LoRA"):
         trainer._prepare_sharding(False)
+
+
+def ways(model):
+    """What a model and its parts compute with: their own forwards, activations, casts and attention."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = {}
+    for name, module in model.named_modules():
+        own = {key for key in vars(module) if key in ("forward", "_original_forward", "cast_input_dtype_enabled")}
+        found[name] = type(module), type(getattr(module, "activation_fn", None)), own
+    parts = (base.config, base.config.text_config, base.config.vision_config)
+    return found, [part._attn_implementation for part in parts]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_model_that_was_trained_computes_in_its_own_ways(full, bf16, processor, rows, tmp_path):
+    """Nothing of training but weights and adapters is left in the caller's model, and the trainer can still be used."""
+    model = build_model(processor)
+    model = model if full else get_peft_model(model, NO_DROPOUT)
+    before = ways(model)
+    assert before[1] == ["sdpa"] * 3
+    args = SafeCLIPTrainingArguments(
+        str(tmp_path), report_to="none", disable_tqdm=True, use_cpu=True, bf16=bf16, max_steps=2, save_strategy="no",
+        per_device_train_batch_size=8,
+    )  # fmt: skip
+    trainer = SafeCLIPTrainer(model, args, rows, rows, processor, None)
+    assert ways(model) == before
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(ways(model)))
+    trainer.train()
+    assert ways(model) == before != seen[0]
+    first = trainer.evaluate()
+    assert trainer.evaluate()["eval_loss"] == first["eval_loss"]
+    assert ways(model) == before and before not in seen and seen[-1][1] == ["eager"] * 3
+    trainer.save_model()
+    assert ways(model) == before
+    base = model if full else model.get_base_model()
+    assert type(base).forward is CLIPModel.forward and base.forward.__func__ is CLIPModel.forward
+
+
+def test_the_callers_ways_come_back_when_training_fails(model, processor, rows, tmp_path):
+    trainer = make_trainer(processor, rows, tmp_path)
+    before = ways(trainer.model)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("of a callback")
+
+    trainer.compute_loss = fail
+    with pytest.raises(RuntimeError, match="of a callback"):
+        trainer.train()
+    assert ways(trainer.model) == before

@@ -14,7 +14,7 @@ from safe_clip import (
     lora_config,
 )
 from safe_clip.config import parse_arguments
-from safe_clip.models.preparation import accept_one_modality
+from safe_clip.models.patches import accept_one_modality
 from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.base import STATE_NEEDS, Makeup
 from safe_clip.objectives.states import States, drift, state_values, straying
@@ -117,10 +117,12 @@ def test_states_are_those_that_generators_read(model, processor, rows):
     """What `transformers` gives for `hidden_states` and for the last, normalised states of the text encoder."""
     tokens = processor.tokenizer(["a dog", "two cats"], padding="max_length", max_length=16, return_tensors="pt")
     pixels = processor.image_processor([rows[0]["safe_image"]], return_tensors="pt")["pixel_values"]
-    accept_one_modality(model)
     model.eval()
     wanted = {"output_hidden_states": True}
-    made = States.of(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
+    with accept_one_modality(model):
+        made = States.of(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
+        captions = States.of(model(input_ids=tokens["input_ids"], **wanted))
+        images = States.of(model(pixel_values=pixels, **wanted))
     text = model.text_model(input_ids=tokens["input_ids"], **wanted)
     image = model.vision_model(pixel_values=pixels, **wanted)
     assert len(text.hidden_states) == model.config.text_config.num_hidden_layers + 1
@@ -128,17 +130,14 @@ def test_states_are_those_that_generators_read(model, processor, rows):
     assert torch.equal(made.image[0], image.hidden_states[-2]) and len(made.image) == 1
     last = model.vision_model.encoder.layers[-1](made.image[0], attention_mask=None)
     assert torch.allclose(last[0] if isinstance(last, tuple) else last, image.last_hidden_state, atol=1e-6)
-    alone = States.of(model(input_ids=tokens["input_ids"], **wanted))
-    assert alone.image is None and torch.equal(alone.text[1], made.text[1])
-    alone = States.of(model(pixel_values=pixels, **wanted))
-    assert alone.text is None and torch.equal(alone.image[0], made.image[0])
+    assert captions.image is None and torch.equal(captions.text[1], made.text[1])
+    assert images.text is None and torch.equal(images.image[0], made.image[0])
 
 
 def test_the_reference_gives_the_originals_states_through_adapters(model, processor):
     original = CLIPModel(model.config)
     original.load_state_dict(model.state_dict())
     trained = get_peft_model(model, lora_config())
-    accept_one_modality(trained.get_base_model())
     for name, weight in trained.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
@@ -146,5 +145,6 @@ def test_the_reference_gives_the_originals_states_through_adapters(model, proces
     before = States.of(FrozenReference(trained)(input_ids=tokens, output_hidden_states=True))
     expected = original.eval().text_model(input_ids=tokens, output_hidden_states=True)
     assert torch.allclose(before.text[0], expected.hidden_states[-2], atol=1e-6)
-    moved = States.of(trained(input_ids=tokens, output_hidden_states=True))
+    with accept_one_modality(trained.get_base_model()):
+        moved = States.of(trained(input_ids=tokens, output_hidden_states=True))
     assert drift(moved.text[0], before.text[0]).item() > 1e-2

@@ -6,7 +6,6 @@ from datasets import Dataset
 from peft import get_peft_model
 
 from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, lora_config
-from safe_clip.models.preparation import accept_one_modality
 from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
 from safe_clip.training.targets import Targets
 
@@ -41,7 +40,6 @@ def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collat
 
 
 def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
-    accept_one_modality(model)
     targets = Targets(FrozenReference(model), SafeRankingLoss(), Accelerator())
     batch = batch_of(collator, QuadrupletRows(rows), [0, 1, 2])
     made = targets.states(batch, ["preservation_text_states", "redirection_image_states"])
@@ -93,7 +91,6 @@ def test_labels_of_the_data_reach_the_objective(model, collator, rows):
 
 @pytest.mark.parametrize("lacking", [["safe_image", "unsafe_image"], ["safe_caption", "unsafe_caption"]])
 def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collator, rows):
-    accept_one_modality(model)
     data = QuadrupletRows(rows.remove_columns(lacking))
     targets = Targets(FrozenReference(model), SafeRankingLoss(anchors=5), Accelerator())
     targets.prepare(data, collator, batch_size=7, progress=False)
@@ -105,7 +102,6 @@ def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collato
 
 
 def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
-    accept_one_modality(model)
     table = rows.with_format("arrow")[:].to_pylist()
     for index, row in enumerate(table):
         if index % 3:
