@@ -294,11 +294,11 @@ def ways(model):
     """What a model and its parts compute with: their own forwards, activations, casts and attention."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = {}
-    for name, module in model.named_modules():
-        own = {key for key in vars(module) if key in ("forward", "_original_forward", "cast_input_dtype_enabled")}
-        found[name] = type(module), type(getattr(module, "activation_fn", None)), own
-    parts = (base.config, base.config.text_config, base.config.vision_config)
-    return found, [part._attn_implementation for part in parts]
+    for name, part in model.named_modules():
+        own = {key for key in vars(part) if key in ("forward", "_original_forward", "cast_input_dtype_enabled")}
+        found[name] = type(part), type(getattr(part, "activation_fn", None)), own
+    configs = (base.config, base.config.text_config, base.config.vision_config)
+    return found, [config._attn_implementation for config in configs]
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
