@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, CLIPModel, PreTrainedTokenizerBase
 
-from ..objectives.states import States, drift
+from ..objectives.states import States, relative_error
 from .prompts import Item
 
 BATCH = 64
@@ -38,7 +38,7 @@ def state_drift(
         some = items[first : first + BATCH]
         before, after = (_states(clip, processor, some, by_caption) for clip in (original, safe))
         pairs = zip(after.text or after.image, before.text or before.image, strict=True)
-        values.append(torch.stack([drift(*pair) for pair in pairs]).mean(0).double().cpu())
+        values.append(torch.stack([relative_error(*pair) for pair in pairs]).mean(0).double().cpu())
     return torch.cat(values)
 
 

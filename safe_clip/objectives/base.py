@@ -26,18 +26,18 @@ def state_feeds(makeup: Makeup) -> dict[str, Tensor]:
     return {name: makeup.having(*items) for name, items in STATE_NEEDS.items()}
 
 
-# A function of the numbers of the rows that feed a term, at least one, and of places among these numbers. It gives a
-# value for each of these places, such that the term is the mean of the values of all places. What rows are compared
-# with may be all rows that feed the term, so that these are known however few places are asked for.
+# `term(rows, positions)` gives a loss for each of `positions`, which index `rows`; `rows` index the batch, and are all
+# that feed the term. The term is the mean of the losses of all positions. In-batch contrasts compare with all `rows`,
+# however few positions are asked for at once.
 Term = Callable[[Tensor, Tensor], Tensor]
 
-LOGITS = 2**18  # of queries among all that they are compared with, that are held at once where a batch is large
-LEAST = 16  # queries that are asked for at once
+MAX_LOGITS = 2**18  # that are held at once, of queries times all that they are compared with
+MIN_QUERIES = 16  # whose logits are held at once, however many they are
 
 
-def few_of(count: int) -> int:
+def max_queries(count: int) -> int:
     """Queries whose logits among so many are few enough to be held at once."""
-    return max(LEAST, LOGITS // count)
+    return max(MIN_QUERIES, MAX_LOGITS // count)
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -47,26 +47,26 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 def cosine_term(trained: Tensor, target: Tensor) -> Term:
     """The mean cosine distance of embeddings to their targets."""
-    return lambda rows, places: cosine_distance(trained[rows[places]], target[rows[places]])
+    return lambda rows, positions: cosine_distance(trained[rows[positions]], target[rows[positions]])
 
 
-def contrastive(queries: Tensor, targets: Tensor, logit_scale: float, places: Tensor) -> Tensor:
-    """Symmetric InfoNCE over B rows whose i-th query belongs to its i-th target, at least 0.
+def contrastive(queries: Tensor, targets: Tensor, logit_scale: float, positions: Tensor) -> Tensor:
+    """Symmetric InfoNCE over B rows whose i-th query belongs to its i-th target: positions index them; at least 0.
 
     Returns:
-        For each of some places among the rows, the mean of its query's and its target's cross-entropy over all rows.
+        For each position, the mean of its query's and its target's cross-entropy over all rows.
     """
     queries, targets = F.normalize(queries, dim=-1), F.normalize(targets, dim=-1)
 
     def entropy(asked: Tensor, pool: Tensor) -> Tensor:
-        return F.cross_entropy(logit_scale * asked[places] @ pool.T, places, reduction="none")
+        return F.cross_entropy(logit_scale * asked[positions] @ pool.T, positions, reduction="none")
 
     return (entropy(queries, targets) + entropy(targets, queries)) / 2
 
 
 def contrastive_term(trained: Tensor, target: Tensor, logit_scale: float) -> Term:
     """Symmetric InfoNCE of embeddings and their targets among the rows that feed the term."""
-    return lambda rows, places: contrastive(trained[rows], target[rows], logit_scale, places)
+    return lambda rows, positions: contrastive(trained[rows], target[rows], logit_scale, positions)
 
 
 class Objective(nn.Module):
@@ -189,7 +189,7 @@ class Objective(nn.Module):
             embeds: by the trained model.
             reference: by the original.
             process, processes: where several have the same batch, which of them this is: each takes its share of rows.
-            at_once: rows of a piece, so that the logits of no more have to be held; by default `few_of` them.
+            at_once: rows of a piece, so that the logits of no more have to be held; by default `max_queries` them.
 
         Yields:
             A term's name and a scalar in float32; all of a term's, by all processes, sum to its value.
@@ -208,8 +208,8 @@ class Objective(nn.Module):
             rows = feeds[name].nonzero().flatten()
             if not self.weights[name] or not len(rows):
                 continue
-            places = torch.arange(len(rows), device=rows.device)[process::processes]
-            for piece in places.split(at_once or few_of(len(rows))):
+            positions = torch.arange(len(rows), device=rows.device)[process::processes]
+            for piece in positions.split(at_once or max_queries(len(rows))):
                 with exact():
                     value = term(rows, piece).sum() / len(rows)
                 yield name, value

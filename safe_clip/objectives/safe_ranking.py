@@ -129,8 +129,8 @@ class SafeRankingLoss(Objective):
             counterparts = getattr(reference, f"safe_{modality}")
 
             def term_of(queries: Tensor) -> Term:
-                def term(rows: Tensor, places: Tensor) -> Tensor:
-                    asked = rows[places]
+                def term(rows: Tensor, positions: Tensor) -> Tensor:
+                    asked = rows[positions]
                     wanted = self.logit_scale * counterparts[asked] @ before.T
                     return self.ranking(queries[asked], safe, unsafe, wanted)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_distance, cosine_term, few_of
+from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_distance, cosine_term, max_queries
 
 
 class SaferCLIPLoss(Objective):
@@ -83,7 +83,7 @@ class SaferCLIPLoss(Objective):
         if asking.any():
             found = [
                 (queries @ captions.T).nan_to_num(-1).max(dim=1)
-                for queries in reference.unsafe_text[asking].split(few_of(len(captions)))
+                for queries in reference.unsafe_text[asking].split(max_queries(len(captions)))
             ]
             closeness[asking], nearest = (torch.cat(parts) for parts in zip(*found, strict=True))
             near_text[asking] = captions[nearest]
@@ -93,11 +93,11 @@ class SaferCLIPLoss(Objective):
         share = self.first_share + (1 - self.first_share) * reference.progress
 
         def easy(value: Callable, *tensors: Tensor) -> Term:
-            def term(rows: Tensor, places: Tensor) -> Tensor:
+            def term(rows: Tensor, positions: Tensor) -> Tensor:
                 count = max(1, round(share * len(rows)))
                 chosen = torch.zeros(len(rows), device=rows.device)
                 chosen[closeness[rows].topk(count).indices] = len(rows) / count  # so that the mean is over them alone
-                return chosen[places] * value(*(tensor[rows[places]] for tensor in tensors))
+                return chosen[positions] * value(*(tensor[rows[positions]] for tensor in tensors))
 
             return term
 

@@ -53,12 +53,12 @@ class ShieldCLIPLoss(Objective):
             """A term over those of its rows that have some items; 0 where none has."""
             having = reference.makeup.having(*items)
 
-            def among(rows: Tensor, places: Tensor) -> Tensor:
+            def among(rows: Tensor, positions: Tensor) -> Tensor:
                 has = having[rows]
-                mine = has[places]
-                values = torch.zeros(len(places), device=rows.device)
+                mine = has[positions]
+                values = torch.zeros(len(positions), device=rows.device)
                 if mine.any():
-                    theirs = (has.cumsum(dim=0) - 1)[places[mine]]  # places among the rows that have them
+                    theirs = (has.cumsum(dim=0) - 1)[positions[mine]]  # positions among the rows that have them
                     values[mine] = term(rows[has], theirs) * (len(rows) / has.sum())
                 return values
 
@@ -73,7 +73,7 @@ class ShieldCLIPLoss(Objective):
             return over((trained, target), term)
 
         def together(*parts: Term) -> Term:
-            return lambda rows, places: sum(part(rows, places) for part in parts)
+            return lambda rows, positions: sum(part(rows, positions) for part in parts)
 
         preserved = together(
             cosine("safe_text", "safe_text"),

@@ -43,8 +43,8 @@ class States(NamedTuple):
         return (output.hidden_states[-2],)
 
 
-def drift(states: Tensor, original: Tensor) -> Tensor:
-    """How far states lie from where they were, in shares of their length.
+def relative_error(states: Tensor, original: Tensor) -> Tensor:
+    """Relative squared error of states: how far they lie from where they were, in shares of their length.
 
     Args:
         states, original: N x length x width.
@@ -56,8 +56,8 @@ def drift(states: Tensor, original: Tensor) -> Tensor:
     return ((states - original).square().sum(-1) / original.square().sum(-1)).mean(-1)
 
 
-def straying(states: Tensor, allowed: Tensor) -> Tensor:
-    """How far states lie from the nearest of those that are allowed.
+def nearest_state_distance(states: Tensor, allowed: Tensor) -> Tensor:
+    """How far states lie from the nearest of those that are allowed: a one-sided Chamfer distance.
 
     An attention that reads the states of words does not ask for their order, and an unsafe caption has other positions
     than its safe counterpart. So each state may go to whichever of the counterpart's is next to it: what both have in
@@ -75,7 +75,7 @@ def straying(states: Tensor, allowed: Tensor) -> Tensor:
     with torch.no_grad():
         apart = states.square().sum(-1).unsqueeze(2) + lengths.unsqueeze(1) - 2 * states @ allowed.transpose(1, 2)
         nearest = (apart / lengths.unsqueeze(1)).argmin(dim=2)
-    return drift(states, allowed.gather(1, nearest.unsqueeze(2).expand(-1, -1, allowed.shape[2])))
+    return relative_error(states, allowed.gather(1, nearest.unsqueeze(2).expand(-1, -1, allowed.shape[2])))
 
 
 def state_values(names: Iterable[str], trained: States, original: States, makeup: Makeup) -> dict[str, Tensor]:
@@ -100,11 +100,11 @@ def state_values(names: Iterable[str], trained: States, original: States, makeup
         safe = makeup.having(f"safe_{modality}")
         targets = (safe.cumsum(0) - 1)[rows]
         if name.startswith("preservation"):
-            each = [drift(layer[targets], before[targets]) for layer, before in zip(ours, theirs, strict=True)]
+            each = [relative_error(layer[targets], before[targets]) for layer, before in zip(ours, theirs, strict=True)]
         else:
-            # Positions of a picture are places: there, the counterpart's own state is wanted, or, as far as the unsafe
+            # A patch's position means something: there, the counterpart's own state is wanted, or, as far as the unsafe
             # picture does not tell it, the mean of what it may be.
-            distance = straying if modality == "text" else drift
+            distance = nearest_state_distance if modality == "text" else relative_error
             unsafe = safe.sum() + makeup.having(f"unsafe_{modality}").cumsum(0) - 1
             each = [distance(layer[unsafe[rows]], before[targets]) for layer, before in zip(ours, theirs, strict=True)]
         values[name] = torch.stack(each).mean(0)

@@ -46,7 +46,7 @@ def test_contrastive_is_symmetric_in_rows_and_columns():
     assert contrastive(queries, EYE, 1.0, torch.arange(2)).tolist() == pytest.approx(
         [(right + even) / 2, (wrong + even) / 2], abs=1e-6
     )
-    # Of some places alone, the same: all rows are still what they are compared with.
+    # Of some positions alone, the same: all rows are still what they are compared with.
     assert contrastive(queries, EYE, 1.0, torch.tensor([1])).tolist() == pytest.approx([(wrong + even) / 2], abs=1e-6)
 
 

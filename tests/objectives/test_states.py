@@ -17,30 +17,30 @@ from safe_clip.config import parse_arguments
 from safe_clip.models.patches import accept_one_modality
 from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.base import STATE_NEEDS, Makeup
-from safe_clip.objectives.states import States, drift, state_values, straying
+from safe_clip.objectives.states import States, nearest_state_distance, relative_error, state_values
 
 ORIGINAL = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])  # one item, two positions, lengths 5 and 2
 
 
 def test_drift_is_a_share_of_the_states_own_length():
-    assert drift(ORIGINAL, ORIGINAL).tolist() == [0]
-    assert drift(torch.zeros(1, 2, 2), ORIGINAL).tolist() == [1]
+    assert relative_error(ORIGINAL, ORIGINAL).tolist() == [0]
+    assert relative_error(torch.zeros(1, 2, 2), ORIGINAL).tolist() == [1]
     moved = ORIGINAL + torch.tensor([[[0.0, 5.0], [1.0, 0.0]]])
-    assert drift(moved, ORIGINAL).item() == pytest.approx((25 / 25 + 1 / 4) / 2)
-    assert drift(10 * moved, 10 * ORIGINAL).item() == pytest.approx(0.625)  # whatever the scale
+    assert relative_error(moved, ORIGINAL).item() == pytest.approx((25 / 25 + 1 / 4) / 2)
+    assert relative_error(10 * moved, 10 * ORIGINAL).item() == pytest.approx(0.625)  # whatever the scale
 
 
 def test_states_stray_to_the_nearest_that_is_allowed():
     # The order does not matter, nor how many positions there are.
-    assert straying(ORIGINAL.flip(1), ORIGINAL).tolist() == [0]
-    assert straying(ORIGINAL[:, [1, 1, 0]], ORIGINAL).tolist() == [0]
+    assert nearest_state_distance(ORIGINAL.flip(1), ORIGINAL).tolist() == [0]
+    assert nearest_state_distance(ORIGINAL[:, [1, 1, 0]], ORIGINAL).tolist() == [0]
     # (3, 0) is 16 away from (3, 4), which is 16/25 of its length, and 13 from (0, 2), which is 13/4.
-    assert straying(torch.tensor([[[3.0, 0.0]]]), ORIGINAL).item() == pytest.approx(16 / 25)
+    assert nearest_state_distance(torch.tensor([[[3.0, 0.0]]]), ORIGINAL).item() == pytest.approx(16 / 25)
 
 
 def test_states_are_pulled_to_the_nearest_and_to_nothing_else():
     states = torch.tensor([[[3.0, 0.0]]], requires_grad=True)
-    straying(states, ORIGINAL).sum().backward()
+    nearest_state_distance(states, ORIGINAL).sum().backward()
     assert states.grad.tolist() == [[[0, pytest.approx(2 * (0 - 4) / 25)]]]
 
 
@@ -147,4 +147,4 @@ def test_the_reference_gives_the_originals_states_through_adapters(model, proces
     assert torch.allclose(before.text[0], expected.hidden_states[-2], atol=1e-6)
     with accept_one_modality(trained.get_base_model()):
         moved = States.of(trained(input_ids=tokens, output_hidden_states=True))
-    assert drift(moved.text[0], before.text[0]).item() > 1e-2
+    assert relative_error(moved.text[0], before.text[0]).item() > 1e-2
