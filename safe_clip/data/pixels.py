@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
-from ..store.pieces import in_pieces
+from ..store.tables import table_in_chunks
 from .content import column_digest
 from .images import open_image
 from .items import IMAGE_COLUMNS, ROW_COLUMN, items_there
@@ -97,7 +97,8 @@ def cache_pixels(
     def key(piece: Dataset) -> str:
         return Hasher.hash([[(column, column_digest(piece, column)) for column in columns], made])
 
-    pixels = in_pieces(rows, features, arguments, key, _loaded, "Decoding pictures, once", progress, accelerator)
+    how = ("Decoding pictures, once", progress, "pixels", accelerator)
+    pixels = table_in_chunks(rows, features, arguments, key, _loaded, *how)
     return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)
 
 

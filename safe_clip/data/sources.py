@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
-from ..store.caches import made_again
+from ..store.damaged import made_again
 from .confinement import confined
 from .content import cache_of, known_by_content
 from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part

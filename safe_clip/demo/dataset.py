@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSpl
 from datasets.fingerprint import Hasher
 
 from ..demo import vocabulary, world
-from ..store.caches import generated
+from ..store.tables import kept_table
 
 # split: (rows, art styles, whether the unsafe stand-ins are the held-out ones)
 SPLITS = {
@@ -52,7 +52,7 @@ def _drawn(split: str, generator: Callable[..., Iterator[dict]], features: Featu
     """A split, which `datasets` keeps until the world's files or the arguments change."""
     arguments = {"split": split, **arguments}
     key = Hasher.hash([arguments, features, _digest()])
-    return generated(generator, key, features=features, gen_kwargs=arguments, split=NamedSplit(split))
+    return kept_table(generator, key, "demo", features=features, gen_kwargs=arguments, split=NamedSplit(split))
 
 
 def load_demo() -> DatasetDict:

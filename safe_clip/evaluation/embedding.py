@@ -3,9 +3,8 @@
 import contextlib
 import inspect
 import json
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,10 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
 from ..data.beginnings import beginnings
@@ -31,13 +27,11 @@ from ..data.collator import content_id
 from ..data.content import column_digest
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..models.load import check_processor
-from ..store.caches import load_tensors, save_tensors
+from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import settings_of, weights_digest
 from .items import Items
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 256  # rows a file of the cache holds: what an interruption can cost
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -160,55 +154,29 @@ class Embedder:
     def _chunks(
         self, data: Any, collate: Callable, encode: Callable, key: tuple[Any, ...], desc: str
     ) -> dict[str, Tensor]:
-        starts = list(range(0, len(data), CHUNK))
-        if not self.cache_dir:
-            made = list(self._embed(data, starts, collate, encode, desc))
-            return {name: torch.cat([chunk[name] for _, chunk in made]) for name in made[0][1]}
-        folder = self.cache_dir / Hasher.hash([self.fingerprint, *key])
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = starts
-        if self.accelerator is not None:
-            mine = starts[self.accelerator.process_index :: self.accelerator.num_processes]
-        for start in mine:  # what could not be read may have been mended since
-            _file(folder, start, broken=True).unlink(missing_ok=True)
-        missing = [start for start in mine if not _is_whole(_file(folder, start), min(CHUNK, len(data) - start))]
-        for start, chunk in self._embed(data, missing, collate, encode, desc):
-            save_tensors(chunk, _file(folder, start, broken="readable" in chunk and not chunk["readable"].all()))
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
-        names = [_file(folder, start) for start in starts]
-        files = [
-            load_file(name if name.exists() else _file(folder, start, True))
-            for name, start in zip(names, starts, strict=True)
-        ]
-        return {name: torch.cat([file[name] for file in files]) for name in files[0]}
+        tensors, _ = in_chunks(
+            self.cache_dir and self.cache_dir / Hasher.hash([self.fingerprint, *key]),
+            len(data),
+            lambda batches: self._embed(data, batches, collate, encode),
+            f"{self.label}: {desc}",
+            CHUNK,
+            self.batch_size,
+            self.accelerator,
+            leave=False,
+            is_final=_is_readable,
+        )
+        return tensors
 
     @torch.inference_mode()
-    def _embed(self, data: Any, starts: list[int], collate: Callable, encode: Callable, desc: str):
-        """Yields each chunk's first row and its tensors."""
-        batches = [
-            list(range(first, min(first + self.batch_size, start + CHUNK, len(data))))
-            for start in starts
-            for first in range(start, min(start + CHUNK, len(data)), self.batch_size)
-        ]
-        if not batches:
-            return
+    def _embed(self, data: Any, batches: list[range], collate: Callable, encode: Callable) -> Iterator[Chunk]:
+        """Yields each batch's tensors."""
         workers = self.num_workers if isinstance(data, _Pictures) else 0
         loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
-        quiet = self.accelerator is not None and not self.accelerator.is_local_main_process
         training = self.model.training
         self.model.eval()
-        parts: dict[str, list[Tensor]] = {}
         try:
-            bar = tqdm(total=sum(map(len, batches)), desc=f"{self.label}: {desc}", unit="", leave=False, disable=quiet)
-            for rows, batch in zip(batches, loader, strict=True):
-                for name, tensor in self._encode(batch, encode).items():
-                    parts.setdefault(name, []).append(tensor)
-                bar.update(len(rows))
-                if rows[-1] + 1 in (len(data), rows[-1] // CHUNK * CHUNK + CHUNK):
-                    yield rows[-1] // CHUNK * CHUNK, {name: torch.cat(tensors) for name, tensors in parts.items()}
-                    parts = {}
-            bar.close()
+            for batch in loader:
+                yield self._encode(batch, encode), []
         finally:
             self.model.train(training)
 
@@ -299,24 +267,11 @@ def _collate_pictures(pictures: list[tuple[int, Tensor | None]]) -> dict[str, Te
     return {**batch, "pixel_values": torch.stack(good)} if good else batch
 
 
-def _is_whole(file: Path, rows: int) -> bool:
-    """Whether a chunk is there with so many rows; a damaged one is told of, and will be made again."""
-    if not file.exists():
-        return False
-    try:
-        if len(load_tensors(file)["embeds"]) == rows:
-            return True
-        reason = f"it has not {rows} rows"
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-    logger.warning("The cache %s cannot be read (%s): it is made again.", file, reason)
-    return False
+def _is_readable(chunk: Chunk) -> bool:
+    """Whether all pictures of a chunk could be read; what could not may have been mended since."""
+    return "readable" not in chunk[0] or bool(chunk[0]["readable"].all())
 
 
 def _source(function: Callable) -> str:
     """A function's name and the code of its module, which `Hasher` would leave out."""
     return f"{function.__qualname__} {inspect.getsource(inspect.getmodule(function))}"
-
-
-def _file(folder: Path, start: int, broken: bool = False) -> Path:
-    return folder / f"{start:09}{'-unreadable' if broken else ''}.safetensors"

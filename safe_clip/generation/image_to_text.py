@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from ..data.content import column_digest
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
 from ..metrics import load_metric
+from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import weights_digest
-from .arguments import DEMO, GenerationArguments
+from .arguments import DEMO, PIECE, GenerationArguments
 from .by_category import summarise_items
 from .judges import flags, judge
 from .objects import named_share
 from .prompts import Item, by_split_and_side
-from .store import Made, in_pieces
 from .swap import open_generator
 from .text_to_image import different_weight
 
@@ -155,7 +156,7 @@ def caption_all(
     fingerprints = [(each.name, each.fingerprint) for each in judges]
     key = Hasher.hash([written, settings, prompt, generation.max_new_tokens, pictures, fingerprints])
 
-    def make(numbers: range) -> Made:
+    def make(numbers: range) -> Chunk:
         chosen = [items[number] for number in numbers]
         captions = caption(
             model, processor, [item.picture.open() for item in chosen], prompt, generation.max_new_tokens
@@ -173,7 +174,10 @@ def caption_all(
             for item, text, scores in zip(chosen, captions, judge(judges, captions), strict=True)
         ]
 
-    made = in_pieces(folder / key, len(items), make, label, accelerator, generation.generation_batch_size)
+    sizes = PIECE, generation.generation_batch_size
+    made = in_chunks(
+        folder / key, len(items), partial(map, make), label, *sizes, accelerator=accelerator, main_only=True
+    )
     if made is None:
         return None
     records = made[1]

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,14 @@ from transformers import CLIPModel
 from ..data.audit.classifiers import Classifier
 from ..errors import UserError
 from ..evaluation.embedding import Embedder
+from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import weights_digest
-from .arguments import DEMO, GenerationArguments
+from .arguments import DEMO, PIECE, GenerationArguments
 from .distances import Inception
 from .grid import blurred
 from .judges import judge
 from .objects import ShownObjects
 from .prompts import Item
-from .store import Made, in_pieces
 from .swap import open_pipeline
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Critic:
             self.inception is not None,
         ]
 
-    def see(self, pictures: Sequence[Image.Image], references: Sequence[str | None]) -> Made:
+    def see(self, pictures: Sequence[Image.Image], references: Sequence[str | None]) -> Chunk:
         """Of N pictures, each with the safe caption that belongs to it, tensors and scores.
 
         Returns:
@@ -248,7 +248,7 @@ def paint_all(
     key = Hasher.hash([drawn, [shot.key for shot in shots], critic.fingerprint, original, show_unsafe])
     folder = folder / key
 
-    def make(numbers: range) -> Made:
+    def make(numbers: range) -> Chunk:
         chosen = [shots[number] for number in numbers]
         pictures = paint(pipeline, chosen, generation)
         tensors, scores = critic.see(pictures, [shot.item.reference for shot in chosen])
@@ -262,7 +262,8 @@ def paint_all(
             records.append(told | {"copy": shot.copy, "prompt": item.prompt, "picture": name, "scores": score})
         return tensors, records
 
-    made = in_pieces(folder, len(shots), make, label, accelerator, generation.generation_batch_size)
+    sizes = PIECE, generation.generation_batch_size
+    made = in_chunks(folder, len(shots), partial(map, make), label, *sizes, accelerator=accelerator, main_only=True)
     return None if made is None else Painted(shots, *made, folder)
 
 

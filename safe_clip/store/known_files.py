@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,21 @@ WRITTEN_TO = (
 WRITTEN_TO += ("*_results.json",)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a file to write in place of another, whose place it takes when all is written."""
     partial = path.with_name(f"{STAGE}{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(text.encode())
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode())
 
 
 def make_public_modes(files: Collection[Path] | Iterator[Path]) -> None:

@@ -19,7 +19,7 @@ from ..data.collator import QuadrupletCollator, model_inputs, place
 from ..data.rows import QuadrupletRows
 from ..models.reference import FrozenReference
 from ..store.fingerprints import settings_of
-from ..store.pieces import in_pieces
+from ..store.tables import table_in_chunks
 
 WHOLE_PIECE = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
 MODALITIES = ("text", "image")
@@ -151,8 +151,8 @@ def embed_on_disk(
     def key(piece: "_Piece") -> str:
         return Hasher.hash([known_by, embedder.sides, piece.numbers.start, piece.numbers.stop])
 
-    every, how = _Piece(rows, range(len(rows))), (DESC, progress, accelerator)
-    made = in_pieces(every, features, arguments, key, _embeddings, *how, whole=WHOLE_PIECE)
+    every, how = _Piece(rows, range(len(rows))), (DESC, progress, "reference_embeddings", accelerator)
+    made = table_in_chunks(every, features, arguments, key, _embeddings, *how, whole=WHOLE_PIECE)
     return ReferenceTable({name: _arrays(made, name) for name in embedder.names})
 
 

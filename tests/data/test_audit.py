@@ -29,7 +29,7 @@ from safe_clip.data.audit.duplicates import near_pictures
 from safe_clip.data.audit.reading import KINDS, PICTURE_FACTS, Items, _Pictures, same_wording
 from safe_clip.data.items import LABEL_COLUMNS
 from safe_clip.data.thumbnails import data_url
-from safe_clip.store import pieces
+from safe_clip.store import tables
 
 from ..helpers import FEATURES
 
@@ -216,7 +216,7 @@ def test_hidden_pictures_cannot_be_made_out():
 
 
 def test_scores_are_kept_and_interrupted_work_goes_on(wrong_rows, red_judge, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 5)
+    monkeypatch.setattr(tables, "CHUNK", 5)
     scored, score = [], PipelineClassifier.score
 
     def until(most: int):

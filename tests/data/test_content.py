@@ -15,8 +15,8 @@ from PIL import Image as PILImage
 from safe_clip import load_quadruplets
 from safe_clip.data.content import cache_of, column_digest
 from safe_clip.data.rows import QuadrupletRows
-from safe_clip.store.caches import generated
 from safe_clip.store.digests import WHOLE_FILE, file_digest
+from safe_clip.store.tables import kept_table
 
 from ..helpers import FEATURES, make_rows
 
@@ -166,30 +166,35 @@ def damaged(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["empty", "cut", "garbage"])
 @pytest.mark.parametrize("file", ["dataset_info.json", "*.arrow"])
-def test_a_damaged_cache_of_rows_is_made_again(file, how, cache, tmp_path, capsys):
+def test_a_damaged_cache_of_rows_is_made_again(file, how, cache, tmp_path, caplog):
     def make() -> Dataset:
-        return generated(lambda: ({"x": n} for n in range(3)), "key", 3, features=Features({"x": Value("int64")}))
+        return kept_table(
+            lambda: ({"x": n} for n in range(3)), "key", "test", 3, features=Features({"x": Value("int64")})
+        )
 
     assert make()["x"][:] == make()["x"][:] == [0, 1, 2]
-    assert capsys.readouterr().err.count("it is made again") == 0
+    assert caplog.text.count("it is made again") == 0
     (found,) = cache.rglob(file)
     damaged(found, how)
     assert make()["x"][:] == [0, 1, 2]
-    assert "cannot be read" in capsys.readouterr().err
+    assert "cannot be read" in caplog.text
 
     source = write(tmp_path / "rows.jsonl", captions("gun"))
     load_quadruplets(str(source), hold_out=False)
     (found,) = cache_of([source]).rglob(file)
     damaged(found, how)
     for said in (1, 0):
+        caplog.clear()
         assert load_quadruplets(str(source), hold_out=False)["train"]["unsafe_caption"][3] == "a gun 3"
-        assert capsys.readouterr().err.count("it is made again") == said
+        assert caplog.text.count("it is made again") == said
 
 
-def test_embeddings_with_zeros_in_them_are_made_again(cache, capsys):
+def test_embeddings_with_zeros_in_them_are_made_again(cache, caplog):
     def make() -> Dataset:
         made = ({"x": [float(n)] * 500} for n in range(1, 9))
-        return generated(lambda: made, "zeros", 8, features=Features({"x": datasets.Sequence(Value("float32"))}))
+        return kept_table(
+            lambda: made, "zeros", "test", 8, features=Features({"x": datasets.Sequence(Value("float32"))})
+        )
 
     assert make()[7]["x"][0] == 8
     (found,) = cache.rglob("*.arrow")
@@ -197,19 +202,20 @@ def test_embeddings_with_zeros_in_them_are_made_again(cache, capsys):
     place = content.rindex(bytes(np.float32([8.0] * 9)))
     found.write_bytes(content[:place] + bytes(36) + content[place + 36 :])
     assert datasets.Dataset.from_file(str(found))[7]["x"][-1] == 0  # which can be read
-    assert make()[7]["x"] == [8.0] * 500 and "has been changed): it is made again" in capsys.readouterr().err
-    assert make()[7]["x"] == [8.0] * 500 and not capsys.readouterr().err
+    assert make()[7]["x"] == [8.0] * 500 and "has been changed): it is made again" in caplog.text
+    caplog.clear()
+    assert make()[7]["x"] == [8.0] * 500 and not caplog.text
 
 
-def test_a_fault_of_the_data_is_no_damage(cache, tmp_path, capsys):
+def test_a_fault_of_the_data_is_no_damage(cache, tmp_path, caplog):
     def broken():
         yield {"x": 1}
         raise RuntimeError("not of the cache")
 
     for _ in range(2):
         with pytest.raises(datasets.exceptions.DatasetGenerationError):
-            generated(broken, "broken", features=Features({"x": Value("int64")}))
-    assert "made again" not in capsys.readouterr().err
+            kept_table(broken, "broken", "test", features=Features({"x": Value("int64")}))
+    assert "made again" not in caplog.text
 
 
 def test_pixels_and_embeddings_are_those_of_the_images_that_are_there(processor, cache, tmp_path):

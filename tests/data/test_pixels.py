@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil, CLIPProcesso
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.data import pixels
 from safe_clip.data.cells import open_archive
-from safe_clip.store import pieces
+from safe_clip.store import tables
 
 from ..helpers import FEATURES, make_rows
 
@@ -54,7 +54,7 @@ def test_each_picture_is_opened_once_whatever_comes_after(image_processor, photo
     opened = []
     open_image = pixels.open_image
     monkeypatch.setattr(pixels, "open_image", lambda *cell: opened.append(cell[1:]) or open_image(*cell))
-    monkeypatch.setattr(pieces, "PIECE", 5)
+    monkeypatch.setattr(tables, "CHUNK", 5)
     for _ in range(2):
         rows = QuadrupletRows(photos)
         rows.cache_pictures(image_processor, progress=False)
@@ -66,7 +66,7 @@ def test_each_picture_is_opened_once_whatever_comes_after(image_processor, photo
 
 
 def test_what_was_decoded_before_an_interruption_is_kept(image_processor, photos, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 4)
+    monkeypatch.setattr(tables, "CHUNK", 4)
     opened = []
     open_image = pixels.open_image
 

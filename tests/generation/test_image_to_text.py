@@ -7,7 +7,7 @@ import torch
 
 from safe_clip.data.arguments import DataArguments
 from safe_clip.demo.vocabulary import load_vocabulary
-from safe_clip.generation import image_to_text, safe_image_to_text, store
+from safe_clip.generation import image_to_text, safe_image_to_text
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.image_to_text import (
     Told,
@@ -71,7 +71,7 @@ def test_a_generator_is_asked_as_its_processor_says(llava, llava_dir):
 
 
 def test_interrupted_work_goes_on_at_the_first_missing_piece(llava, dataset_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "PIECE", 2)
+    monkeypatch.setattr(image_to_text, "PIECE", 2)
     model, processor = llava
     judge = FakeJudge("length", lambda text: min(1.0, len(text) / 20))
     items = load_pictured(DataArguments(dataset_dir), GenerationArguments(), max_samples=3)

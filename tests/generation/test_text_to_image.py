@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from safe_clip import UserError
 from safe_clip.evaluation.embedding import Embedder
-from safe_clip.generation import safe_text_to_image, store, text_to_image
+from safe_clip.generation import safe_text_to_image, text_to_image
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.distances import Inception, distances
 from safe_clip.generation.figures import clip_scores, diversity, figures
@@ -98,7 +98,7 @@ def test_another_encoder_draws_otherwise_from_the_same_noise(pipeline, processor
 
 
 def test_interrupted_work_goes_on_at_the_first_missing_piece(pipeline, critic, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "PIECE", 2)
+    monkeypatch.setattr(text_to_image, "PIECE", 2)
     shots, settings = shots_of(items(2), 2), GenerationArguments(generation_batch_size=2, **FEW)
     calls, real = [], text_to_image.paint
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.objectives import OBJECTIVES
 from safe_clip.objectives.base import STATE_NEEDS
-from safe_clip.store import pieces
+from safe_clip.store import tables
 from safe_clip.training.reference_cache import ReferenceTable
 
 from ..helpers import FEATURES, NO_DROPOUT, build_model, largest_difference, make_rows, weights
@@ -49,7 +49,7 @@ def test_losses_are_the_same_with_the_cache_and_without(objective, processor, ro
 
 
 def test_it_is_kept_for_later_runs_of_the_same_original_on_the_same_rows(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 10)
+    monkeypatch.setattr(tables, "CHUNK", 10)
     table = make_rows(24)
     rows = Dataset.from_dict(table, features=FEATURES)
 
@@ -90,7 +90,7 @@ def test_what_trained_weights_became_is_no_other_original(processor, rows, tmp_p
 
 
 def test_an_interruption_costs_one_piece(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 8)
+    monkeypatch.setattr(tables, "CHUNK", 8)
     table = make_rows(24)
     table["safe_caption"] = [f"{caption} a" for caption in table["safe_caption"]]
     rows = Dataset.from_dict(table, features=FEATURES)

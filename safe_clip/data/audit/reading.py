@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
-from ...store.pieces import in_pieces
+from ...store.tables import table_in_chunks
 from ..beginnings import token_counts
 from ..cells import content, short, stored
 from ..content import column_digest
@@ -143,9 +143,8 @@ def _read(
         return Hasher.hash([piece._fingerprint, held, column, made_with])  # a fault names its row
 
     features = CAPTION_FACTS if caption else PICTURE_FACTS
-    return Items(
-        split, column, rows, in_pieces(rows, features, arguments, key, _loaded, f"Reading {split}, {column}", progress)
-    )
+    how = (f"Reading {split}, {column}", progress, "audit")
+    return Items(split, column, rows, table_in_chunks(rows, features, arguments, key, _loaded, *how))
 
 
 def _loaded(facts: TorchDataset, workers: int) -> Iterator[dict]:

@@ -10,9 +10,10 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ...store.tables import table_in_chunks
 from ..rows import read_item
 from .classifiers import Classifier
-from .reading import Items, in_pieces
+from .reading import Items
 
 FEATURES = Features({"unsafe": Value("float32"), "nudity": Value("float32")})
 
@@ -39,7 +40,7 @@ def score_items(
     order = order[known[order] != 0]
     scores = np.full((len(known), 2), np.nan, dtype=np.float32)
     if len(order):
-        made = in_pieces(
+        made = table_in_chunks(
             _Chosen(columns, first[order], known[order]),
             FEATURES,
             lambda piece, _: {"items": piece, "classifier": classifier, "batch_size": batch_size, "workers": workers},
@@ -47,6 +48,7 @@ def score_items(
             _scores,
             f"Scoring with {classifier.name}",
             progress,
+            "audit",
         )
         scores[order] = np.stack([made.data.column(name).to_numpy() for name in FEATURES], axis=1)
     return np.split(scores[inverse], np.cumsum([len(each.digest) for each in columns])[:-1])

@@ -1,0 +1,122 @@
+"""Tables that `datasets` keeps and maps into memory, in chunks, so that an interruption costs one chunk."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+from datasets import Dataset, Features, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+from .chunks import share_out
+from .damaged import made_again
+from .digests import WHOLE_FILE, file_digest
+from .known_files import write_whole
+
+CHUNK = 1000  # rows that a file of the cache holds: what an interruption can cost
+MOST_CHUNKS = 500
+DIGESTS = "digests.json"  # of the files of a table
+KIND = "kind"  # among these, what sort of table it is
+
+
+def table_in_chunks(
+    rows: Any,
+    features: Features,
+    arguments: Callable[[Any, int], dict],
+    key: Callable[[Any], str],
+    generator: Callable[..., Iterator[dict]],
+    desc: str,
+    progress: bool,
+    kind: str,
+    accelerator: Accelerator | None = None,
+    whole: int = WHOLE_FILE,
+) -> Dataset:
+    """A row of results for each row, made in chunks of which each is kept, so that an interruption costs one.
+
+    Args:
+        rows: what has a length and `select`.
+        features: of the results.
+        arguments: of the generator, by a chunk and the number of its first row.
+        key: what a chunk's results are known again by.
+        generator: yields the results.
+        desc, progress: of the bar.
+        kind, whole: as of `kept_table`.
+        accelerator: knows the processes that share the chunks out among themselves; by default this one makes all.
+    """
+    size = max(CHUNK, -(-len(rows) // MOST_CHUNKS))
+    firsts = range(0, len(rows), size)
+    done: dict[int, Dataset] = {}
+
+    def chunk(first: int) -> Dataset:
+        some = rows.select(range(first, min(first + size, len(rows))))
+        known_by, given = key(some), arguments(some, first)
+        return kept_table(generator, known_by, kind, len(some), whole, features=features, gen_kwargs=given)
+
+    def work(share: Sequence[int]) -> None:
+        label = desc if len(share) == len(firsts) else f"{desc}: this process's share"
+        total = sum(min(size, len(rows) - first) for first in share)
+        with tqdm(total=total, desc=label, disable=not progress) as bar:
+            for first in share:
+                done[first] = done[first] if first in done else chunk(first)
+                bar.update(len(done[first]))
+
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one for every chunk
+    try:
+        share_out(firsts, work, accelerator)
+        if len(done) < len(firsts):
+            work(firsts)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
+    return concatenate_datasets([done[first] for first in firsts])
+
+
+def kept_table(
+    generator: Callable[..., Iterator[dict]],
+    fingerprint: str,
+    kind: str,
+    count: int | None = None,
+    whole: int = WHOLE_FILE,
+    **options: Any,
+) -> Dataset:
+    """`Dataset.from_generator`, whose cache is made again where it is damaged.
+
+    Args:
+        generator: yields rows.
+        fingerprint: which the rows are known again by.
+        kind: what `python -m safe_clip.store` lists them as.
+        count: how many there must be.
+        whole: bytes up to which all of a file is read to tell whether it is damaged, and samples beyond.
+        **options: as of `Dataset.from_generator`.
+    """
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "generator" / f"default-fingerprint={fingerprint}"
+
+    def make() -> Dataset:
+        _check_files(folder, whole)
+        rows = Dataset.from_generator(generator, fingerprint=fingerprint, **options)
+        if count is not None and len(rows) != count:
+            raise ValueError(f"it has {len(rows):,} rows and not {count:,}")
+        if not (folder / DIGESTS).exists():
+            known = {path.relative_to(folder).as_posix(): file_digest(path, whole) for path in folder.rglob("*.arrow")}
+            write_whole(folder / DIGESTS, json.dumps({KIND: kind} | known))
+        return rows
+
+    return made_again(make, folder)
+
+
+def _check_files(folder: Path, whole: int) -> None:
+    """Raises `ValueError` where a file of a cache is not as it was made, be it one that can be read."""
+    if (folder / DIGESTS).exists():
+        for name, digest in json.loads((folder / DIGESTS).read_text(encoding="utf-8")).items():
+            if name != KIND and file_digest(folder / name, whole) != digest:
+                raise ValueError(f"{name} has been changed")
