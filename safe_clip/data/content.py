@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -13,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
 from ..store.digests import WHOLE_FILE, file_digest
+from ..store.folders import folder_of
 from .cells import IN_ZIP, source_file
 
 # Files that a table is not made of: `datasets` keeps no more of them than where they are.
@@ -93,7 +93,7 @@ def cache_of(files: Sequence[Path]) -> Path | None:
         (str(path), path.stat().st_size if path.suffix.lower() in NOT_TABLES else _file_known_by(path))
         for path in files
     ]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "safe_clip" / Hasher.hash(known)
+    return folder_of("rows") / Hasher.hash(known)
 
 
 def known_by_content(splits: DatasetDict | Dataset) -> DatasetDict | Dataset:

@@ -10,6 +10,7 @@ from datasets import Dataset, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 
 from ..errors import UserError
+from ..store.folders import folder_of
 from .cells import short, storable
 from .fetching import FetchSettings, fetched, without_secrets
 from .items import ROW_COLUMN
@@ -122,7 +123,7 @@ def _fetched(addresses: list[str]) -> dict[str, tuple[str | None, str | None]]:
     if not addresses:
         return {}
     settings = replace(SETTINGS, tries=0) if datasets.config.HF_HUB_OFFLINE else SETTINGS
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "safe_clip" / "fetched"
+    folder = folder_of("fetched")
     found = fetched(list(dict.fromkeys(addresses)), folder, settings)
     return {
         address: (str(what), None) if isinstance(what, Path) else (None, what.replace(*ELSEWHERE))

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import xxhash
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from ..errors import UserError
 from ..outputs import MANIFEST, REPLACED, OutputFolder
+from ..store.folders import folder_of
 from .cells import file_path, short
 from .schema import PICTURES
 
@@ -315,7 +315,7 @@ def _beside(path: Path, data_alone: bool = False, others: Mapping[Path, Path] | 
     others = others or {}
     known = [path.resolve(), *sorted(files), *others.values()]
     key = xxhash.xxh3_64_hexdigest("\n".join(map(str, known)).encode(errors="surrogateescape"))
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "links" / key
+    root = folder_of("links") / key
     plain = re.sub(MISREAD, "_", path.name)
     for file in files:
         link = root / plain if file == path else root / plain / file.relative_to(path)

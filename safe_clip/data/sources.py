@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import xxhash
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
@@ -16,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
 from ..store.damaged import made_again
+from ..store.folders import folder_of
 from .confinement import confined
 from .content import cache_of, known_by_content
 from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part
@@ -93,7 +93,7 @@ def load_splits(
 
 def _mended(place: Place) -> Place:
     """The same rows without what is lost of shards that were cut off."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mended"
+    folder = folder_of("mended")
 
     def mended(file: str) -> str:
         path = Path(file)

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from ..errors import UserError
 from ..store.digests import file_digest
+from ..store.folders import folder_of
 from .column_names import modality
 from .damage import opened
 
@@ -32,7 +32,6 @@ INTEGER = re.compile(r"-?(?:0|[1-9]\d*)\Z")
 NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?\Z")
 TRUTHS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 TYPES = {"bool": pa.bool_(), "integer": pa.int64(), "number": pa.float64(), "text": pa.string()}
-WHOLE = Path("safe_clip", "tables")  # in the cache of `datasets`
 
 
 class _Unfit(Exception):
@@ -150,7 +149,7 @@ def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> lis
     """
     known = [(str(path.absolute()), file_digest(path, sys.maxsize)) for path in paths]
     key = xxhash.xxh3_64_hexdigest(repr([known, together]).encode(errors="surrogatepass"))
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / WHOLE / key
+    folder = folder_of("tables") / key
     made = [folder / f"{number:05}" / _plain(path) for number, path in enumerate(paths)]
     if all(path.is_file() for path in made):
         return made

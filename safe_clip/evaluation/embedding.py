@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Image
@@ -35,11 +34,6 @@ from .items import Items
 
 CHUNK = 256  # rows a file of the cache holds: what an interruption can cost
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def default_cache() -> Path:
-    """Where embeddings are kept: beside the caches of the Hugging Face libraries."""
-    return Path(datasets.config.HF_CACHE_HOME) / "safe_clip" / "embeddings"
 
 
 class Embedder:

@@ -14,8 +14,9 @@ from ..evaluation import TASKS
 from ..metrics.ranking import ExactIndex
 from ..models.load import load_clip, load_processor
 from ..models.merge import check_strength, merge
+from ..store.folders import folder_of
 from .data import EvaluationData
-from .embedding import Embedder, default_cache
+from .embedding import Embedder
 from .quadruplets import IndexFactory
 from .suite import ModelEmbeddings, describe, embed_everything, measure
 
@@ -69,7 +70,7 @@ class Subject:
             model.to(accelerator.device if accelerator else PartialState().device),
             processor,
             self.label,
-            cache_dir=cache_dir or default_cache(),
+            cache_dir=cache_dir or folder_of("embeddings"),
             accelerator=accelerator,
             **options,
         )

@@ -26,6 +26,7 @@ from ..generation import figures, image_to_text, text_to_image
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.merge import merge
 from ..names import public
+from ..store.folders import GENERATED
 from .arguments import DEMO, DEMO_ROWS, PIECE, GenerationArguments
 from .distances import Inception, need_torchmetrics
 from .drift import state_drift
@@ -41,7 +42,6 @@ from .text_to_image import Critic, Painted, paint_all, shots_of
 MODALITY = {"text_to_image": "image", "image_to_text": "text"}  # of what a task makes
 ROWS = {"baseline": "original", "model": "safe"}  # of a grid
 COLUMNS = {"unsafe": 6, "safe": 3}  # of a grid, of each side
-PIECES = "generated"  # the folder of finished pieces
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Of finished pieces."""
-        return Path(self.args.output_dir) / PIECES
+        return Path(self.args.output_dir) / GENERATED
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,7 +141,7 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     print(
         f"\n{results_table(results)}\n\nAll figures are in {folder}/{args.task}.json, some of what was made in ", end=""
     )
-    print(f"{folder}/{args.task}.png, all of it in {folder}/{PIECES}/.")
+    print(f"{folder}/{args.task}.png, all of it in {folder}/{GENERATED}/.")
 
 
 # ---- Pictures ----

@@ -15,12 +15,11 @@ from ..errors import UserError
 from .chunks import share_out
 from .damaged import made_again
 from .digests import WHOLE_FILE, file_digest
+from .folders import DIGESTS, KIND, folder_of
 from .known_files import write_whole
 
 CHUNK = 1000  # rows that a file of the cache holds: what an interruption can cost
 MOST_CHUNKS = 500
-DIGESTS = "digests.json"  # of the files of a table
-KIND = "kind"  # among these, what sort of table it is
 
 
 def table_in_chunks(
@@ -99,7 +98,7 @@ def kept_table(
         **options: as of `Dataset.from_generator`.
     """
 
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "generator" / f"default-fingerprint={fingerprint}"
+    folder = folder_of(kind) / f"default-fingerprint={fingerprint}"
 
     def make() -> Dataset:
         _check_files(folder, whole)
