@@ -169,7 +169,7 @@ def damaged(file: Path, how: str) -> None:
 def test_a_damaged_cache_of_rows_is_made_again(file, how, cache, tmp_path, caplog):
     def make() -> Dataset:
         return kept_table(
-            lambda: ({"x": n} for n in range(3)), "key", "test", 3, features=Features({"x": Value("int64")})
+            lambda: ({"x": n} for n in range(3)), "key", "audit", 3, features=Features({"x": Value("int64")})
         )
 
     assert make()["x"][:] == make()["x"][:] == [0, 1, 2]
@@ -193,7 +193,7 @@ def test_embeddings_with_zeros_in_them_are_made_again(cache, caplog):
     def make() -> Dataset:
         made = ({"x": [float(n)] * 500} for n in range(1, 9))
         return kept_table(
-            lambda: made, "zeros", "test", 8, features=Features({"x": datasets.Sequence(Value("float32"))})
+            lambda: made, "zeros", "audit", 8, features=Features({"x": datasets.Sequence(Value("float32"))})
         )
 
     assert make()[7]["x"][0] == 8
@@ -214,7 +214,7 @@ def test_a_fault_of_the_data_is_no_damage(cache, tmp_path, caplog):
 
     for _ in range(2):
         with pytest.raises(datasets.exceptions.DatasetGenerationError):
-            kept_table(broken, "broken", "test", features=Features({"x": Value("int64")}))
+            kept_table(broken, "broken", "audit", features=Features({"x": Value("int64")}))
     assert "made again" not in caplog.text
 
 
