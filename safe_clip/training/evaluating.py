@@ -101,9 +101,9 @@ class EvaluationMixin:
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """Adds the mean of every loss term to the metrics."""
-        self._term_sums["eval"].clear()
+        self.step.forget_terms("eval")
         with self.patches:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self._pop_term_means("eval")
+        means = self.step.pop_term_means("eval")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output

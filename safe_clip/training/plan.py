@@ -147,7 +147,7 @@ def check_trained(trainer: Any, moved: Moved | None) -> None:
         trainer: after its training.
         moved: from before it, where the weights can be known.
     """
-    trainer._pop_term_means("train")  # of the steps since the last log line
+    trainer.step.pop_term_means("train")  # of the steps since the last log line
     state, first = trainer.state, trainer.resumed_from
     if state.global_step == 0:
         raise UserError("training took no step, so this is the original model; give it more rows or steps.")
@@ -155,7 +155,7 @@ def check_trained(trainer: Any, moved: Moved | None) -> None:
     if not steps or state.global_step < state.max_steps:
         return  # had come to its end before, or was stopped
     redirecting = trainer.objective.redirecting
-    if redirecting and not first and not trainer.fed.intersection(redirecting):
+    if redirecting and not first and not trainer.step.fed.intersection(redirecting):
         raise trainer.objective.redirects_nothing()
     if moved is not None and not (steps == 1 and trainer.args.get_warmup_steps(state.max_steps)):
         moved.check(trainer.model, steps)

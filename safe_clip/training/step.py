@@ -1,22 +1,22 @@
 """The loss of a step: of one batch on one device, or of many chunks on many, as if they were one batch."""
 
 import contextlib
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ..data.collator import QuadrupletCollator, model_inputs, place
 from ..errors import UserError
-from ..objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds, state_feeds
+from ..objectives.base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, state_feeds
 from ..objectives.states import States, state_values
-from .resuming import step_of
+from .targets import Targets
 
 CACHED = "cached"  # in a chunk's inputs, what is known of its step already
 
@@ -29,104 +29,124 @@ class CachedGradient:
         loss: of the whole step.
         gradients: of the loss by the chunk's embeddings.
         rows: of the whole step, how many feed each term over states.
+        chunks: of the step.
         random_state: before its forward, so that the second one drops the same.
     """
 
     loss: Tensor
     gradients: QuadrupletEmbeds
     rows: dict[str, Tensor]
+    chunks: int
     random_state: tuple[Tensor, Tensor | None]
 
 
-class LossMixin:
-    """For a `Trainer` of a CLIP: the objective's loss over all quadruplets of a step.
+class ContrastiveStep:
+    """The objective's loss over all quadruplets of an optimizer step, for whatever trains a CLIP.
 
     Where processes share a step, the embeddings of all are gathered, each process computes the loss of its share of
     the rows and the gradient of that by all embeddings, and gets back the sum of the gradients by its own. Where a step
-    has several chunks (`--contrastive_batch_size`), they are embedded without keeping activations first, and again,
-    with the gradients that are then known, one by one (GradCache, Gao et al., 2021, arXiv 2101.06983). Either way the
-    gradient by the weights is that of the whole step in one batch on one device.
+    has several chunks, they are embedded without keeping activations first, and again, with the gradients that are then
+    known, one by one (GradCache, Gao et al., 2021, arXiv 2101.06983). Either way the gradient by the weights is that of
+    the whole step in one batch on one device.
+
+    Args:
+        objective: what is minimised.
+        targets: what its terms compare a batch with.
+        accelerator: for the device, the precision and the other processes.
+        not_finite: makes the error for what is not a finite number, such as `"gradient"`.
+
+    Attributes:
+        fed: terms that rows had part in, in training.
     """
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[Any, None]:
-        """The batches of an optimizer step."""
-        if self.args.contrastive_batch_size is None or num_batches == 1:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        # Pulled now: a loader draws as it starts, and after this the trainer brings back a checkpoint's random state.
-        batches = itertools.chain([next(epoch_iterator)], epoch_iterator)
-        return _Chunks(self._chunks(batches, num_batches), num_batches), None
+    def __init__(
+        self,
+        objective: Objective,
+        targets: Targets,
+        accelerator: Accelerator,
+        not_finite: Callable[[str], Exception] = lambda what: UserError(f"the {what} is not a finite number."),
+    ):
+        self.objective, self.targets, self.accelerator = objective, targets, accelerator
+        self.not_finite = not_finite
+        self.fed: set[str] = set()
+        self._losses = []  # since the last step
+        # Of each term, the sum over rows and their number.
+        self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
 
-    def _chunks(self, batches: Iterator, count: int) -> Iterator[dict[str, Any]]:
+    def chunks(
+        self, model: nn.Module, batches: Iterator, count: int, progress: float = 1.0, reader: "Reader | None" = None
+    ) -> "Chunks":
+        """The batches of a step that is one contrastive batch, each for `loss`, with what is known of the whole step.
+
+        Args:
+            model: in training, through whatever wraps it.
+            batches: of the collator, on the device.
+            count: how many of them make the step.
+            progress: share of training that is done.
+            reader: reads a chunk again; by default it is kept in memory.
+        """
+        return Chunks(self._chunks(model, batches, count, progress, reader or Reader()), count)
+
+    def _chunks(
+        self, model: nn.Module, batches: Iterator, count: int, progress: float, reader: "Reader"
+    ) -> Iterator[dict[str, Any]]:
         """Runs the first pass over the chunks of a step, then gives each with what was found out."""
-        model = self.model_wrapped
         model.train()
         kept, states, embeds, targets = [], [], [], []
         for _ in range(count):
-            inputs = self._prepare_inputs(next(batches))
-            states.append(_random_state(self.args.device))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                embeds.append(self._embed(model, inputs)[0])
+            inputs = next(batches)
+            states.append(_random_state(self.accelerator.device))
+            with torch.no_grad():
+                embeds.append(self.embed(model, inputs)[0])
             targets.append(self.targets.of(inputs, training=True))
-            kept.append(self._keep(inputs))
+            kept.append(reader.keep(inputs))
             del inputs
         whole = QuadrupletEmbeds(*map(torch.cat, zip(*embeds, strict=True)))
         sizes = [len(part.safe_text) for part in embeds]
-        loss, gradients, rows = self._contrast(
-            whole, {name: torch.cat([t[name] for t in targets]) for name in targets[0]}
-        )
+        joined = {name: torch.cat([each[name] for each in targets]) for name in targets[0]}
+        loss, gradients, rows = self._contrast(whole, joined, progress)
         parts = zip(*(column.split(sizes) for column in gradients), strict=True)
-        for inputs, state, part in zip(kept, states, parts, strict=True):
-            yield self._again(inputs) | {CACHED: CachedGradient(loss, QuadrupletEmbeds(*part), rows, state)}
+        for each, state, part in zip(kept, states, parts, strict=True):
+            cached = CachedGradient(loss, QuadrupletEmbeds(*part), rows, count, state)
+            yield reader.again(each) | {CACHED: cached}
 
-    def _keep(self, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """What a chunk is made of again with: the numbers of its rows where these read fast and always the same."""
-        rows = self.train_dataset
-        numbered = "row" in inputs and rows.augment is None and type(self.data_collator) is QuadrupletCollator
-        fast = numbered and (rows.shape is not None or "pixel_values" not in inputs)
-        return inputs["row"].cpu() if fast else send_to_device(inputs, "cpu")
+    def loss(self, model: nn.Module, inputs: dict[str, Any], progress: float = 1.0) -> tuple[Tensor, QuadrupletEmbeds]:
+        """The objective's loss of a batch, or of the whole step that it is a chunk of, and the batch's embeddings.
 
-    def _again(self, kept: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-        if isinstance(kept, dict):
-            return kept
-        return dict(self.data_collator([self.train_dataset[row] for row in kept.tolist()]))
+        Its terms are added to the means that `pop_term_means` gives, of training or evaluation as the model's mode is.
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
-        """The objective's loss of a batch, or of the whole step that it is a chunk of, whose terms are added to the
-        next log line.
+        Args:
+            model: through whatever wraps it.
+            inputs: of the collator, on the device, or one of `chunks`.
+            progress: share of training that is done.
 
         Raises:
             UserError: the loss is not finite.
         """
         cached: CachedGradient | None = inputs.pop(CACHED, None)
         reads = bool(self.objective.state_weights)
-        rows, times = None, 1  # in the whole step, and what its mean is made of the sum of its parts by
+        mode, processes = "train" if model.training else "eval", self.accelerator.num_processes
+        rows, times = None, 1  # in the whole step, and the scale from the sum over its parts to its mean
         if cached is not None:
-            with _replayed(cached.random_state, self.args.device):
-                embeds, states = self._embed(model, inputs, reads)
-            chunks = self.current_gradient_accumulation_steps
-            loss = self._loss_with(cached.loss, cached.gradients, embeds, chunks)
-            rows, times = cached.rows, chunks * self.accelerator.num_processes
-        elif model.training and self.accelerator.num_processes > 1:
+            with _replayed(cached.random_state, self.accelerator.device):
+                embeds, states = self.embed(model, inputs, reads)
+            loss = self._loss_with(cached.loss, cached.gradients, embeds, cached.chunks)
+            rows, times = cached.rows, cached.chunks * processes
+        elif model.training and processes > 1:
             targets = self.targets.of(inputs, training=True)
-            embeds, states = self._embed(model, inputs, reads)
-            loss, gradients, rows = self._contrast(embeds, targets)
-            loss, times = self._loss_with(loss, gradients, embeds), self.accelerator.num_processes
+            embeds, states = self.embed(model, inputs, reads)
+            loss, gradients, rows = self._contrast(embeds, targets, progress)
+            loss, times = self._loss_with(loss, gradients, embeds), processes
         else:
-            reference = self.targets(inputs, model.training, self._progress(model.training))
-            embeds, states = self._embed(model, inputs, reads)
+            reference = self.targets(inputs, model.training, progress)
+            embeds, states = self.embed(model, inputs, reads)
             loss, terms = self.objective(embeds, reference)
-            self._note(loss, terms, reference, "train" if model.training else "eval")
+            self._note(loss, terms, reference, mode)
         if reads:
-            loss = loss + self._state_loss(states, inputs, "train" if model.training else "eval", rows, times)
-        return (loss, embeds) if return_outputs else loss
+            loss = loss + self._state_loss(states, inputs, mode, rows, times)
+        return loss, embeds
 
-    def _embed(
+    def embed(
         self, model: nn.Module, inputs: dict[str, Tensor], states: bool = False
     ) -> tuple[QuadrupletEmbeds, States]:
         """The trained model's embeddings of a batch, and the states, where they are asked for: one forward for all that
@@ -156,7 +176,7 @@ class LossMixin:
         """
         weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
         original = self.targets.states(inputs, weights)
-        loss, terms = torch.zeros((), device=self.args.device), {}
+        loss, terms = torch.zeros((), device=self.accelerator.device), {}
         made = state_values(weights, states, original, makeup)
         for name, weight in weights.items():
             values = made.get(name, loss.new_zeros(0))
@@ -171,13 +191,8 @@ class LossMixin:
             self._check_losses()
         return loss
 
-    def _progress(self, training: bool) -> float:
-        """Share of training that is done. Evaluation is the same however far training is."""
-        begun = training and self.state.max_steps > 0
-        return min(1.0, self.state.global_step / self.state.max_steps) if begun else 1.0
-
     def _contrast(
-        self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor]
+        self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor], progress: float
     ) -> tuple[Tensor, QuadrupletEmbeds, dict[str, Tensor]]:
         """The loss over the rows of all processes, its gradients by this process's embeddings, and how many of the rows
         feed each term over states.
@@ -185,6 +200,7 @@ class LossMixin:
         Args:
             embeds: this process's, B x dimension each.
             targets: the original's embeddings of the same rows, and what the rows are made of.
+            progress: share of training that is done.
         """
         accelerator = self.accelerator
         leaves = [column.detach().float() for column in embeds]
@@ -192,7 +208,7 @@ class LossMixin:
             # The last batches of a stream may differ in size: rows without any item have no part in anything.
             leaves, targets = accelerator.gather(accelerator.pad_across_processes((leaves, targets)))
         leaves = QuadrupletEmbeds(*(column.requires_grad_() for column in leaves))
-        reference = self.targets.complete(targets, training=True, progress=self._progress(training=True))
+        reference = self.targets.complete(targets, training=True, progress=progress)
         loss, terms = torch.zeros((), device=leaves.safe_text.device), {}
         shares = self.objective.pieces(leaves, reference, accelerator.process_index, accelerator.num_processes)
         with torch.enable_grad():
@@ -221,7 +237,7 @@ class LossMixin:
         parts = [
             (gradient * column.float().nan_to_num()).sum() for gradient, column in zip(gradients, embeds, strict=True)
         ]
-        # The trainer divides by the number of chunks, and gradients become a mean over processes.
+        # A trainer divides by the number of chunks, and gradients become a mean over processes.
         carrier = torch.stack(parts).sum() * self.accelerator.num_processes * chunks
         return loss + carrier - carrier.detach()
 
@@ -244,27 +260,33 @@ class LossMixin:
                 value = terms.get(name, torch.zeros_like(rows))
                 self._term_sums[mode][name] += torch.stack([value * rows, rows / processes])
 
-    def _pop_term_means(self, mode: str) -> dict[str, float]:
-        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out."""
+    def pop_term_means(self, mode: str) -> dict[str, float]:
+        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out.
+
+        Args:
+            mode: `"train"` or `"eval"`.
+        """
         sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
-        self._term_sums[mode] = defaultdict(float)
+        self._term_sums[mode].clear()
         if mode == "train":
             self.fed |= {name for name, (_, rows) in sums.items() if rows}
         return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
 
+    def forget_terms(self, mode: str) -> None:
+        """Begins the means of terms anew."""
+        self._term_sums[mode].clear()
+
     # ---- What is not finite ----
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The gradient's length, for the log; raises if that is no number, before weights move that would be kept.
+    def check_gradient(self, grad_norm: Any) -> None:
+        """Raises `UserError` if the gradient's length is no number, before weights move that would be kept.
 
         Under float16 the gradient scaler skips such steps itself.
         """
-        grad_norm = super()._get_grad_norm(model, grad_norm)
         if grad_norm is not None and self._scaler() is None and not math.isfinite(grad_norm):
             self._check_losses()
             raise self.not_finite("gradient")
         self._losses = []
-        return grad_norm
 
     def _scaler(self) -> Any:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -277,23 +299,31 @@ class LossMixin:
                 bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
                 raise self.not_finite(f"loss ({bad})")
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Nothing: the trainer's estimate, for language models, goes through all weights at every step."""
-        return 0
 
-    def not_finite(self, what: str) -> UserError:
-        """The error for a loss or gradient that is infinite or not a number."""
-        saved = [folder for folder in self._checkpoints(self.run) if step_of(folder) <= self.state.global_step]
-        # DeepSpeed steps as it goes backward.
-        moved = "weights may have moved by it" if self.is_deepspeed_enabled else "no weight was moved by it"
-        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
-        return UserError(
-            f"the {what} is not a finite number after step {self.state.global_step}; {moved}. Start "
-            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
-        )
+class Reader:
+    """Keeps what a chunk is made of again: the numbers of its rows where these read fast and always the same.
+
+    Args:
+        rows, collator: what the chunks are read from; without them, their inputs are kept.
+    """
+
+    def __init__(self, rows: Any = None, collator: Any = None):
+        self.rows, self.collator = rows, collator
+
+    def keep(self, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """What `again` makes the chunk of."""
+        numbered = "row" in inputs and type(self.collator) is QuadrupletCollator and self.rows.augment is None
+        fast = numbered and (self.rows.shape is not None or "pixel_values" not in inputs)
+        return inputs["row"].cpu() if fast else send_to_device(inputs, "cpu")
+
+    def again(self, kept: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        """The chunk's inputs, on the CPU."""
+        if isinstance(kept, dict):
+            return kept
+        return dict(self.collator([self.rows[row] for row in kept.tolist()]))
 
 
-class _Chunks:
+class Chunks:
     """The batches of a step, as many as are said, made when they are asked for."""
 
     def __init__(self, batches: Iterator[dict[str, Any]], count: int):

@@ -1,7 +1,8 @@
 """Training a CLIP to be safe."""
 
 import contextlib
-from collections import defaultdict
+import itertools
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import (
@@ -30,23 +31,23 @@ from ..models.patches import casts_kept, training_patches
 from ..models.preparation import prepare_model, train_towers
 from ..models.reference import FrozenReference
 from ..objectives import build_objective
-from ..objectives.base import Makeup
+from ..objectives.base import Makeup, QuadrupletEmbeds
 from .arguments import SafeCLIPTrainingArguments
 from .construction import check_adapter, check_callback, check_given, with_adapter
 from .evaluating import EvaluationMixin, as_evaluated
 from .hub import PublishingMixin
 from .plan import Moved, check_plan, check_trained, warn_of_unfed
 from .reference_cache import Embedder, table_size
-from .resuming import ResumingMixin, step_at
+from .resuming import ResumingMixin, step_at, step_of
 from .sharding import ShardingMixin
 from .sides import check_sides
-from .step import LossMixin
+from .step import ContrastiveStep, Reader
 from .targets import Targets
 
 LENGTHS = 8  # of captions are multiples of this where each new one would have to be compiled
 
 
-class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin, ResumingMixin, Trainer):
+class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingMixin, Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
@@ -132,10 +133,6 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
             args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
         )
         self._may_write: set[Path] = set()  # folders that were looked at
-        self._losses = []  # since the last step
-        self.fed: set[str] = set()  # terms that rows had part in, in training
-        # Of each term, the sum over rows and their number.
-        self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self.term_rows = None  # how many quadruplets of the training data feed each term
         if present is not None:
             labelled = (np.zeros(1, dtype=bool),) * 2 if streamed else train_dataset.filing[2:]
@@ -172,6 +169,7 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         self._sides_checked = False
         self.resumed_from = 0  # the step at which the last training began
         self.targets = Targets(self.reference, self.objective, self.accelerator)
+        self.step = ContrastiveStep(self.objective, self.targets, self.accelerator, self.not_finite)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -219,7 +217,7 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         self.resumed_from = step_at(checkpoint) if checkpoint else 0
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
-        self.fed.clear()
+        self.step.fed.clear()
         moved = Moved(self.model) if Moved.knowable(self.model) and not self.is_sharded else None
         try:
             with contextlib.nullcontext() if self.is_sharded else casts_kept(self.model):
@@ -320,10 +318,49 @@ class SafeCLIPTrainer(EvaluationMixin, LossMixin, ShardingMixin, PublishingMixin
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SimilarLengths(batch, rows, self.processing_class.tokenizer, self.args.seed)
 
-    # ---- Logging and evaluation ----
+    # ---- The step ----
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[Any, None]:
+        """The batches of an optimizer step."""
+        if self.args.contrastive_batch_size is None or num_batches == 1:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Pulled now: a loader draws as it starts, and after this the trainer brings back a checkpoint's random state.
+        batches = map(self._prepare_inputs, itertools.chain([next(epoch_iterator)], epoch_iterator))
+        reader = Reader(self.train_dataset, self.data_collator)
+        return self.step.chunks(self.model_wrapped, batches, num_batches, self._progress(), reader), None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
+        """As `ContrastiveStep.loss`, which gives the loss alone by default."""
+        # Evaluation is the same however far training is.
+        loss, embeds = self.step.loss(model, inputs, self._progress() if model.training else 1.0)
+        return (loss, embeds) if return_outputs else loss
+
+    def _progress(self) -> float:
+        """Share of training that is done."""
+        return min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 1.0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.step.check_gradient(grad_norm)
+        return grad_norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing: the trainer's estimate, for language models, goes through all weights at every step."""
+        return 0
+
+    def not_finite(self, what: str) -> UserError:
+        """The error for a loss or gradient that is infinite or not a number."""
+        saved = [folder for folder in self._checkpoints(self.run) if step_of(folder) <= self.state.global_step]
+        # DeepSpeed steps as it goes backward.
+        moved = "weights may have moved by it" if self.is_deepspeed_enabled else "no weight was moved by it"
+        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
+        return UserError(
+            f"the {what} is not a finite number after step {self.state.global_step}; {moved}. Start "
+            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the mean of every loss term beside the total."""
-        if "loss" in logs:
-            logs = logs | self._pop_term_means("train")
-        super().log(logs, start_time)
+        super().log(logs | (self.step.pop_term_means("train") if "loss" in logs else {}), start_time)

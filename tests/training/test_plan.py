@@ -175,7 +175,7 @@ def test_data_that_redirect_nothing_are_refused(objective, columns, processor, r
 def test_one_modality_trains_under_the_default_objective(columns, processor, rows, tmp_path):
     trainer = make_trainer(processor, rows.select_columns(columns), tmp_path, objective="safe_ranking", max_steps=2)
     trainer.train()
-    assert trainer.fed.intersection(trainer.objective.redirecting)
+    assert trainer.step.fed.intersection(trainer.objective.redirecting)
 
 
 def test_rows_that_redirect_nothing_are_told_at_the_end_where_only_reading_tells(processor, rows, tmp_path):

@@ -106,7 +106,7 @@ def test_both_passes_drop_the_same(processor, rows, tmp_path):
     targets = [trainer.targets.of(batch, training=False) for batch in batches]
     torch.set_rng_state(states[0])
     trainer.model.train()
-    made = [trainer._embed(trainer.model, batch)[0] for batch in batches]
+    made = [trainer.step.embed(trainer.model, batch)[0] for batch in batches]
     whole = QuadrupletEmbeds(*map(torch.cat, zip(*made, strict=True)))
     joined = {name: torch.cat([each[name] for each in targets]) for name in targets[0]}
     reference = trainer.targets.complete(joined, training=False)

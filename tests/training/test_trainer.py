@@ -570,7 +570,7 @@ def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
             torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
             for model in (trainer.model, original)
         )
-        embeds, _ = trainer._embed(trainer.model.eval(), batch)
+        embeds, _ = trainer.step.embed(trainer.model.eval(), batch)
         terms = trainer.objective(embeds, trainer.targets(batch, training=False))[1]
     assert "redirection_text_cosine" not in terms and "redirection_image_cosine" in terms
     kept = (1 - (made * before).sum(dim=1)).mean()
