@@ -115,7 +115,7 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
-    lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout)
+    lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout, model)
     trainer = safe_clip.SafeCLIPTrainer(
         model,
         args,

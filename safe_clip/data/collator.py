@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import xxhash
 from torch import Tensor
-from transformers import CLIPProcessor
+from transformers import ProcessorMixin
 
 from .beginnings import beginnings
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
@@ -24,7 +24,7 @@ class QuadrupletCollator:
     attention is causal and its pooled token precedes the padding, so the embedding is the same.
 
     Args:
-        processor: the model's `CLIPProcessor`.
+        processor: the model's processor.
         max_length: tokens at which captions are cut, the end token kept.
         multiple: lengths are made multiples of this (or `max_length`), so that there are few of them.
 
@@ -35,7 +35,7 @@ class QuadrupletCollator:
         `pixel_values` (P x 3 x height x width) of the P pictures likewise. What there are none of is left out.
     """
 
-    processor: CLIPProcessor
+    processor: ProcessorMixin
     max_length: int
     multiple: int = 1
 
@@ -64,6 +64,7 @@ class QuadrupletCollator:
             padding_side="right",
             truncation=True,
             max_length=self.max_length,
+            return_attention_mask=True,
             return_tensors="pt",
         )
         longest = tokens["input_ids"].shape[1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from transformers import BaseImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.beginnings import beginnings
 from ..data.collator import content_id
@@ -27,6 +27,7 @@ from ..data.content import column_digest
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
 from ..errors import UserError
+from ..models.family import family_of
 from ..models.load import check_processor
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import settings_of, weights_digest
@@ -60,7 +61,7 @@ class Embedder:
     def __init__(
         self,
         model: nn.Module,
-        processor: CLIPProcessor,
+        processor: ProcessorMixin,
         label: str = "Embedding",
         batch_size: int = 128,
         precision: str = "auto",
@@ -79,12 +80,13 @@ class Embedder:
         self.model, self.processor, self.label = model, processor, label
         self.batch_size, self.precision, self.num_workers = batch_size, precision, num_workers
         self.cache_dir, self.accelerator = cache_dir, accelerator
-        self.max_length = model.config.text_config.max_position_embeddings
+        self.family = family_of(model)
+        self.max_length = self.family.max_length(model.config)
 
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return self.model.config.projection_dim
+        return self.family.dimension(self.model.config)
 
     @cached_property
     def weights(self) -> str:
@@ -113,7 +115,7 @@ class Embedder:
         texts = list(texts)
         data = Hasher.hash(texts)
 
-        collate = _TextCollator(self.processor.tokenizer, self.max_length)
+        collate = _TextCollator(self.processor.tokenizer, self.max_length, self.family.padding)
         chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
         return Items(chunks["embeds"], torch.tensor([content_id(text.encode()) for text in texts]))
 
@@ -205,11 +207,14 @@ class _TextCollator:
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    padding: bool | str
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
         texts = beginnings(texts, self.tokenizer, self.max_length)
         return dict(
-            self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+            self.tokenizer(
+                texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
         )
 
 

@@ -5,16 +5,17 @@ import warnings
 
 import torch
 from datasets import Dataset
-from transformers import CLIPModel, CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..errors import UserError
+from ..models.family import family_of
 from .embedding import Embedder
 from .quadruplets import embed_quadruplets, readable_rows
 
 
 def erase_unsafe_direction(
-    model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128
-) -> CLIPModel:
+    model: PreTrainedModel, processor: ProcessorMixin, rows: Dataset, batch_size: int = 128
+) -> PreTrainedModel:
     """A CLIP whose projections hold nothing that tells unsafe from safe items linearly, at the least change.
 
     LEACE (Belrose et al., NeurIPS 2023), fitted on the embeddings of each modality and folded into the model's two
@@ -39,7 +40,7 @@ def erase_unsafe_direction(
     items = embed_quadruplets(Embedder(model, processor, "Embedding", batch_size), rows)
     readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on")
     erased = copy.deepcopy(model)
-    for modality, projection in (("text", erased.text_projection), ("image", erased.visual_projection)):
+    for modality, tower in family_of(erased).towers.items():
         safe, unsafe = (
             each.embeds[each.there].double() for each in (items.of(side, modality) for side in ("safe", "unsafe"))
         )
@@ -47,5 +48,6 @@ def erase_unsafe_direction(
             continue  # nothing tells the two apart
         labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))]).long()
         eraser = LeaceFitter.fit(torch.cat([safe, unsafe]), labels).eraser
+        projection = tower.projection_of(erased)
         projection.weight.data = eraser.P.to(projection.weight) @ projection.weight.data
     return erased

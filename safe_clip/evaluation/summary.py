@@ -2,7 +2,7 @@
 
 import torch
 from datasets import Dataset
-from transformers import CLIPModel, CLIPProcessor, EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 
 from ..data.plain import plain_rows
 from .embedding import Embedder
@@ -13,12 +13,12 @@ from .retrieval import WAYS, counterparts, retrieval
 
 
 def evaluate_quadruplets(
-    model: CLIPModel, processor: CLIPProcessor, rows: Dataset, batch_size: int = 128, desc: str = "Embedding"
+    model: PreTrainedModel, processor: ProcessorMixin, rows: Dataset, batch_size: int = 128, desc: str = "Embedding"
 ) -> dict[str, float]:
     """Measures a model on quadruplets: the summary that training logs and compares.
 
     Args:
-        model: a `CLIPModel`, used in eval mode on the device where it is.
+        model: of a known family, such as a `CLIPModel`, used in eval mode on the device where it is.
         processor: its processor.
         rows: a data set with the columns of a quadruplet.
         batch_size: items at a time.

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import BaseImageProcessor, CLIPModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..models.family import family_of
 from ..objectives.states import States, relative_error
 from .prompts import Item
 
@@ -14,8 +15,8 @@ BATCH = 64
 
 @torch.inference_mode()
 def state_drift(
-    original: CLIPModel,
-    safe: CLIPModel,
+    original: PreTrainedModel,
+    safe: PreTrainedModel,
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     items: Sequence[Item],
     by_caption: bool,
@@ -43,10 +44,14 @@ def state_drift(
 
 
 def _states(
-    clip: CLIPModel, processor: PreTrainedTokenizerBase | BaseImageProcessor, items: Sequence[Item], by_caption: bool
+    clip: PreTrainedModel,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+    items: Sequence[Item],
+    by_caption: bool,
 ) -> States:
+    family = family_of(clip)
     if by_caption:
-        length = clip.config.text_config.max_position_embeddings
+        length = family.max_length(clip.config)
         tokens = processor(
             [item.prompt for item in items],
             padding="max_length",
@@ -54,8 +59,8 @@ def _states(
             truncation=True,
             return_tensors="pt",
         )
-        read = clip.text_model(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
-        return States(text=States.read_text(read))
+        read = family.text.of(clip)(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
+        return States(text=family.text.states(read))
     pixels = processor([item.picture.open() for item in items], return_tensors="pt")["pixel_values"]
-    read = clip.vision_model(pixel_values=pixels.to(clip.device), output_hidden_states=True)
-    return States(image=States.read_image(read))
+    read = family.image.of(clip)(pixel_values=pixels.to(clip.device), output_hidden_states=True)
+    return States(image=family.image.states(read))

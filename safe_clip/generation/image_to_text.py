@@ -16,8 +16,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoProcessor,
-    CLIPModel,
-    CLIPVisionModel,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -27,6 +25,7 @@ from ..data.content import column_digest
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
 from ..metrics import load_metric
+from ..models.family import family_of
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import weights_digest
 from .arguments import DEMO, PIECE, GenerationArguments
@@ -50,10 +49,11 @@ def open_captioner(name: str, dtype: torch.dtype, revision: str | None = None) -
     return open_generator(name, **options).eval()
 
 
-def warn_of_another_original(model: PreTrainedModel, original: CLIPModel, names: tuple[str, str]) -> None:
+def warn_of_another_original(model: PreTrainedModel, original: PreTrainedModel, names: tuple[str, str]) -> None:
     """Says so where a generator's vision tower is not a CLIP's, as of those that trained theirs along."""
     tower = getattr(getattr(model, "model", model), "vision_tower", None)
-    if isinstance(tower, CLIPVisionModel) and (name := different_weight(tower, original, "vision_model")):
+    known = family_of(original).image
+    if isinstance(tower, known.encoders) and (name := different_weight(tower, original, known)):
         logger.warning(
             "The vision tower of %s is not that of --baseline %s ('%s' differs): the figures of the original are those "
             "of the generator with its own tower.",

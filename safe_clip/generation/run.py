@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from .. import __version__
 from ..config import changed
@@ -75,13 +75,13 @@ class Task:
         return PRECISIONS[self.args.precision] or torch.float32
 
     @cached_property
-    def safe(self) -> str | CLIPModel:
+    def safe(self) -> str | PreTrainedModel:
         """The safe model: its name, or drawn back towards the original."""
         if self.args.strength == 1:
             return self.args.model
         return merge(self.original(), load_clip(self.args.model, self.args.model_revision), self.args.strength)
 
-    def original(self) -> CLIPModel:
+    def original(self) -> PreTrainedModel:
         """The baseline; where there is none, the model is the original."""
         return load_clip(*self.names[0])
 

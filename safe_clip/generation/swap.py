@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import (
     AutoModelForImageTextToText,
-    CLIPModel,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..errors import UserError, first_line, hub_trouble
+from ..models.family import MODEL_NAMES, MODELS, Tower, family_of
 from ..models.load import DEMO, _has_safetensors, load_clip, load_processor, public_name
 
 if TYPE_CHECKING:
@@ -32,20 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What two encoders have to agree on, by its name in their configurations.
-LAYER = ("hidden_size", "intermediate_size", "num_attention_heads", "hidden_act")
-TEXT = (*LAYER, "vocab_size", "max_position_embeddings")
-VISION = (*LAYER, "num_hidden_layers", "image_size", "patch_size")
-# The CLIP behind most models whose encoder has this width (and, of pictures, patch and picture size in pixels).
-TEXT_BASES = {
-    768: "openai/clip-vit-large-patch14",
-    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    1280: "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-}
-VISION_BASES = {
-    (1024, 14, 336): "openai/clip-vit-large-patch14-336",
-    (1024, 14, 224): "openai/clip-vit-large-patch14",
-}
 # Mean cosine: adapters leave embedding tables alone and full fine-tuning hardly moves them, while those of two CLIPs
 # have next to nothing in common.
 SAME_BASE = 0.9
@@ -53,7 +36,7 @@ SAME_BASE = 0.9
 
 def safe_text_to_image(
     pipeline: "str | PathLike | DiffusionPipeline",
-    model: str | PathLike | CLIPModel,
+    model: str | PathLike | PreTrainedModel,
     revision: str | None = None,
     pipeline_revision: str | None = None,
     **options: Any,
@@ -79,9 +62,9 @@ def safe_text_to_image(
     painter = open_pipeline(pipeline, **options | _pinned(pipeline_revision))
     what = f"the text encoder of {_label(pipeline)}"
     _check_painter(painter, clip, what, _label(pipeline))
-    if not isinstance(model, CLIPModel):
+    if not isinstance(model, MODELS):
         _check_tokenizer(painter, _label(pipeline), str(model), revision)
-    painter.register_modules(text_encoder=_remade(painter.text_encoder, "text_model", clip))
+    painter.register_modules(text_encoder=_remade(painter.text_encoder, family_of(clip).text, clip))
     others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(painter, name, None) is not None]
     if others:
         logger.warning("%s is safe now; %s reads prompts as before.", what, " and ".join(others))
@@ -89,33 +72,30 @@ def safe_text_to_image(
 
 
 def check_text_to_image(
-    pipeline: "DiffusionPipeline", model: str | PathLike | CLIPModel, revision: str | None = None
+    pipeline: "DiffusionPipeline", model: str | PathLike | PreTrainedModel, revision: str | None = None
 ) -> None:
     """Raises what `safe_text_to_image` would raise of a loaded pipeline, and changes nothing."""
     label = _label(pipeline)
     _check_painter(pipeline, _open_clip(model, revision), f"the text encoder of {label}", label)
-    if not isinstance(model, CLIPModel):
+    if not isinstance(model, MODELS):
         _check_tokenizer(pipeline, label, str(model), revision)
 
 
-def _check_painter(painter: "DiffusionPipeline", clip: CLIPModel, what: str, label: str) -> None:
+def _check_painter(painter: "DiffusionPipeline", clip: PreTrainedModel, what: str, label: str) -> None:
     encoder = getattr(painter, "text_encoder", None)
-    if not isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
-        raise UserError(
-            f"{what} is {_kind(encoder)}, not a CLIP's, which a safe CLIP could replace. Name a pipeline whose "
-            "`text_encoder` is a CLIPTextModel, such as one of Stable Diffusion."
-        )
+    tower = family_of(clip).text
+    _check_kind(what, encoder, clip, tower, "pipeline", "text_encoder")
     _check_place(what, encoder)
-    base = TEXT_BASES.get(encoder.config.hidden_size)
-    _check_shape(what, encoder.config, clip.config.text_config, TEXT, base)
-    _check_depth(what, encoder, clip, base)
+    base = tower.base(encoder.config)
+    _check_shape(what, encoder.config, tower.config_of(clip.config), tower.shape, base)
+    _check_depth(what, encoder, tower.config_of(clip.config), base)
     _check_projection(what, encoder, clip, base)
-    _check_base(what, _tables(_inner(encoder, "text_model")), _tables(clip.text_model), base)
+    _check_base(what, tower.tables(tower.of(encoder)), tower.tables(tower.of(clip)), base)
 
 
 def safe_image_to_text(
     generator: str | PathLike | PreTrainedModel,
-    model: str | PathLike | CLIPModel,
+    model: str | PathLike | PreTrainedModel,
     revision: str | None = None,
     generator_revision: str | None = None,
     **options: Any,
@@ -141,30 +121,26 @@ def safe_image_to_text(
     clip = _open_clip(model, revision)
     writer = open_generator(generator, **options | _pinned(generator_revision))
     _check_writer(writer, clip, f"the vision tower of {_label(generator)}")
-    owner = _inner(writer, "model")
-    owner.vision_tower = _remade(owner.vision_tower, "vision_model", clip)
+    owner = _owner(writer)
+    owner.vision_tower = _remade(owner.vision_tower, family_of(clip).image, clip)
     return writer
 
 
 def check_image_to_text(
-    generator: PreTrainedModel, model: str | PathLike | CLIPModel, revision: str | None = None
+    generator: PreTrainedModel, model: str | PathLike | PreTrainedModel, revision: str | None = None
 ) -> None:
     """Raises what `safe_image_to_text` would raise of a loaded generator, and changes nothing."""
     _check_writer(generator, _open_clip(model, revision), f"the vision tower of {_label(generator)}")
 
 
-def _check_writer(writer: PreTrainedModel, clip: CLIPModel, what: str) -> None:
-    tower = getattr(_inner(writer, "model"), "vision_tower", None)
-    if not isinstance(tower, CLIPVisionModel):
-        raise UserError(
-            f"{what} is {_kind(tower)}, not a CLIP's, which a safe CLIP could replace. Name a model whose "
-            "`vision_tower` is a CLIPVisionModel, such as llava-hf/llava-1.5-7b-hf."
-        )
-    _check_place(what, tower)
-    config = tower.config
-    base = VISION_BASES.get((config.hidden_size, config.patch_size, config.image_size))
-    _check_shape(what, config, clip.config.vision_config, VISION, base)
-    _check_base(what, _tables(_inner(tower, "vision_model")), _tables(clip.vision_model), base)
+def _check_writer(writer: PreTrainedModel, clip: PreTrainedModel, what: str) -> None:
+    encoder = getattr(_owner(writer), "vision_tower", None)
+    tower = family_of(clip).image
+    _check_kind(what, encoder, clip, tower, "model", "vision_tower")
+    _check_place(what, encoder)
+    base = tower.base(encoder.config)
+    _check_shape(what, encoder.config, tower.config_of(clip.config), tower.shape, base)
+    _check_base(what, tower.tables(tower.of(encoder)), tower.tables(tower.of(clip)), base)
 
 
 def _pinned(revision: str | None) -> dict[str, str]:
@@ -181,11 +157,13 @@ def open_generator(source: str | PathLike | PreTrainedModel, **options: Any) -> 
     return _open(source, "generator", _load_captioner, _load_generator, options)
 
 
-def _open_clip(model: str | PathLike | CLIPModel, revision: str | None) -> CLIPModel:
+def _open_clip(model: str | PathLike | PreTrainedModel, revision: str | None) -> PreTrainedModel:
     if isinstance(model, str | PathLike):
         return load_clip(str(model), revision)
-    if not isinstance(model, CLIPModel):
-        raise UserError(f"the safe model is {_kind(model)}, not a CLIPModel: of adapters, call `merge_and_unload()`.")
+    if not isinstance(model, MODELS):
+        raise UserError(
+            f"the safe model is {_kind(model)}, not a {MODEL_NAMES}: of adapters, call `merge_and_unload()`."
+        )
     return model
 
 
@@ -252,17 +230,18 @@ def _kind(module: Any) -> str:
     return "missing" if module is None else f"a {type(module).__name__}"
 
 
-def _inner(module: nn.Module, name: str) -> nn.Module:
-    """The part of this name, or the module itself: of an encoder it depends on its class and on transformers."""
-    return getattr(module, name, module)
+def _owner(writer: nn.Module) -> nn.Module:
+    """What holds a generator's vision tower."""
+    return getattr(writer, "model", writer)
 
 
-def _tables(encoder: nn.Module) -> list[Tensor]:
-    """The embeddings (N, D) that fine-tuning hardly moves: of text, its tokens'; of pictures, positions and class."""
-    embeddings = encoder.embeddings
-    if hasattr(embeddings, "token_embedding"):
-        return [embeddings.token_embedding.weight]
-    return [embeddings.position_embedding.weight, embeddings.class_embedding[None]]
+def _check_kind(what: str, encoder: Any, clip: PreTrainedModel, tower: Tower, owner: str, name: str) -> None:
+    if not isinstance(encoder, tower.encoders):
+        family = family_of(clip).name
+        raise UserError(
+            f"{what} is {_kind(encoder)}, not a {family}'s, which a safe {family} could replace. Name a {owner} whose "
+            f"`{name}` is a {tower.encoders[0].__name__}, such as {tower.example}."
+        )
 
 
 def _check_place(what: str, encoder: PreTrainedModel) -> None:
@@ -287,16 +266,17 @@ def _check_shape(
             raise UserError(f"{what} has {name} {wanted}, but the safe model {found}. {_cure(base)}")
 
 
-def _check_depth(what: str, encoder: PreTrainedModel, clip: CLIPModel, base: str | None) -> None:
-    wanted, found = encoder.config.num_hidden_layers, clip.config.text_config.num_hidden_layers
+def _check_depth(what: str, encoder: PreTrainedModel, ours: PreTrainedConfig, base: str | None) -> None:
+    wanted, found = encoder.config.num_hidden_layers, ours.num_hidden_layers
     if found < wanted:
         raise UserError(f"{what} has num_hidden_layers {wanted}, but the safe model only {found}. {_cure(base)}")
 
 
-def _check_projection(what: str, encoder: PreTrainedModel, clip: CLIPModel, base: str | None) -> None:
-    if not hasattr(encoder, "text_projection"):
+def _check_projection(what: str, encoder: PreTrainedModel, clip: PreTrainedModel, base: str | None) -> None:
+    family = family_of(clip)
+    if family.text.projection_of(encoder) is None:
         return
-    wanted, found = encoder.config.projection_dim, clip.config.projection_dim
+    wanted, found = encoder.config.projection_dim, family.dimension(clip.config)
     if wanted != found:
         raise UserError(f"{what} has projection_dim {wanted}, but the safe model {found}. {_cure(base)}")
 
@@ -325,14 +305,14 @@ def _check_base(what: str, theirs: list[Tensor], ours: list[Tensor], base: str |
         )
 
 
-def _remade(old: PreTrainedModel, part: str, clip: CLIPModel) -> PreTrainedModel:
-    """An encoder like the old one, with the weights of the safe CLIP's `part`, as many layers of them as it has."""
+def _remade(old: PreTrainedModel, tower: Tower, clip: PreTrainedModel) -> PreTrainedModel:
+    """An encoder like the old one, with the weights of the safe model's, as many layers of them as it has."""
     # Of a copy, as a module's configuration is its own to change.
     new = type(old)(copy.deepcopy(old.config))
-    weights = _cut(getattr(clip, part).state_dict(), old.config.num_hidden_layers)
-    _inner(new, part).load_state_dict(weights)
-    if hasattr(new, "text_projection"):
-        new.text_projection.load_state_dict(clip.text_projection.state_dict())
+    weights = _cut(tower.of(clip).state_dict(), old.config.num_hidden_layers)
+    tower.of(new).load_state_dict(weights)
+    if (projection := tower.projection_of(new)) is not None:
+        projection.load_state_dict(tower.projection_of(clip).state_dict())
     return new.to(old.device, old.dtype).eval()
 
 

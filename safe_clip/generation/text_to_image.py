@@ -15,11 +15,12 @@ from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..data.audit.classifiers import Classifier
 from ..errors import UserError
 from ..evaluation.embedding import Embedder
+from ..models.family import Tower, family_of
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import weights_digest
 from .arguments import DEMO, PIECE, GenerationArguments
@@ -43,20 +44,20 @@ def open_painter(name: str, dtype: torch.dtype, revision: str | None = None) -> 
     return open_pipeline(name, **options)
 
 
-def check_original(pipeline: "DiffusionPipeline", original: CLIPModel, names: tuple[str, str]) -> None:
+def check_original(pipeline: "DiffusionPipeline", original: PreTrainedModel, names: tuple[str, str]) -> None:
     """Raises `UserError` where a pipeline was not made with a CLIP's text encoder; `names` are those of both."""
     encoder = pipeline.text_encoder
-    if name := different_weight(encoder, original, "text_model"):
+    if name := different_weight(encoder, original, family_of(original).text):
         raise UserError(
             f"--baseline {names[1]} is not the CLIP that --generator {names[0]} reads its prompts with: '{name}' "
             "differs. Name the one that it was made with, such as openai/clip-vit-large-patch14 for Stable Diffusion 1."
         )
 
 
-def different_weight(encoder: nn.Module, clip: CLIPModel, part: str) -> str | None:
-    """The first weight of an encoder that is not that of a CLIP's `part`, as far as half precision can tell."""
-    own = getattr(clip, part).state_dict()
-    for name, weight in getattr(encoder, part, encoder).state_dict().items():
+def different_weight(encoder: nn.Module, clip: PreTrainedModel, tower: Tower) -> str | None:
+    """The first weight of an encoder that is not that of a model's, as far as half precision can tell."""
+    own = tower.of(clip).state_dict()
+    for name, weight in tower.of(encoder).state_dict().items():
         other = own.get(name)
         if other is None or other.shape != weight.shape:
             return name

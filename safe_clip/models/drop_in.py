@@ -5,17 +5,19 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import CLIPModel, CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from .load import state_true_dimension
+from .family import family_of
 
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 
 
-def save_drop_in(model: CLIPModel, processor: CLIPProcessor, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read.
+def save_drop_in(
+    model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Writes what `from_pretrained` of the model's class and of its processor's read.
 
     Args:
         model: as it is to be loaded; adapters are merged by now.
@@ -25,12 +27,12 @@ def save_drop_in(model: CLIPModel, processor: CLIPProcessor, folder: Path, dtype
     """
     if dtype not in (None, model.dtype):
         model = copy.deepcopy(model).to(dtype)
-    state_true_dimension(model)
+    family_of(model).state_dimension(model)
     model.save_pretrained(folder)
     save_processor(processor, folder)
 
 
-def save_processor(processor: CLIPProcessor, folder: Path) -> None:
+def save_processor(processor: ProcessorMixin, folder: Path) -> None:
     """Writes a processor as this transformers does, and beside it the files that transformers 4 and others look for."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,18 +17,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..config import OneLineParser
 from ..errors import UserError
 from ..outputs import OutputFolder
 from .drop_in import save_drop_in, save_processor
-from .load import check_processor, load_clip, load_processor, resolve_model, state_true_dimension
+from .family import family_of
+from .load import check_processor, load_clip, load_processor, resolve_model
 from .merge import check_strength, merge
 from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE, open_clip_config, to_open_clip
 
 
-def export_open_clip(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
+def export_open_clip(model: PreTrainedModel, processor: ProcessorMixin, output_dir: Path) -> None:
     """Writes `open_clip_config.json`, `open_clip_model.safetensors` and the processor, which `load_clip` reads too."""
     config = open_clip_config(model, processor)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ class _Both(nn.Module):
     inputs = ("input_ids", "attention_mask", "pixel_values")
     outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
-    def __init__(self, model: CLIPModel):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
@@ -81,7 +82,7 @@ DYNAMIC = {
 }
 
 
-def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) -> None:
+def export_onnx(model: PreTrainedModel, processor: ProcessorMixin, output_dir: Path) -> None:
     """Writes graphs of both encoders and of each alone, configuration and processor, as transformers.js reads them.
 
     Raises:
@@ -93,7 +94,7 @@ def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) ->
     except ImportError as error:
         raise UserError("ONNX export wants onnx and onnxscript: pip install 'safe-clip[onnx]'.") from error
     text = processor.tokenizer(["a dog", "a picture of a cat"], padding=True, return_tensors="pt")
-    size = model.config.vision_config.image_size
+    size = family_of(model).image_size(model.config)
     examples = {**text, "pixel_values": torch.zeros(3, 3, size, size)}
     (output_dir / "onnx").mkdir(parents=True, exist_ok=True)
     for file, kind in GRAPHS.items():
@@ -110,7 +111,7 @@ def export_onnx(model: CLIPModel, processor: CLIPProcessor, output_dir: Path) ->
                 external_data=False,
                 verbose=False,
             )
-    state_true_dimension(model)
+    family_of(model).state_dimension(model)
     model.config.save_pretrained(output_dir)
     save_processor(processor, output_dir)
 
@@ -144,6 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     output = OutputFolder(output_dir)
     output.check(args.overwrite_output_dir, [resolve_model(name) for name in (args.model, args.baseline) if name])
     model, processor = load_clip(args.model, args.revision), load_processor(args.model, args.revision)
+    if args.format not in (known := family_of(model).exports):
+        raise UserError(f"--format {args.format} has no models of this family; take {', '.join(known)}.")
     if args.strength is not None:
         model = merge(args.baseline, model, args.strength, args.baseline_revision)
     check_processor(model, processor)

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
@@ -16,9 +16,10 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..errors import UserError, first_line, hub_trouble
 from ..models import open_clip_format
 from ..names import public
+from .family import CLIP, FAMILIES, MODEL_NAMES, Family, family_named, family_of
 from .pixel_range import check_pixels
 from .soundness import check_config, check_embeddings
-from .tokens import CURE, fit_tokenizer
+from .tokens import CURE
 from .weights import Damaged, Misfit, broken_weights, find_file, fit, read, stored_tensors, weight_files
 
 DEMO = "demo"
@@ -37,8 +38,8 @@ def public_name(name: str | None) -> str:
     return public(name) if name else "a model of no stated name"
 
 
-def load_clip(name: str, revision: str | None = None, token: str | None = None) -> CLIPModel:
-    """Loads a `CLIPModel` in float32 from safetensors weights, of which each is the file's and none is left over.
+def load_clip(name: str, revision: str | None = None, token: str | None = None) -> PreTrainedModel:
+    """Loads a whole model, such as a `CLIPModel`, in float32 from safetensors weights, all of them and no others.
 
     Args:
         name: `"demo"` for the embedded base, a Hub id, or a folder; also one in open_clip's format.
@@ -68,8 +69,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         raise _unavailable(name, error, found=bool(settings or foreign)) from error
     if adapter:
         raise _adapter(name, path, adapter, whole=bool(settings and files))
-    if not foreign:
-        _check_settings(name, path, settings)
+    family = CLIP if foreign else _check_settings(name, path, settings)
     if not files:
         if others := sorted(Path(path).glob("*.safetensors")):
             raise UserError(f"--model {name}: its weights are expected in {SAFE_WEIGHTS_NAME}, not {others[0].name}.")
@@ -81,13 +81,14 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         if foreign:
             config = open_clip_format.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
         else:
-            config = CLIPConfig.from_pretrained(path, **where)
+            config = family.config.from_pretrained(path, **where)
         check_config(config)
         model = _assemble(config, files, open_clip_format if foreign else None)
     except Misfit as error:
         raise UserError(
-            f"--model {name}: its weights are not those of the CLIPModel that its configuration describes: {error}. "
-            "Download it anew, or save it anew with `model.save_pretrained(folder)` where it was made."
+            f"--model {name}: its weights are not those of the {family.model.__name__} that its configuration "
+            f"describes: {error}. Download it anew, or save it anew with `model.save_pretrained(folder)` where it was "
+            "made."
         ) from error
     except Damaged as error:
         raise UserError(f"--model {name} {error}") from error
@@ -98,14 +99,15 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     model.name_or_path = model.config._name_or_path = path
     if broken := broken_weights(model):
         raise UserError(f"--model {name}: {broken}. Whatever made it went wrong; take a checkpoint from before.")
-    state_true_dimension(model)
+    family.state_dimension(model)
     return model
 
 
-def _assemble(config: CLIPConfig, files: list[str], form: ModuleType | None) -> CLIPModel:
+def _assemble(config: PreTrainedConfig, files: list[str], form: ModuleType | None) -> PreTrainedModel:
     """A model from files, in their own names for weights or in those of another form; raises `Misfit`."""
+    kind = family_of(config).model
     with torch.device("meta"):
-        empty = CLIPModel(config)
+        empty = kind(config)
     expected = own = empty.state_dict()
     if form is not None:
         expected = form.to_open_clip(empty)
@@ -115,7 +117,7 @@ def _assemble(config: CLIPConfig, files: list[str], form: ModuleType | None) -> 
         weights = form.from_open_clip(weights, config)
     # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
     # what makes the arithmetic faster.
-    model, told = CLIPModel.from_pretrained(
+    model, told = kind.from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
     if wrong := {kind: names for kind, names in told.items() if names}:
@@ -135,8 +137,12 @@ def _settings(path: str, **where: str | None) -> dict:
     return PreTrainedConfig.get_config_dict(path, **where)[0]
 
 
-def _check_settings(name: str, path: str, settings: dict) -> None:
-    """Raises `UserError` unless a `config.json` is that of a whole CLIP, with weights as they are."""
+def _check_settings(name: str, path: str, settings: dict) -> Family:
+    """The family that a `config.json` names.
+
+    Raises:
+        UserError: it is not that of a whole model of a known family, with weights as they are.
+    """
     kind = settings.get("model_type")
     if not kind:
         parts = [file.parent.name for file in sorted(Path(path).glob(f"*/{CONFIG_NAME}"))]
@@ -145,19 +151,17 @@ def _check_settings(name: str, path: str, settings: dict) -> None:
             hint = "; it holds checkpoints of a training that did not end: go on with --resume_from_checkpoint last"
         raise _unavailable(name, OSError(f"it has no config.json that names a model_type{hint}"))
     _refuse_code(name, settings, CONFIG_NAME)
-    if kind != "clip":
-        what = f"'{kind}' model, not a CLIP"
-        what += ", but one encoder of it" if kind in ("clip_text_model", "clip_vision_model") else ""
-        raise UserError(
-            f"--model {name} is a {what}. "
-            "Name a checkpoint of the CLIPModel class, such as openai/clip-vit-base-patch32."
-        )
-    parts = (settings, *(settings.get(part) for part in ("text_config", "vision_config")))
+    try:
+        family = family_named(kind)
+    except UserError as error:
+        raise UserError(f"--model {name} {error}") from None
+    parts = (settings, *(settings.get(tower.part) for tower in family.towers.values()))
     if any(isinstance(part, dict) and part.get("quantization_config") for part in parts):
         raise UserError(
             f"--model {name} is quantised (quantization_config in its {CONFIG_NAME}), and rounded weights cannot be "
             "trained nor compared. Name the checkpoint that it was made of."
         )
+    return family
 
 
 def _find_adapter(path: str, **where: str | None) -> str | None:
@@ -194,7 +198,7 @@ def _refuse_code(name: str, settings: dict, file: str) -> None:
     if "auto_map" in settings:
         raise UserError(
             f"--model {name} wants code of its own to be run (auto_map in its {file}), which is refused: code from a "
-            "repository can do whatever you can. Name a plain checkpoint of the CLIPModel class."
+            f"repository can do whatever you can. Name a plain checkpoint of the {MODEL_NAMES} class."
         )
 
 
@@ -203,12 +207,13 @@ def _has_safetensors(path: str, **where: str | None) -> bool:
     return bool(weight_files(path, **where))
 
 
-def load_processor(name: str, revision: str | None = None, token: str | None = None) -> CLIPProcessor:
-    """Loads the `CLIPProcessor` (tokenizer and image processor) that belongs to a model."""
+def load_processor(name: str, revision: str | None = None, token: str | None = None) -> ProcessorMixin:
+    """Loads the processor (tokenizer and image processor) that belongs to a model, of a CLIP its `CLIPProcessor`."""
     path, where = resolve_model(name), {"revision": revision, "token": token}
+    kind = _family_at(path, **where).processor
     try:
-        processor = CLIPProcessor.from_pretrained(path, **where, trust_remote_code=False)
-        settings, _ = CLIPProcessor.get_processor_dict(path, **where)
+        processor = kind.from_pretrained(path, **where, trust_remote_code=False)
+        settings, _ = kind.get_processor_dict(path, **where)
     except Exception as error:
         if trouble := hub_trouble(error):
             raise UserError(f"--model {name}: {trouble}") from error
@@ -221,6 +226,14 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
     # A CLIP has no use for them, and each would be saved under the name that the repository gave it.
     processor.chat_template = processor.tokenizer.chat_template = None
     return processor
+
+
+def _family_at(path: str, **where: str | None) -> Family:
+    """The family of a model by its `config.json`; a CLIP's where that does not say, as of one in open_clip's format."""
+    try:
+        return FAMILIES.get(_settings(path, **where).get("model_type"), CLIP)
+    except Exception:  # what is wrong with it is said where the processor is opened
+        return CLIP
 
 
 def _unavailable(name: str, error: Exception, found: bool = False) -> UserError:
@@ -240,7 +253,7 @@ def _unavailable(name: str, error: Exception, found: bool = False) -> UserError:
     return UserError(f"--model {name} cannot be opened: {first_line(error)}")
 
 
-def check_processor(model: CLIPModel, processor: CLIPProcessor, embed: bool = True) -> None:
+def check_processor(model: PreTrainedModel, processor: ProcessorMixin, embed: bool = True) -> None:
     """Makes a processor fit a model, in what `fit_tokenizer` sets of its tokenizer.
 
     Raises:
@@ -254,23 +267,18 @@ def check_processor(model: CLIPModel, processor: CLIPProcessor, embed: bool = Tr
         raise UserError(f"{public_name(model.config._name_or_path)}: {error}") from error
 
 
-def _check_processor(model: CLIPModel, processor: CLIPProcessor) -> None:
+def _check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    family = family_of(model)
     if any(getattr(processor, part, None) is None for part in ("tokenizer", "image_processor")):
         raise UserError(
-            f"processing_class is a {type(processor).__name__}, not a CLIPProcessor: pass tokenizer and image "
-            "processor together, as load_processor() or CLIPProcessor(image_processor, tokenizer) gives them."
+            f"processing_class is a {type(processor).__name__}, not a {family.processor.__name__}: pass tokenizer "
+            f"and image processor together, as load_processor() or {family.processor.__name__}(image_processor, "
+            "tokenizer) gives them."
         )
     if getattr(processor.tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(f"the tokenizer is a {type(processor.tokenizer).__name__}, not a CLIPTokenizer. {CURE}.")
-    check_pixels(processor.image_processor, model.config.vision_config.image_size)
-    fit_tokenizer(processor.tokenizer, model.config.text_config)
-    model.text_model.eos_token_id = model.config.text_config.eos_token_id  # which a model keeps for itself
-
-
-def state_true_dimension(model: CLIPModel) -> None:
-    """Has a configuration say in all three places how long embeddings are.
-
-    Some say so at the top alone, and an encoder that is loaded on its own asks its own part.
-    """
-    config, dimension = model.config, model.text_projection.out_features
-    config.projection_dim = config.text_config.projection_dim = config.vision_config.projection_dim = dimension
+        raise UserError(
+            f"the tokenizer is a {type(processor.tokenizer).__name__}, not a {family.tokenizer.__name__}. {CURE}."
+        )
+    check_pixels(processor.image_processor, family.image_size(model.config))
+    family.fit_tokenizer(processor.tokenizer, family.text.config_of(model.config))
+    family.set_pooling(model)

@@ -3,7 +3,7 @@
 import copy
 
 from peft import PeftModel
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..errors import UserError
 from .load import load_clip
@@ -16,18 +16,18 @@ def check_strength(strength: float) -> None:
 
 
 def merge(
-    base: str | CLIPModel,
-    safe: str | CLIPModel,
+    base: str | PreTrainedModel,
+    safe: str | PreTrainedModel,
     strength: float = 1.0,
     base_revision: str | None = None,
     safe_revision: str | None = None,
-) -> CLIPModel:
+) -> PreTrainedModel:
     """A CLIP between the original and the safe one, weight by weight (WiSE-FT, Wortsman et al., CVPR 2022).
 
     Of a model that was fine-tuned with LoRA this is the adapter, scaled by `strength`.
 
     Args:
-        base: the original: `"demo"`, a Hub id, a folder or a `CLIPModel`; it is not changed.
+        base: the original: `"demo"`, a Hub id, a folder or a model; it is not changed.
         safe: what was made of it, likewise, or a `PeftModel` of one.
         strength: 0 for the original, 1 for the safe model, or anything in between.
         base_revision, safe_revision: branch, tag or commit of a model on the Hub.

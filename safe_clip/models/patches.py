@@ -1,10 +1,11 @@
-"""The same arithmetic at less cost: what a CLIP is told before it is trained.
+"""The same arithmetic at less cost: what a model is told before it is trained.
 
 What is here was kept because `benchmarks/step.py` says that it pays; docs/scaling.md has the figures.
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -15,10 +16,12 @@ from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import QuickGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils import ModelOutput
+
+from .family import Family, family_of
 
 STEEPNESS = 1.702
 
@@ -88,28 +91,34 @@ def accept_one_modality(model: PreTrainedModel) -> Patches:
     Args:
         model: of a known family, without what wraps it.
     """
-    return Patches((model, "forward", MethodType(_forward, model)))
+    return Patches((model, "forward", MethodType(_forward(family_of(model)), model)))
 
 
-def _forward(
-    self: CLIPModel,
-    input_ids: Tensor | None = None,
-    pixel_values: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    **kwargs,
-) -> CLIPOutput:
-    if pixel_values is None:
-        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        _keep_last(features)
-        return CLIPOutput(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
-    if input_ids is None:
-        features = self.get_image_features(pixel_values=pixel_values, **kwargs)
-        _keep_last(features)
-        return CLIPOutput(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
-    output = CLIPModel.forward(self, input_ids, pixel_values, attention_mask, **kwargs)
-    for part in (output.text_model_output, output.vision_model_output):
-        _keep_last(part)
-    return output
+@functools.cache
+def _forward(family: Family) -> Callable[..., ModelOutput]:
+    def forward(
+        self: PreTrainedModel,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        if pixel_values is None:
+            features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            _keep_last(features)
+            return family.output(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
+        if input_ids is None:
+            features = self.get_image_features(pixel_values=pixel_values, **kwargs)
+            _keep_last(features)
+            return family.output(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
+        output = family.model.forward(
+            self, input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs
+        )
+        for part in (output.text_model_output, output.vision_model_output):
+            _keep_last(part)
+        return output
+
+    return forward
 
 
 def _keep_last(output: BaseModelOutputWithPooling) -> None:
@@ -126,7 +135,7 @@ def training_patches(model: nn.Module, device: torch.device) -> Patches:
         device: where it is trained.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    changes: list[tuple[Any, str, Any]] = [(base, "forward", MethodType(_forward, base))]
+    changes: list[tuple[Any, str, Any]] = [(base, "forward", MethodType(_forward(family_of(base)), base))]
     # Where mixed precision is put around a model, there are these two.
     changes += [(model, "forward", Patches.MISSING)] if model is not base else []
     changes += [(model, "_original_forward", Patches.MISSING)]

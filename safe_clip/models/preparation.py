@@ -5,18 +5,15 @@ from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..errors import UserError
-from .load import state_true_dimension
+from .family import CLIP, MODEL_NAMES, family_of
 from .soundness import check_config
 from .weights import broken_weights
 
-# Of both encoders, as in the paper's script.
-TARGET_MODULES = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")
 
-
-def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, torch.dtype]:
+def prepare_model(model: PreTrainedModel | PeftModel) -> tuple[PreTrainedModel | PeftModel, torch.dtype]:
     """Checks a model that was made elsewhere, and takes it to float32, in which it is trained.
 
     Args:
@@ -31,14 +28,10 @@ def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, 
     if isinstance(model, nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
     clip = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(clip, CLIPModel):
-        raise UserError(
-            f"the model is a {type(clip).__name__}, not a CLIPModel (both encoders in one). "
-            "Pass a CLIPModel, a PeftModel of one, a folder or a Hub id."
-        )
+    family = family_of(clip)
     if clip is model and any(isinstance(module, BaseTunerLayer) for module in clip.modules()):
         raise UserError(
-            "the model is a CLIPModel with an adapter in its layers: pass the PeftModel of it, or what its "
+            f"the model is a {MODEL_NAMES} with an adapter in its layers: pass the PeftModel of it, or what its "
             "`merge_and_unload()` gives."
         )
     if clip is not model and len(model.active_adapters) != 1:
@@ -57,46 +50,58 @@ def prepare_model(model: CLIPModel | PeftModel) -> tuple[CLIPModel | PeftModel, 
     if broken := broken_weights(clip):
         raise UserError(f"the model's {broken}. Whatever made it went wrong; take one from before.")
     check_config(clip.config)
-    state_true_dimension(clip)
-    clip.text_model.eos_token_id = clip.config.text_config.eos_token_id  # what is saved says where captions are read
+    family.state_dimension(clip)
+    family.set_pooling(clip)  # what is saved says where captions are read
     types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
     return model.float(), types.pop() if len(types) == 1 else torch.float32
 
 
-def lora_config(r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0) -> LoraConfig:
+def lora_config(
+    r: int = 16, lora_alpha: float = 32, lora_dropout: float = 0.0, model: PreTrainedModel | None = None
+) -> LoraConfig:
     """LoRA on the modules of both encoders that the paper's script adapts (with rank 16, alpha 1, dropout 0.1).
 
     Args:
         r: rank.
         lora_alpha: the update is scaled by `lora_alpha / r`.
         lora_dropout: share of adapter inputs dropped in training.
+        model: whose modules are meant; a CLIP's by default.
     """
-    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(TARGET_MODULES))
+    family = CLIP if model is None else family_of(model)
+    return LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=list(family.lora_targets),
+        exclude_modules=list(family.lora_excluded) or None,
+    )
 
 
 def train_towers(model: nn.Module, text: bool, image: bool) -> None:
     """Holds the weights of a tower still that has nothing to be trained on.
 
     Args:
-        model: a `CLIPModel`, or a `PeftModel` of one.
+        model: a model of a known family, or a `PeftModel` of one.
         text, image: whether there are captions, and pictures.
     """
+    family = family_of(model)
+    held = [tower for tower, trained in ((family.text, text), (family.image, image)) if not trained]
     for name, parameter in model.named_parameters():
-        held = (not text and "text_" in name) or (not image and ("vision_model" in name or "visual_projection" in name))
-        if held:
+        if any(tower.holds(name) for tower in held):
             parameter.requires_grad_(False)
 
 
-def accept_sharding(model: CLIPModel) -> None:
+def accept_sharding(model: PreTrainedModel) -> None:
     """Makes a model one that FSDP2 and DeepSpeed can cut into shards.
 
     They take no weight that is a single number, so the logit scale, which is not trained, becomes a buffer of the same
     name; and accelerate asks for input embeddings, of which a CLIP has none that are its own.
     """
-    if "logit_scale" in model._parameters:
-        scale = model.logit_scale.detach()
-        del model.logit_scale
-        model.register_buffer("logit_scale", scale)
+    for name in family_of(model).scalars:
+        if name in model._parameters:
+            value = getattr(model, name).detach()
+            delattr(model, name)
+            model.register_buffer(name, value)
     model.get_input_embeddings = _no_embeddings
 
 

@@ -9,11 +9,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import CLIPConfig
-from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers import PreTrainedConfig
+from transformers.utils import ModelOutput
 
 from ..errors import UserError
 from ..store.fingerprints import weights_digest
+from .family import Family, family_of
 from .patches import accept_one_modality
 
 # Ways of drawing an adapter's first weights that leave the original's own weights alone.
@@ -55,7 +56,7 @@ class FrozenReference:
             self._copy = original.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, **inputs: Any) -> CLIPOutput:
+    def __call__(self, **inputs: Any) -> ModelOutput:
         """Embeds N captions and M pictures, or one of the two.
 
         Args:
@@ -116,25 +117,32 @@ class FrozenReference:
     @cached_property
     def weights(self) -> str:
         """A digest of the original's weights."""
-        model = self._copy if self._copy is not None else self._shared.get_base_model()
-        named = ((name.replace(".base_layer.", "."), weight) for name, weight in model.state_dict().items())
+        named = ((name.replace(".base_layer.", "."), weight) for name, weight in self._model.state_dict().items())
         return weights_digest((name, weight) for name, weight in named if "lora_" not in name)
 
     @property
-    def config(self) -> CLIPConfig:
+    def config(self) -> PreTrainedConfig:
         """The original's."""
-        return (self._copy if self._copy is not None else self._shared.get_base_model()).config
+        return self._model.config
+
+    @property
+    def family(self) -> Family:
+        """The original's."""
+        return family_of(self._model)
+
+    @property
+    def _model(self) -> nn.Module:
+        return self._copy if self._copy is not None else self._shared.get_base_model()
 
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return self.config.projection_dim
+        return self.family.dimension(self.config)
 
     @property
     def logit_scale(self) -> float:
         """The factor that the original learned to put before its cosines (OpenAI's CLIP: 100)."""
-        model = self._copy if self._copy is not None else self._shared.get_base_model()
-        return model.logit_scale.exp().item()
+        return self.family.factor(self._model)
 
 
 def _weights(layers: list[LoraLayer], factor: str) -> Iterator[nn.Parameter]:

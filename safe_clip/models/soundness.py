@@ -6,32 +6,31 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.activations import ACT2FN
 
 from ..errors import UserError
+from .family import family_of
 from .tokens import two_captions
 
 ALIKE = 1e-5  # 1 less the cosine of two embeddings of different inputs; of CLIPs, trained or not, it is over 1e-2
-COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-COUNTS_OF = {
-    "text_config": (*COUNTS, "vocab_size", "max_position_embeddings"),
-    "vision_config": (*COUNTS, "image_size", "patch_size", "num_channels"),
-}
 
 
-def check_config(config: CLIPConfig) -> None:
+def check_config(config: PreTrainedConfig) -> None:
     """Checks a configuration's values, and has the model answer in what this package reads, not in tuples.
 
     Raises:
         UserError: a value is none that a CLIP can have; the message names the first.
     """
+    family = family_of(config)
     config.return_dict = True
-    _require(isinstance(config.projection_dim, int) and config.projection_dim > 0, "projection_dim", config, "over 0")
-    for part, counts in COUNTS_OF.items():
-        values = getattr(config, part)
+    for name in family.counts:
+        value = getattr(config, name)
+        _require(isinstance(value, int) and value > 0, name, config, "over 0")
+    for tower in family.towers.values():
+        part, values = tower.part, tower.config_of(config)
         values.return_dict = True
-        for name in counts:
+        for name in tower.counts:
             value = getattr(values, name)
             _require(isinstance(value, int) and value > 0, name, values, "a whole number over 0", part)
         heads = values.num_attention_heads
@@ -40,8 +39,9 @@ def check_config(config: CLIPConfig) -> None:
         _require(values.hidden_act in ACT2FN, "hidden_act", values, "an activation of transformers", part)
         _require(0 <= values.attention_dropout < 1, "attention_dropout", values, "from 0 to below 1", part)
         _require(0 < values.layer_norm_eps < 1, "layer_norm_eps", values, "over 0 and below 1", part)
-    scale = config.logit_scale_init_value
-    _require(math.isfinite(scale) and abs(scale) <= 10, "logit_scale_init_value", config, "a logarithm, 4.6 at most")
+    for name in family.log_settings:
+        value = getattr(config, name)
+        _require(math.isfinite(value) and abs(value) <= 10, name, config, "a logarithm, 4.6 at most")
 
 
 def _require(holds: bool, name: str, values: object, allowed: str, part: str = "") -> None:
@@ -51,7 +51,7 @@ def _require(holds: bool, name: str, values: object, allowed: str, part: str = "
 
 
 @torch.no_grad()
-def check_embeddings(model: CLIPModel, processor: CLIPProcessor) -> None:
+def check_embeddings(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     """Embeds two captions and two images that differ. Nothing is drawn from torch's generators.
 
     Raises:

@@ -11,11 +11,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from ..errors import UserError
+from .family import family_of
 
 # What compiling and distributing put around a module, as parts of the names of its weights.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -182,7 +183,7 @@ def read(stored: Mapping[str, Stored], names: Mapping[str, str], expected: Mappi
     return tensors
 
 
-def broken_weights(model: CLIPModel) -> str | None:
+def broken_weights(model: PreTrainedModel) -> str | None:
     """What is wrong with the values of a CLIP's weights, if anything."""
     named = dict(model.named_parameters())
     if names := [name for name, weight in named.items() if not torch.isfinite(weight).all()]:
@@ -191,9 +192,10 @@ def broken_weights(model: CLIPModel) -> str | None:
         name for name, weight in named.items() if weight.dim() > 1 and "lora_" not in name and not weight.any()
     ]:
         return f"tensors hold nothing but zeros ({len(names)}): {_some(names)}"
-    scale = model.logit_scale.item()
+    name = family_of(model).scale
+    scale = getattr(model, name).item()
     if not -LARGEST_SCALE <= scale <= LARGEST_SCALE:
-        return f"logit_scale is {scale:g}, the logarithm of a factor, which is 4.6 at most for other CLIPs"
+        return f"{name} is {scale:g}, the logarithm of a factor, which is 4.6 at most for other CLIPs"
     return None
 
 

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPOutput
 
 from .base import Makeup, state_feeds
 
@@ -25,22 +23,6 @@ class States(NamedTuple):
 
     text: tuple[Tensor, ...] | None = None
     image: tuple[Tensor, ...] | None = None
-
-    @classmethod
-    def of(cls, output: CLIPOutput) -> "States":
-        """Those of a `CLIPOutput` that was made with `output_hidden_states`."""
-        text, image = output.text_model_output, output.vision_model_output
-        return cls(None if text is None else cls.read_text(text), None if image is None else cls.read_image(image))
-
-    @staticmethod
-    def read_text(output: BaseModelOutputWithPooling) -> tuple[Tensor, ...]:
-        """What is read of a text encoder: N x length x width each."""
-        return output.hidden_states[-2], output.last_hidden_state
-
-    @staticmethod
-    def read_image(output: BaseModelOutputWithPooling) -> tuple[Tensor, ...]:
-        """What is read of a vision tower."""
-        return (output.hidden_states[-2],)
 
 
 def relative_error(states: Tensor, original: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import xxhash
 from safetensors import safe_open
 from torch import Tensor
-from transformers import CLIPConfig, CLIPProcessor
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from .. import __version__
 
@@ -31,7 +31,7 @@ def _add(digest: xxhash.xxh3_128, name: str, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
-def settings_of(config: CLIPConfig, processor: CLIPProcessor) -> list[Any]:
+def settings_of(config: PreTrainedConfig, processor: ProcessorMixin) -> list[Any]:
     """All that tells one way of embedding from another, besides weights, device and precision."""
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     # Set by every call, and no matter for the embeddings.

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import CLIPModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..config import suggest
 from ..errors import UserError, first_line
+from ..models.family import PROCESSOR_NAMES
 from ..models.preparation import lora_config
 
 FUNCTIONS = ("compute_metrics", "data_collator", "preprocess_logits_for_metrics")
 PLACES = {
-    "model_init": "pass the model as `model`, its CLIPProcessor as processing_class",
-    "tokenizer": "pass the model as `model`, its CLIPProcessor as processing_class",
-    "image_processor": "pass the model as `model`, its CLIPProcessor as processing_class",
+    "model_init": f"pass the model as `model`, its {PROCESSOR_NAMES} as processing_class",
+    "tokenizer": f"pass the model as `model`, its {PROCESSOR_NAMES} as processing_class",
+    "image_processor": f"pass the model as `model`, its {PROCESSOR_NAMES} as processing_class",
     "compute_loss_func": "the loss is the objective's, which objective, loss_weights and objective_options set",
 }
 
@@ -79,7 +80,7 @@ def check_adapter(peft_config: Any) -> None:
         raise UserError(f"peft_config has the task_type {task}, which is not what a CLIP does; leave it out.")
 
 
-def with_adapter(model: CLIPModel, peft_config: PeftConfig | str) -> PeftModel:
+def with_adapter(model: PreTrainedModel, peft_config: PeftConfig | str) -> PeftModel:
     """A model with a new adapter in its layers.
 
     Raises:
@@ -88,6 +89,6 @@ def with_adapter(model: CLIPModel, peft_config: PeftConfig | str) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls into transformers
-            return get_peft_model(model, lora_config() if peft_config == "default" else peft_config)
+            return get_peft_model(model, lora_config(model=model) if peft_config == "default" else peft_config)
     except Exception as error:  # each kind of adapter has errors of its own
         raise UserError(f"peft_config does not fit the model: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 from transformers.utils.hub import PushInProgress
@@ -21,6 +21,7 @@ from transformers.utils.hub import PushInProgress
 from ..card_text import forget_facts
 from ..errors import UserError, first_line
 from ..models.drop_in import save_drop_in
+from ..models.family import family_of
 from ..models.load import public_name
 from ..names import public
 from ..outputs import OutputFolder
@@ -46,7 +47,7 @@ class PublishingMixin:
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the drop-in: a plain `CLIPModel`, adapters merged, with its tokenizer and image processor.
+        """Saves the drop-in: a plain `CLIPModel` or the like, adapters merged, with its tokenizer and image processor.
 
         An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original. Nothing is
         uploaded: that is `push_to_hub()`'s.
@@ -80,7 +81,7 @@ class PublishingMixin:
         same = self.hub.weights is not None and self.hub.weights == output.manifest["weights"]
         output.write(CARD, self.hub.card if same else forget_facts(self.hub.card), editable=True)
 
-    def _whole_model(self) -> CLIPModel | PeftModel | None:
+    def _whole_model(self) -> PreTrainedModel | PeftModel | None:
         """The model as one process has it, on those that save; shards are gathered, for which all have to call this."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if not any(isinstance(weight, DTensor) for weight in model.parameters()):
@@ -89,13 +90,13 @@ class PublishingMixin:
         if not self.is_world_process_zero():
             return None
         with torch.random.fork_rng(devices=[]):
-            whole = CLIPModel(copy.deepcopy(model.config))
+            whole = family_of(model).model(copy.deepcopy(model.config))
             if isinstance(model, PeftModel):
                 whole = PeftModel(whole, copy.deepcopy(model.active_peft_config), model.active_adapter)
         whole.load_state_dict(weights, assign=True)
         return whole.eval()
 
-    def _save_drop_in(self, model: CLIPModel | PeftModel, folder: Path) -> None:
+    def _save_drop_in(self, model: PreTrainedModel | PeftModel, folder: Path) -> None:
         if isinstance(model, PeftModel):
             _save_adapter(model, folder / ADAPTER_DIR)
             # A merged copy, since merging and unmerging would leave rounding errors in the original.

@@ -160,7 +160,7 @@ class ContrastiveStep:
             for embeds in (output.text_embeds, output.image_embeds)
         )
         embeds = QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
-        return embeds, States.of(output) if states else States()
+        return embeds, self.targets.embed.reference.family.states(output) if states else States()
 
     def _state_loss(
         self, states: States, inputs: dict[str, Tensor], mode: str, rows: dict[str, Tensor] | None, times: int

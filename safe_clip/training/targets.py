@@ -137,7 +137,7 @@ class Targets:
         if not items:
             return States()
         with self.accelerator.autocast():
-            return States.of(self.embed.reference(**items, output_hidden_states=True))
+            return self.embed.reference.family.states(self.embed.reference(**items, output_hidden_states=True))
 
     def complete(self, values: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
         """The targets of rows, of one batch or of several, out of what `of` gives for them; anchors are drawn here.

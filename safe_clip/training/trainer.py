@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import CLIPModel, CLIPProcessor, EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import (
     TrainOutput,
 )
@@ -26,6 +26,7 @@ from ..data.rows import QuadrupletRows
 from ..data.sampling import SimilarLengths
 from ..data.streams import QuadrupletStream, StreamLoader
 from ..errors import UserError
+from ..models.family import PROCESSOR_NAMES, family_of
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.patches import casts_kept, training_patches
 from ..models.preparation import prepare_model, train_towers
@@ -81,11 +82,11 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
 
     def __init__(
         self,
-        model: str | PathLike | CLIPModel | PeftModel | None = None,
+        model: str | PathLike | PreTrainedModel | PeftModel | None = None,
         args: SafeCLIPTrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: CLIPProcessor | None = None,
+        processing_class: ProcessorMixin | None = None,
         peft_config: PeftConfig | Literal["default"] | None = "default",
         **kwargs,
     ):
@@ -103,15 +104,19 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         model, self.stored_dtype = prepare_model(model)
         name = model.config._name_or_path
         if processing_class is None and not name:
-            raise UserError("the model does not say where it came from; pass its CLIPProcessor as processing_class.")
+            raise UserError(
+                f"the model does not say where it came from; pass its {PROCESSOR_NAMES} as processing_class."
+            )
         processing_class = processing_class or load_processor(name)
         check_processor(model, processing_class)
-        max_length = model.config.text_config.max_position_embeddings
+        family = family_of(model)
+        max_length = family.max_length(model.config)
         if train_dataset is not None and args.random_crop is not None:
             train_dataset.augment = RandomCrop(args.random_crop)
 
         # The objective fixes the scale; left trainable it would get no gradient, which DDP refuses.
-        model.logit_scale.requires_grad_(False)
+        for scalar in family.scalars:
+            getattr(model, scalar).requires_grad_(False)
         if peft_config is not None and not isinstance(model, PeftModel):
             set_seed(args.seed)  # adapters draw their weights
             model = with_adapter(model, peft_config)
@@ -149,7 +154,7 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
             check_captions(tables, processing_class.tokenizer, max_length)
 
         multiple = LENGTHS if args.torch_compile else 1
-        if any("_text_" in name for name in self.objective.state_weights):
+        if family.padding == "max_length" or any("_text_" in name for name in self.objective.state_weights):
             multiple = max_length  # diffusion models read the states of all the padding
         super().__init__(
             model,
@@ -251,7 +256,7 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         if self.args.sides_are_right or self.train_dataset is None or self._sides_checked:
             return
         self._move_model_to_device(self.model, self.args.device)
-        collator = QuadrupletCollator(self.processing_class, self.model.config.text_config.max_position_embeddings)
+        collator = QuadrupletCollator(self.processing_class, self.reference.family.max_length(self.model.config))
         embed = Embedder(self.reference, self.accelerator)
         progress = self.args.process_index == 0 and not self.args.disable_tqdm
         with self.patches:

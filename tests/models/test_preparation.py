@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
-from safe_clip.models.preparation import TARGET_MODULES, lora_config, prepare_model
+from safe_clip.models.family import CLIP
+from safe_clip.models.preparation import lora_config, prepare_model
 
 from ..helpers import build_model
 
@@ -22,7 +23,7 @@ def test_lora_adapts_both_encoders(model):
         for name, p in adapted.named_parameters()
         if p.requires_grad
     }
-    assert {name.rsplit(".", 1)[-1] for name in names} == set(TARGET_MODULES)
+    assert {name.rsplit(".", 1)[-1] for name in names} == set(CLIP.lora_targets)
     assert sum(name.startswith("text_model") for name in names) == 2 * 5
     assert sum(name.startswith("vision_model") for name in names) == 2 * 5 + 1
     assert not adapted.base_model.model.logit_scale.requires_grad

@@ -14,6 +14,7 @@ from safe_clip import (
     lora_config,
 )
 from safe_clip.config import parse_arguments
+from safe_clip.models.family import CLIP
 from safe_clip.models.patches import accept_one_modality
 from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.base import STATE_NEEDS, Makeup
@@ -120,9 +121,9 @@ def test_states_are_those_that_generators_read(model, processor, rows):
     model.eval()
     wanted = {"output_hidden_states": True}
     with accept_one_modality(model):
-        made = States.of(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
-        captions = States.of(model(input_ids=tokens["input_ids"], **wanted))
-        images = States.of(model(pixel_values=pixels, **wanted))
+        made = CLIP.states(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
+        captions = CLIP.states(model(input_ids=tokens["input_ids"], **wanted))
+        images = CLIP.states(model(pixel_values=pixels, **wanted))
     text = model.text_model(input_ids=tokens["input_ids"], **wanted)
     image = model.vision_model(pixel_values=pixels, **wanted)
     assert len(text.hidden_states) == model.config.text_config.num_hidden_layers + 1
@@ -142,9 +143,9 @@ def test_the_reference_gives_the_originals_states_through_adapters(model, proces
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     tokens = processor.tokenizer(["a dog"], return_tensors="pt")["input_ids"]
-    before = States.of(FrozenReference(trained)(input_ids=tokens, output_hidden_states=True))
+    before = CLIP.states(FrozenReference(trained)(input_ids=tokens, output_hidden_states=True))
     expected = original.eval().text_model(input_ids=tokens, output_hidden_states=True)
     assert torch.allclose(before.text[0], expected.hidden_states[-2], atol=1e-6)
     with accept_one_modality(trained.get_base_model()):
-        moved = States.of(trained(input_ids=tokens, output_hidden_states=True))
+        moved = CLIP.states(trained(input_ids=tokens, output_hidden_states=True))
     assert relative_error(moved.text[0], before.text[0]).item() > 1e-2
