@@ -51,8 +51,8 @@ class Tower:
         tables: the embeddings of an encoder, N x width each, that fine-tuning hardly moves.
         states: what generators read of an encoder's output, which has the last two `hidden_states`: N x length x
             width of each layer.
-        base_by: settings by which `bases` knows models.
-        bases: the model behind most generators whose encoder has these values.
+        base_by: settings of a configuration whose values are the keys of `bases`.
+        bases: the checkpoint that most generators with these values were made with.
         example: of generators with such an encoder.
     """
 
@@ -110,8 +110,8 @@ class Family:
         fit_tokenizer: has a tokenizer end and pad captions as the text encoder reads them, whose configuration is the
             second argument; raises `UserError` where it cannot.
         set_pooling: has a model pool captions where its configuration says.
-        lora_targets: last parts of the names of modules that the default LoRA adapts, those of all layers.
-        lora_excluded: likewise, modules that it does not adapt although their names end so.
+        lora_targets: suffixes of names for peft's `target_modules`, in every layer.
+        lora_excluded: suffixes for peft's `exclude_modules`.
         exports: formats of `export.py` that models can be written in.
     """
 

@@ -26,13 +26,13 @@ def state_feeds(makeup: Makeup) -> dict[str, Tensor]:
     return {name: makeup.having(*items) for name, items in STATE_NEEDS.items()}
 
 
-# `term(rows, positions)` gives a loss for each of `positions`, which index `rows`; `rows` index the batch, and are all
-# that feed the term. The term is the mean of the losses of all positions. In-batch contrasts compare with all `rows`,
-# however few positions are asked for at once.
+# `term(rows, positions)` gives a loss for each position, whose mean is the term.
+# `rows`: indices in the batch of all rows that feed the term.
+# `positions`: indices into `rows` of those whose losses are asked for; contrasts are among all of `rows` still.
 Term = Callable[[Tensor, Tensor], Tensor]
 
-MAX_LOGITS = 2**18  # that are held at once, of queries times all that they are compared with
-MIN_QUERIES = 16  # whose logits are held at once, however many they are
+MAX_LOGITS = 2**18  # the most entries of a matrix of logits, queries x candidates, where a batch is large
+MIN_QUERIES = 16  # the fewest queries at once, even where that makes more logits
 
 
 def max_queries(count: int) -> int:

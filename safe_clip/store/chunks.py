@@ -47,7 +47,7 @@ def in_chunks(
         batch_size: items of a batch, at most; no batch is of two chunks.
         accelerator: who shares the chunks; all its processes must call this. By default this one makes all.
         leave: keep the progress bar when it is full.
-        is_final: whether a chunk that was kept may be used by other calls; if not, they make it again.
+        is_final: whether a kept chunk may be used; where it returns False, this call makes it again.
         main_only: read the results on the main process alone.
 
     Returns:
@@ -106,7 +106,7 @@ def share_out(chunks: Sequence, work: Callable[[Sequence], None], accelerator: A
     work(chunks[accelerator.process_index :: accelerator.num_processes])
     accelerator.wait_for_everyone()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    if here < accelerator.num_processes:  # machines without a common disk have to make those of the others
+    if here < accelerator.num_processes:  # without a common disk, each machine makes the chunks of the others too
         work(chunks[accelerator.local_process_index :: here])
         accelerator.wait_for_everyone()
 

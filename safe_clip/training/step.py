@@ -43,11 +43,12 @@ class CachedGradient:
 class ContrastiveStep:
     """The objective's loss over all quadruplets of an optimizer step, for whatever trains a CLIP.
 
-    Where processes share a step, the embeddings of all are gathered, each process computes the loss of its share of
-    the rows and the gradient of that by all embeddings, and gets back the sum of the gradients by its own. Where a step
-    has several chunks, they are embedded without keeping activations first, and again, with the gradients that are then
-    known, one by one (GradCache, Gao et al., 2021, arXiv 2101.06983). Either way the gradient by the weights is that of
-    the whole step in one batch on one device.
+    Where processes share a step, the embeddings of all are gathered; each process computes the loss of its share of the
+    rows and its gradient with respect to all embeddings; gradients are summed over processes, and each keeps those of
+    its own rows. Where a step has several chunks, a first pass embeds all of them under `no_grad` and computes the
+    gradient with respect to the embeddings, and a second one embeds each chunk again and backpropagates that gradient
+    (GradCache, Gao et al., 2021, arXiv 2101.06983). Either way the gradient with respect to the weights is that of the
+    whole step in one batch on one device.
 
     Args:
         objective: what is minimised.
@@ -172,7 +173,7 @@ class ContrastiveStep:
             inputs: what they are of.
             mode: `"train"` or `"eval"`, whose log the terms are added to.
             rows: that feed each term, in the whole step; by default those of these inputs.
-            times: what gradients are divided by on their way to those of the step.
+            times: chunks x processes, by which gradients are divided later, so that the loss is multiplied by it here.
         """
         weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
         original = self.targets.states(inputs, weights)
@@ -180,7 +181,7 @@ class ContrastiveStep:
         made = state_values(weights, states, original, makeup)
         for name, weight in weights.items():
             values = made.get(name, loss.new_zeros(0))
-            # Added to by every process alike, since what each has is summed up in this order.
+            # By every process for every term, even without rows: they are reduced one by one, in this order.
             self._term_sums[mode][name] += torch.stack([values.detach().sum(), values.new_tensor(len(values))])
             if len(values):
                 count = len(values) if rows is None else rows[name]
@@ -244,7 +245,7 @@ class ContrastiveStep:
     def _note(
         self, loss: Tensor, terms: dict[str, Tensor], reference: ReferenceEmbeds, mode: str, processes: int = 1
     ) -> None:
-        """Adds terms to those that are logged next, of which each of several processes has a share.
+        """Adds terms to the next log; of several processes, each holds its share of a term's value.
 
         Raises:
             UserError: the loss is not finite, where the gradient would not tell.
@@ -252,7 +253,7 @@ class ContrastiveStep:
         terms = {name: value.detach() for name, value in terms.items()}
         self._losses = [*self._losses, (loss.detach(), terms)] if mode == "train" else [(loss.detach(), terms)]
         if mode == "eval" or self._scaler() is not None:
-            self._check_losses()  # else the gradient tells, for which the device is waited for anyway
+            self._check_losses()  # else `check_gradient` finds it, where the device is waited for anyway
         feeds = self.objective.feeds(reference.makeup, reference)
         for name, fed in feeds.items():
             if self.objective.weights[name]:
@@ -279,7 +280,7 @@ class ContrastiveStep:
     # ---- What is not finite ----
 
     def check_gradient(self, grad_norm: Any) -> None:
-        """Raises `UserError` if the gradient's length is no number, before weights move that would be kept.
+        """Raises `UserError` if the gradient's norm is not finite, before the optimizer's step.
 
         Under float16 the gradient scaler skips such steps itself.
         """
@@ -301,7 +302,8 @@ class ContrastiveStep:
 
 
 class Reader:
-    """Keeps what a chunk is made of again: the numbers of its rows where these read fast and always the same.
+    """Keeps what a chunk is made of again: the numbers of its rows where reading is fast and always the same, else its
+    inputs on the CPU.
 
     Args:
         rows, collator: what the chunks are read from; without them, their inputs are kept.
@@ -343,7 +345,7 @@ def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 @contextlib.contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draws what was drawn after a random state, and leaves the random state of now as it is."""
+    """Runs what is inside under a random state that was kept, then brings back that of now."""
     now = _random_state(device)
     _set_random_state(state, device)
     try:

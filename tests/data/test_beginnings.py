@@ -51,7 +51,7 @@ def test_a_caption_of_megabytes_is_read_in_no_time(processor, caplog):
     begin = time.perf_counter()
     assert check_captions([rows], processor.tokenizer, 77) == 1
     batch = QuadrupletCollator(processor, 77)([rows[0]])
-    tokens = _TextCollator(processor.tokenizer, 77)([text])
+    tokens = _TextCollator(processor.tokenizer, 77, True)([text])
     assert time.perf_counter() - begin < 5  # where all of it is tokenised, some 20 seconds each
     assert batch["input_ids"][0].tolist() == tokens["input_ids"][0].tolist()
     assert f"(the longest has {MOST_COUNTED} or more)" in caplog.text
