@@ -24,17 +24,20 @@ ON_HUB = re.compile(r"hf://datasets/([^@]+?)(?:@([^/]+))?/(.*)")
 def local_images(rows: Dataset | IterableDataset, column: str, home: Path) -> Dataset | IterableDataset:
     """Paths in a column of text, which are meant from a folder of this machine; the rest as it is."""
 
-    def placed(cell: Any) -> Any:
-        if not isinstance(cell, str) or not cell or is_inline(cell):
-            return cell
-        if "://" in cell:
-            return cell
-        path = home / Path(cell).expanduser() if cell.startswith("~/") else home / cell
-        if "\\" in cell and not path.exists():  # written on Windows
-            path = home / cell.replace("\\", "/")
-        return str(path)
+    return changed_cells(rows, column, lambda cell: str(path_from(home, cell)) if names_file(cell) else cell)
 
-    return changed_cells(rows, column, placed)
+
+def names_file(cell: Any) -> bool:
+    """Whether a cell of text is a path, and neither empty, an address, nor an image itself."""
+    return isinstance(cell, str) and cell != "" and not is_inline(cell) and "://" not in cell
+
+
+def path_from(home: Path, cell: str) -> Path:
+    """The path that a cell means from a folder."""
+    path = home / Path(cell).expanduser() if cell.startswith("~/") else home / cell
+    if "\\" in cell and not path.exists():  # written on Windows
+        path = home / cell.replace("\\", "/")
+    return path
 
 
 def confined_images(rows: Dataset | IterableDataset, column: str, name: str) -> Dataset | IterableDataset:

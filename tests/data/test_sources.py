@@ -24,6 +24,7 @@ from safe_clip import UserError, load_quadruplets
 from safe_clip.data import damage
 from safe_clip.data.arguments import DataArguments
 from safe_clip.data.confinement import confined
+from safe_clip.data.own_folders import load_files
 from safe_clip.data.places import _braces, find_place
 from safe_clip.data.rows import QuadrupletRows
 from safe_clip.data.sources import load_splits
@@ -206,7 +207,7 @@ def test_a_table_beside_a_folder_of_images(tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_each_of_several_tables_names_images_from_its_own_folder(kind, streaming, tmp_path):
+def test_each_of_several_tables_names_images_from_its_own_folder(kind, streaming, tmp_path, monkeypatch):
     place = tmp_path / "my rows [1]"
     colours = {"train": (255, 0, 0), "val": (0, 0, 255)}
     for folder, colour in colours.items():
@@ -225,12 +226,38 @@ def test_each_of_several_tables_names_images_from_its_own_folder(kind, streaming
         cells = [row["safe_image"] for row in rows]
         return [cell and PILImage.open(cell).getpixel((0, 0)) for cell in cells]
 
-    found = load_quadruplets(str(place), hold_out=False, streaming=streaming)
-    assert set(found) == {"train", "validation"}
-    for split, colour in (("train", colours["train"]), ("validation", colours["val"])):
-        assert shown(found[split]) == [None, colour, colours["train"]]
-    found = load_quadruplets(f"{place}/*/rows.{kind}", hold_out=False, streaming=streaming)
-    assert shown(found["train"]) == [None, *[colours["train"]] * 2, None, colours["val"], colours["train"]]
+    monkeypatch.chdir(tmp_path)
+    for name in (place, place.name, f"./{place.name}"):  # from where a person stands, too
+        found = load_quadruplets(str(name), hold_out=False, streaming=streaming)
+        assert set(found) == {"train", "validation"}
+        for split, colour in (("train", colours["train"]), ("validation", colours["val"])):
+            assert shown(found[split]) == [None, colour, colours["train"]]
+        found = load_quadruplets(f"{name}/*/rows.{kind}", hold_out=False, streaming=streaming)
+        assert shown(found["train"]) == [None, *[colours["train"]] * 2, None, colours["val"], colours["train"]]
+
+
+def test_each_table_may_name_another_side_s_images(tmp_path):
+    for folder, column in (("a", "safe_image"), ("b", "unsafe_image")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(png())
+        row = {"safe_image": None, "unsafe_image": None, "safe_caption": "a dog"} | {column: "1.png"}
+        pd.DataFrame([row]).to_csv(tmp_path / folder / "rows.csv", index=False)
+    rows = load_quadruplets(f"{tmp_path}/*/rows.csv", hold_out=False)["train"]
+    assert rows["safe_image"][:] == [str(tmp_path / "a" / "1.png"), None]
+    assert rows["unsafe_image"][:] == [None, str(tmp_path / "b" / "1.png")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_in_tables_of_several_folders_are_not_decoded_to_find_paths(streaming, tmp_path):
+    features = Features({"safe_caption": Value("string"), "safe_image": Image()})
+    for folder in ("a", "b"):
+        cells = [{"bytes": b"no image", "path": None}] * 2
+        rows = Dataset.from_dict({"safe_caption": ["a", "b"], "safe_image": cells}, features=features)
+        (tmp_path / folder).mkdir()
+        rows.to_parquet(tmp_path / folder / "rows.parquet")
+    assert set(load_splits(f"{tmp_path}/*/rows.parquet", streaming=False)) == {"train"}
+    kind = find_place(f"{tmp_path}/*/rows.parquet")
+    assert set(load_files(kind.name, kind.files, kind.folders, streaming=streaming)) == {"train"}
 
 
 def test_metadata_beside_images_stay_what_they_are(tmp_path):
