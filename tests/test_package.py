@@ -26,6 +26,7 @@ ROOMS = [
     "config",
     "store",
     "demo",
+    "items",
     "objectives",
     "outputs",
     "data",
