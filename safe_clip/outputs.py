@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from .errors import UserError
+from .store.fingerprints import stored_weights_digest
 from .store.known_files import (
     CARD,
     CHECKPOINT_MARKS,
@@ -276,8 +277,6 @@ class OutputFolder:
                 shutil.rmtree(stage, ignore_errors=True)
 
     def _move_in(self, stage: Path) -> None:
-        from .store.fingerprints import stored_weights_digest  # slow to import
-
         new = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
         make_public_modes(new.values())
         old, known = self.manifest, {name: file_facts(path) for name, path in new.items()}

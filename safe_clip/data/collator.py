@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import xxhash
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from ..store.fingerprints import content_id
 from .beginnings import beginnings
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
 from .pixels import from_levels
@@ -117,11 +117,3 @@ def item_ids(batch: dict[str, Tensor]) -> Tensor:
     pictures = [content_id(pixels.float().cpu().numpy().tobytes()) for pixels in batch.get("pixel_values", ())]
     ids[there] = torch.tensor(captions + pictures, dtype=torch.int64)
     return ids.T.contiguous()
-
-
-def content_id(*contents: bytes) -> int:
-    """A signed 64-bit number that is the same for the same content."""
-    digest = xxhash.xxh3_64()
-    for content in contents:
-        digest.update(content)
-    return int.from_bytes(digest.digest(), "little", signed=True)

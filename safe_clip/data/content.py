@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
-from ..store.digests import WHOLE_FILE, file_digest
+from ..store.fingerprints import WHOLE_FILE, digest, file_digest
 from ..store.folders import folder_of
 from .cells import IN_ZIP, source_file
 
@@ -21,12 +20,8 @@ NOT_TABLES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 def column_digest(rows: Dataset, column: str) -> str:
     """A digest of a column of images: of what their cells hold, or what the files hold that these name."""
-    state, archives = xxhash.xxh3_128(), {}
-    for cell in _cells(rows, column):
-        for known in _known_by(cell, archives):
-            state.update(known)
-        state.update(b"\0")
-    return state.hexdigest()
+    archives: dict[str, dict[str, str]] = {}
+    return digest(part for cell in _cells(rows, column) for part in (*_known_by(cell, archives), b"\0"))
 
 
 def _cells(rows: Dataset, column: str) -> Iterator[Any]:

@@ -17,12 +17,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from ..config import OneLineParser
 from ..errors import UserError, run
 from ..outputs import REPLACED, OutputFolder, write_whole
 from ..ranges import COUNT, POSITIVE, check_ranges
+from ..store.fingerprints import short_digest
 from .fetching import FetchSettings, fetch_all, finish, without_secrets
 from .minors import refuse_minors
 from .schema import ID_COLUMNS, PICTURES, known_columns, picture_name, picture_names, stored_name
@@ -109,7 +108,7 @@ def _check_kept(jobs: dict[str, str], output: OutputFolder, overwrite: bool) -> 
         UserError: images that are there already are of other addresses, or nobody knows of which; they are moved away
             where they may be.
     """
-    own = {name: xxhash.xxh3_64_hexdigest(address.encode(errors="surrogatepass")) for name, address in jobs.items()}
+    own = {name: short_digest(address) for name, address in jobs.items()}
     try:
         known = json.loads((output.path / KEPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,6 @@
 """Fetching images from addresses, patiently: nothing that is no image, too large, or inside the network."""
 
 import asyncio
-import hashlib
 import io
 import ipaddress
 import re
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..store.fingerprints import secure_digest
 from .images import open_image
 from .schema import PICTURES
 
@@ -198,7 +198,7 @@ def fetched(addresses: list[str], folder: Path, settings: FetchSettings | None =
     Returns:
         By address, the image's file, or why it could not be had.
     """
-    names = {address: hashlib.sha256(address.encode(errors="surrogatepass")).hexdigest() for address in addresses}
+    names = {address: secure_digest(address) for address in addresses}
     failed = finish(fetch_all({name: address for address, name in names.items()}, folder, settings))
     kept = {path.stem: path for path in folder.iterdir() if path.suffix in PICTURES}
     return {address: failed.get(name) or kept[name] for address, name in names.items()}

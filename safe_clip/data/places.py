@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from ..errors import UserError
 from ..outputs import MANIFEST, REPLACED, OutputFolder
+from ..store.fingerprints import short_digest
 from ..store.folders import folder_of
 from .cells import file_path, short
 from .schema import PICTURES
@@ -277,7 +277,7 @@ def with_plain_tables(place: Place, convert: Callable[[list[Path]], list[Path]])
     others = {file.absolute(): made for file, made in zip(tables, convert(tables), strict=True)}
     if said:
         text = f"{TEXT_TABLE.sub('.parquet', head)}{mark}{rest}"
-        changed = others[tables[0].absolute()].with_name(f"{xxhash.xxh3_64_hexdigest(text.encode())}.md")
+        changed = others[tables[0].absolute()].with_name(f"{short_digest(text)}.md")
         changed.write_text(text, encoding="utf-8")
         others[card.absolute()] = changed
     return replace(place, name=str(_beside(path, others=others)))
@@ -314,7 +314,7 @@ def _beside(path: Path, data_alone: bool = False, others: Mapping[Path, Path] | 
     files = [file for file in files if not (data_alone and file.name.startswith(("cache-", "tmp")))]
     others = others or {}
     known = [path.resolve(), *sorted(files), *others.values()]
-    key = xxhash.xxh3_64_hexdigest("\n".join(map(str, known)).encode(errors="surrogateescape"))
+    key = short_digest("\n".join(map(str, known)))
     root = folder_of("links") / key
     plain = re.sub(MISREAD, "_", path.name)
     for file in files:

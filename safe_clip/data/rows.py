@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
 from ..errors import UserError
+from ..store.fingerprints import captions_digest, digest
 from .content import column_digest
 from .images import open_image
 from .items import (
@@ -181,19 +181,17 @@ class QuadrupletRows(TorchDataset):
 
         Of large images samples are read; nothing but the number is told of rows that are no `datasets.Dataset`.
         """
-        digest = {"rows": len(self.rows)}
+        known = {"rows": len(self.rows)}
         if self.filing is not None:
             for column in CAPTION_COLUMNS:
                 if column in self.rows.column_names:
                     parts = self.rows.select_columns([column]).iter(batch_size=1000)
-                    digest[column] = captions_digest(part[column] for part in parts)
+                    known[column] = captions_digest(part[column] for part in parts)
             for column in IMAGE_COLUMNS:
                 if column in self.stored.column_names:
-                    digest[column] = column_digest(self.stored, column)
-            digest["which items there are, or their labels,"] = xxhash.xxh3_128(
-                self.filing.source.tobytes()
-            ).hexdigest()
-        return digest
+                    known[column] = column_digest(self.stored, column)
+            known["which items there are, or their labels,"] = digest([self.filing.source.tobytes()])
+        return known
 
 
 @dataclass(frozen=True)
@@ -229,14 +227,6 @@ class StoredQuadruplet:
         except UserError as error:
             return str(error)
         return None
-
-
-def captions_digest(parts: Iterable[list[str | None]]) -> str:
-    """A digest of a column of captions, which comes in parts."""
-    state = xxhash.xxh3_128()
-    for captions in parts:
-        state.update(repr(captions).encode(errors="surrogatepass"))
-    return state.hexdigest()
 
 
 def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:

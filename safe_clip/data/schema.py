@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import xxhash
 from datasets import Dataset, Features, IterableDataset, Value
 
 from ..errors import UserError
 from ..outputs import REPLACED
+from ..store.fingerprints import short_digest
 from .cells import IN_ZIP, open_archive, storable
 from .column_names import ABOUT, modality, pair_of_captions, senses, words
 from .features import inner_feature, is_text
@@ -268,8 +268,7 @@ def stored_name(name: str) -> str:
     plain = re.sub(r"[^\w-]", "_", name)
     if plain == name and len(name.encode()) <= LONGEST_NAME:
         return name
-    digest = xxhash.xxh3_64_hexdigest(name.encode(errors="surrogatepass"))
-    return f"{plain.encode(errors='replace')[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return f"{plain.encode(errors='replace')[:LONGEST_NAME].decode(errors='ignore')}-{short_digest(name)}"
 
 
 def picture_name(cell: Any) -> str | None:

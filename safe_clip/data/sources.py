@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
 from ..store.damaged import made_again
+from ..store.fingerprints import short_digest
 from ..store.folders import folder_of
 from .confinement import confined
 from .content import cache_of, known_by_content
@@ -97,7 +97,7 @@ def _mended(place: Place) -> Place:
 
     def mended(file: str) -> str:
         path = Path(file)
-        key = xxhash.xxh3_64_hexdigest(f"{path.absolute()} {path.stat()[6:9]}".encode(errors="surrogateescape"))
+        key = short_digest(f"{path.absolute()} {path.stat()[6:9]}")
         return str(whole_part(path, folder / key)) if is_shard(path) else file
 
     return replace(place, files={split: [mended(file) for file in files] for split, files in place.files.items()})

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
@@ -21,11 +20,12 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from ..errors import UserError, explained, first_line, hub_trouble
+from ..store.fingerprints import captions_digest, digest
 from .allowance import check_bad_share
 from .collator import QuadrupletCollator
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
 from .plain import plain_rows
-from .rows import StoredQuadruplet, captions_digest, undecoded
+from .rows import StoredQuadruplet, undecoded
 from .schema import STREAM_IDS, stream_columns
 
 SHUFFLE_BUFFER = 1000  # rows that are held to draw the next one from
@@ -237,13 +237,10 @@ def row_keys(rows: Dataset) -> frozenset[str]:
 
 
 def _row_key(row: dict[str, Any]) -> str:
-    state = xxhash.xxh3_128()
-    for column in ITEM_COLUMNS:
-        cell = row.get(column)
-        held = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-        state.update(held if isinstance(held, bytes) else repr(held).encode(errors="surrogatepass"))
-        state.update(b"|")
-    return state.hexdigest()
+    cells = [row.get(column) for column in ITEM_COLUMNS]
+    held = [(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell for cell in cells]
+    held = [each if isinstance(each, bytes) else repr(each).encode(errors="surrogatepass") for each in held]
+    return digest(part for each in held for part in (each, b"|"))
 
 
 def _known_as(row: dict[str, Any], number: int) -> int | str:

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from ..errors import UserError
-from ..store.digests import file_digest
+from ..store.fingerprints import file_digest, short_digest
 from ..store.folders import folder_of
 from .column_names import modality
 from .damage import opened
@@ -148,7 +147,7 @@ def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> lis
         UnicodeDecodeError: a table is not UTF-8.
     """
     known = [(str(path.absolute()), file_digest(path, sys.maxsize)) for path in paths]
-    key = xxhash.xxh3_64_hexdigest(repr([known, together]).encode(errors="surrogatepass"))
+    key = short_digest(repr([known, together]))
     folder = folder_of("tables") / key
     made = [folder / f"{number:05}" / _plain(path) for number, path in enumerate(paths)]
     if all(path.is_file() for path in made):

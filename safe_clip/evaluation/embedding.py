@@ -22,7 +22,6 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.beginnings import beginnings
-from ..data.collator import content_id
 from ..data.content import column_digest
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
@@ -30,7 +29,7 @@ from ..errors import UserError
 from ..models.family import family_of
 from ..models.load import check_processor
 from ..store.chunks import Chunk, in_chunks
-from ..store.fingerprints import settings_of, weights_digest
+from ..store.fingerprints import content_id, settings_of, weights_digest
 from .items import Items
 
 CHUNK = 256  # rows a file of the cache holds: what an interruption can cost

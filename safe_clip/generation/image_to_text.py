@@ -27,7 +27,7 @@ from ..evaluation.intervals import DIGITS
 from ..metrics import load_metric
 from ..models.family import family_of
 from ..store.chunks import Chunk, in_chunks
-from ..store.fingerprints import weights_digest
+from ..store.fingerprints import vocabulary_digest, weights_digest
 from .arguments import DEMO, PIECE, GenerationArguments
 from .by_category import summarise_items
 from .judges import flags, judge
@@ -149,7 +149,7 @@ def caption_all(
     written = [type(model).__name__, weights_digest(model.state_dict().items()), model.device.type, str(model.dtype)]
     configs = (model.config, model.generation_config, processor.image_processor)
     settings = [json.dumps(each.to_dict(), sort_keys=True, default=str) for each in configs]
-    settings += [Hasher.hash(sorted(processor.tokenizer.get_vocab().items()))]
+    settings += [vocabulary_digest(processor.tokenizer)]
     settings += [importlib.metadata.version(name) for name in ("torch", "transformers")]
     sources = {id(item.picture.rows): _source(item) for item in items}
     pictures = [(item.split, item.row, item.side, item.picture.place, sources[id(item.picture.rows)]) for item in items]

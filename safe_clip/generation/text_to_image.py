@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..evaluation.embedding import Embedder
 from ..models.family import Tower, family_of
 from ..store.chunks import Chunk, in_chunks
-from ..store.fingerprints import weights_digest
+from ..store.fingerprints import vocabulary_digest, weights_digest
 from .arguments import DEMO, PIECE, GenerationArguments
 from .distances import Inception
 from .grid import blurred
@@ -208,7 +208,7 @@ def _part(component: Any) -> list:
     if isinstance(component, nn.Module):
         parts.append(weights_digest(component.state_dict().items()))
     if hasattr(component, "get_vocab"):
-        parts.append(Hasher.hash(sorted(component.get_vocab().items())))
+        parts.append(vocabulary_digest(component))
     return parts
 
 

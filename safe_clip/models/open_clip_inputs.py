@@ -1,6 +1,5 @@
 """How open_clip makes tokens and pixels, and what it has to be told for them to be those of a processor."""
 
-import hashlib
 import json
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..store.fingerprints import secure_digest
 
 OPENAI_VOCABULARY = 49408  # of the tokenizer that open_clip brings along
 OPENAI_TOKENS = "f3a512563cbc8e56c4c12aaed70f117e14aaf4753c84e7a56ae7c473d8bdbec7"
@@ -25,8 +25,8 @@ def has_openai_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    digest = hashlib.sha256(json.dumps([tokens, merges]).encode()).hexdigest()
-    return digest == OPENAI_TOKENS and tokenizer("A DOG")["input_ids"] == tokenizer("a dog")["input_ids"]
+    known = secure_digest(json.dumps([tokens, merges])) == OPENAI_TOKENS
+    return known and tokenizer("A DOG")["input_ids"] == tokenizer("a dog")["input_ids"]
 
 
 def preprocess_cfg(images: BaseImageProcessor, side: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from .digests import file_digest
+from .fingerprints import file_digest
 
 MANIFEST = "safe_clip.json"  # says what this package wrote
 LOCK = ".safe_clip.lock"

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 from .chunks import share_out
 from .damaged import made_again
-from .digests import WHOLE_FILE, file_digest
+from .fingerprints import WHOLE_FILE, file_digest
 from .folders import DIGESTS, KIND, folder_of
 from .known_files import write_whole
 

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from safe_clip import load_quadruplets
 from safe_clip.data.content import cache_of, column_digest
 from safe_clip.data.rows import QuadrupletRows
-from safe_clip.store.digests import WHOLE_FILE, file_digest
+from safe_clip.store.fingerprints import WHOLE_FILE, file_digest
 from safe_clip.store.tables import kept_table
 
 from ..helpers import FEATURES, make_rows

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import xxhash
 from accelerate import PartialState
 from PIL import Image
 from transformers import Pipeline, pipeline
 
 from ...errors import UserError, first_line, hub_trouble
+from ...store.fingerprints import weights_digest
 
 # Words in the names of labels. "Sexy" and the like are unsafe, and are nudity too.
 NUDITY = r"nsfw|porn|hentai|sex|nud(?:e|ity)|naked|erotic|explicit|obscene"
@@ -128,16 +128,11 @@ def _open(name: str, modality: str) -> Pipeline:
 
 def _fingerprint(made: Pipeline, labels: list[list[str]]) -> str:
     """What tells whether a model would give other scores: its weights, settings, labels and preprocessing."""
-    state = xxhash.xxh3_128()
-    for name, tensor in sorted(made.model.state_dict().items()):
-        state.update(name.encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     settings = [made.model.config.to_dict(), labels, importlib.metadata.version("transformers")]
     settings.append(
         made.image_processor.to_dict() if made.image_processor else made.tokenizer.backend_tokenizer.to_str()
     )
-    state.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return state.hexdigest()
+    return weights_digest(made.model.state_dict().items(), json.dumps(settings, sort_keys=True, default=str))
 
 
 class NudeNet:

@@ -12,7 +12,6 @@ from typing import Any
 
 import imagehash
 import numpy as np
-import xxhash
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.fingerprint import Hasher
 from PIL import Image
@@ -22,13 +21,14 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
+from ...store.fingerprints import captions_digest, content_id
 from ...store.tables import table_in_chunks
 from ..beginnings import token_counts
 from ..cells import content, short, stored
 from ..content import column_digest
 from ..images import ORIENTATION, look_at, open_image
 from ..items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, items_there
-from ..rows import captions_digest, check_caption, undecoded
+from ..rows import check_caption, undecoded
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
 TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one
@@ -172,8 +172,8 @@ class _Captions(TorchDataset):
             return facts | {"fault": str(error)}
         language, share = _languages().classify(text)
         return facts | {
-            "digest": _digest(text.encode(errors="surrogatepass")),
-            "wording": _digest(same_wording(text).encode(errors="surrogatepass")),
+            "digest": content_id(text.encode(errors="surrogatepass")),
+            "wording": content_id(same_wording(text).encode(errors="surrogatepass")),
             "tokens": token_counts([text], self.tokenizer)[0],
             "language": language if share >= SURE else UNCLEAR,
         }
@@ -208,7 +208,7 @@ class _Pictures(TorchDataset):
         stored = look_at(content)
         small = picture.resize((FIELDS, FIELDS), Image.Resampling.BOX)
         return facts | {
-            "digest": _digest(content),
+            "digest": content_id(content),
             "phash": int(np.packbits(imagehash.phash(picture).hash).view(">i8")[0]),
             "colours": small.tobytes(),
             # In this order, since the last ones read on, after which the others cannot be told.
@@ -252,7 +252,3 @@ def same_wording(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text).casefold()
     kept = "".join(letter if letter.isalnum() else " " for letter in folded if not unicodedata.combining(letter))
     return " ".join(kept.split()) or text  # a caption of emoji alone
-
-
-def _digest(content: bytes) -> int:
-    return int(np.uint64(xxhash.xxh3_64_intdigest(content)).view(np.int64))
