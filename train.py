@@ -126,7 +126,7 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         compute_metrics=compute_metrics,
     )
     if trainer.is_world_process_zero() and not script.streaming:
-        print(trainer.train_dataset.filing.told(trainer.term_rows), flush=True)
+        print(trainer.train_dataset.layout.told(trainer.term_rows), flush=True)
 
     trainer.checkpoint_for(args.resume_from_checkpoint)  # which is told before anything is measured
     trainer.check_sides()

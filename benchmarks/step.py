@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from accelerate.utils import send_to_device
 from peft import PeftModel, get_peft_model
 from shapes import SHAPES, build_clip, build_processor, make_rows
 from sweep import NO_STATES
@@ -40,9 +41,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPProcessor, TrainerCallback
 
 from safe_clip import SafeCLIPLoss, SafeCLIPTrainer, SafeCLIPTrainingArguments, lora_config
-from safe_clip.data.collator import model_inputs, place
+from safe_clip.data.collator import model_inputs
+from safe_clip.items import Quadruplets
 from safe_clip.models.patches import casts_kept
-from safe_clip.objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
+from safe_clip.objectives.base import Reference
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 RATE = 1e-3
@@ -81,9 +83,9 @@ def script_way(original: CLIPModel, processor: CLIPProcessor, rows, steps: int) 
     for _ in range(steps):
         start = now()
         with torch.no_grad():
-            reference = ReferenceEmbeds(text(frozen, safe[0]), image(frozen, safe[1]))
+            reference = text(frozen, safe[0]), image(frozen, safe[1])
         embeds = text(trained, safe[0]), text(trained, unsafe[0]), image(trained, safe[1]), image(trained, unsafe[1])
-        loss, _ = objective(QuadrupletEmbeds(*embeds), reference)
+        loss, _ = objective(*embeds, reference=reference)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -137,15 +139,11 @@ def bare_way(trainer: SafeCLIPTrainer, steps: int) -> tuple[list[float], int]:
     lower = torch.bfloat16 if trainer.args.bf16 else None
 
     def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        taken = {name: column.to(DEVICE) for name, column in table.take(batch["row"].cpu().numpy()).items()}
+        items = table.items(batch["row"].cpu().numpy(), batch["layout"], DEVICE)
         with torch.autocast(DEVICE.type, lower, enabled=lower is not None):
             output = model(**model_inputs(batch))
-        present = batch["present"]
-        embeds = QuadrupletEmbeds(
-            *place(output.text_embeds, present[:, :2]), *place(output.image_embeds, present[:, 2:])
-        )
-        makeup = Makeup(present, batch["generated"], batch["mixed"])
-        return objective(embeds, ReferenceEmbeds(**taken, makeup=makeup))[0]
+        embeds = Quadruplets.of_sides(output.text_embeds, output.image_embeds, batch["layout"])
+        return objective(embeds, Reference(items))[0]
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         workers = trainer.args.dataloader_num_workers
@@ -159,7 +157,7 @@ def bare_way(trainer: SafeCLIPTrainer, steps: int) -> tuple[list[float], int]:
                 pin_memory=DEVICE.type != "cpu",
             )
             for batch in loader:
-                yield {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
+                yield send_to_device(batch, DEVICE, non_blocking=True)
 
     seconds, stream = [], batches()
     with casts_kept(model):

@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from ..items import Layout
 from ..store.fingerprints import content_id
 from .beginnings import beginnings
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
 from .pixels import from_levels
-
-FACTS = {"row": torch.int64, "generated": torch.bool, "mixed": torch.bool}
 
 
 @dataclass
@@ -29,9 +29,8 @@ class QuadrupletCollator:
         multiple: lengths are made multiples of this (or `max_length`), so that there are few of them.
 
     Returns:
-        `row` (B integers), `generated` and `mixed` (B booleans), as the rows have them; `present` (B x 4 booleans),
-        which items each row has, in the order safe caption, unsafe caption, safe picture, unsafe picture; `input_ids`
-        and `attention_mask` (T x length) of the T captions that there are, first those of the safe side;
+        `row` (B integers), where the rows have numbers; `layout`, a `Layout` of which items each has; `input_ids` and
+        `attention_mask` (T x length) of the T captions that there are, first those of the safe side;
         `pixel_values` (P x 3 x height x width) of the P pictures likewise. What there are none of is left out.
     """
 
@@ -39,13 +38,15 @@ class QuadrupletCollator:
     max_length: int
     multiple: int = 1
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = {
-            name: torch.tensor([row[name] for row in rows], dtype=dtype)
-            for name, dtype in FACTS.items()
-            if all(name in row for row in rows)
-        }
-        batch["present"] = torch.tensor([[row.get(column) is not None for column in ITEM_COLUMNS] for row in rows])
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        if all("row" in row for row in rows):
+            batch["row"] = torch.tensor([row["row"] for row in rows])
+        present = np.array([[row.get(column) is not None for column in ITEM_COLUMNS] for row in rows])
+        labelled = (
+            np.array([bool(row.get(name)) for row in rows], dtype=bool) for name in ("relabelled", "half_unsafe")
+        )
+        batch["layout"] = Layout(present, *labelled)
         captions, pictures = (
             [row[column] for column in columns for row in rows if row.get(column) is not None]
             for columns in (CAPTION_COLUMNS, IMAGE_COLUMNS)
@@ -78,38 +79,23 @@ class QuadrupletCollator:
         return self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
 
 
-def model_inputs(batch: dict[str, Tensor], safe_only: bool = False) -> dict[str, Tensor]:
+def model_inputs(batch: dict[str, Any], safe_only: bool = False) -> dict[str, Tensor]:
     """What a CLIP's `forward` takes, for the items of a batch that there are, or for those of its safe side.
 
     No mask: captions are padded on the right, after the token that is pooled, which sees only what is before it. And
     without one, attention is the fast, causal kind.
     """
-    captions, pictures = batch["present"].sum(dim=0)[::2].tolist() if safe_only else (None, None)
+    captions, pictures = batch["layout"].present.sum(axis=0)[::2].tolist() if safe_only else (None, None)
     ends = {"input_ids": captions, "pixel_values": pictures}
     inputs = {name: batch[name][:end] for name, end in ends.items() if name in batch}
     return {name: tensor for name, tensor in inputs.items() if len(tensor)}
 
 
-def place(embeds: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-    """Puts the embeddings of a modality where their rows are.
-
-    Args:
-        embeds: those of the items that there are, side after side; T x dimension.
-        present: which rows have an item, a column for each side; B x sides booleans.
-
-    Returns:
-        B x dimension for each side, NaN where there is no item.
-    """
-    placed = embeds.new_full((*present.T.shape, embeds.shape[1]), torch.nan)
-    placed[present.T] = embeds
-    return tuple(placed)
-
-
-def item_ids(batch: dict[str, Tensor]) -> Tensor:
-    """Numbers that are equal where the items of a batch are: B x 4 int64, in the order of `present`, 0 for none.
+def item_ids(batch: dict[str, Any]) -> Tensor:
+    """Numbers that are equal where the items of a batch are: B x 4 int64, in the order of `ITEMS`, 0 for none.
     Captions that are the same once cut count as the same."""
-    ids = torch.zeros(batch["present"].T.shape, dtype=torch.int64)
-    there = batch["present"].T.cpu()
+    there = torch.from_numpy(batch["layout"].present.T)
+    ids = torch.zeros(there.shape, dtype=torch.int64)
     captions = [
         content_id(tokens[mask.bool()].cpu().numpy().tobytes())
         for tokens, mask in zip(batch.get("input_ids", ()), batch.get("attention_mask", ()), strict=True)

@@ -1,7 +1,8 @@
 """The items of a row: which are there, which are safe, and so where each stands."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
 from ..errors import UserError
+from ..items import Layout
 
 CAPTION_COLUMNS = ("safe_caption", "unsafe_caption")
 IMAGE_COLUMNS = ("safe_image", "unsafe_image")
@@ -28,25 +30,21 @@ TRUTHS |= dict.fromkeys(("false", "f", "0", "0.0", "unsafe"), UNSAFE)
 LONGEST_LABEL = 40  # characters of a cell that an error shows
 
 
-class Filing(NamedTuple):
-    """M quadruplets, made of the items of N rows.
+@dataclass(frozen=True, eq=False)
+class RowLayout(Layout):
+    """The layout of M quadruplets that are made of the items of N rows.
 
     Attributes:
         row: the row that each is made of, in the order of rows; M int64.
         source: for each of `ITEM_COLUMNS`, the number of the column that its item is taken from, or `NOWHERE`; M x 4.
-        generated: whether it is made of the harmless items of its row's unsafe side; M booleans.
-        mixed: whether of its row's unsafe side one item is unsafe and the other turned out harmless; M booleans.
     """
 
     row: np.ndarray
     source: np.ndarray
-    generated: np.ndarray
-    mixed: np.ndarray
 
-    @property
-    def present(self) -> np.ndarray:
-        """Which items are there; M x 4 booleans."""
-        return self.source != NOWHERE
+    def select(self, keep: np.ndarray) -> "RowLayout":
+        """That of the quadruplets whose numbers are given."""
+        return RowLayout(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def told(self, term_rows: Mapping[str, int]) -> str:
         """What is trained on, and how many quadruplets feed each term of a loss, in words."""
@@ -56,7 +54,7 @@ class Filing(NamedTuple):
             return f"Training on {rows}, each with both captions and both pictures."
         items = (f"{count:,} {name}" if count else f"no {name}" for count, name in zip(counts, NAMES, strict=True))
         lines = [f"Training on {rows}: {', '.join(items)}."]
-        if freed := int(self.generated.sum()):
+        if freed := int(self.relabelled.sum()):
             lines.append(f"Of {freed:,} rows, items labelled harmless are preserved in place of redirected.")
         width = max(map(len, term_rows))
         lines += [f"  {name:{width}}  {count:10,} rows" for name, count in term_rows.items() if count]
@@ -65,7 +63,7 @@ class Filing(NamedTuple):
         return "\n".join(lines)
 
 
-def file_items(there: np.ndarray, labels: np.ndarray) -> Filing:
+def layout_by_labels(there: np.ndarray, labels: np.ndarray) -> RowLayout:
     """Puts each item where its label says that it belongs.
 
     - An item of the unsafe side that is labelled safe is no unsafe item: it becomes a safe item of a quadruplet of its
@@ -92,20 +90,20 @@ def file_items(there: np.ndarray, labels: np.ndarray) -> Filing:
         source[:, unsafe] = np.select([bad, fallen & ~bad], [unsafe, safe], NOWHERE)
         freed[:, safe] = np.where(risen & ~swapped, unsafe, NOWHERE)
         left[safe], harmless[safe] = source[:, unsafe] != NOWHERE, risen & ~swapped
-    mixed = (harmless[0] & left[2]) | (harmless[2] & left[0])
+    half_unsafe = (harmless[0] & left[2]) | (harmless[2] & left[0])
     extra = (freed != NOWHERE).any(axis=1).nonzero()[0]
     row = np.concatenate([np.arange(count), extra])
     source = np.concatenate([source, freed[extra]])
-    generated = np.concatenate([np.zeros(count, dtype=bool), np.ones(len(extra), dtype=bool)])
-    mixed = np.concatenate([mixed, np.zeros(len(extra), dtype=bool)])
+    relabelled = np.arange(len(row)) >= count
+    half_unsafe = np.concatenate([half_unsafe, np.zeros(len(extra), dtype=bool)])
     keep = (source != NOWHERE).any(axis=1)
     order = np.argsort(row, kind="stable")
     order = order[keep[order]]
-    return Filing(row[order], source[order], generated[order], mixed[order])
+    return RowLayout(source[order] != NOWHERE, relabelled[order], half_unsafe[order], row[order], source[order])
 
 
-def file_rows(rows: Dataset) -> Filing:
-    """The filing of a data set, for which no picture is read.
+def layout_of(rows: Dataset) -> RowLayout:
+    """The layout of a data set, for which no picture is read.
 
     Raises:
         UserError: a row has no items, or a label is neither true nor false nor empty.
@@ -122,7 +120,7 @@ def file_rows(rows: Dataset) -> Filing:
             labels[:, place] = [
                 read_label(value, row, column, feature) for row, value in zip(numbers, rows[column], strict=True)
             ]
-    return file_items(there, labels)
+    return layout_by_labels(there, labels)
 
 
 def items_there(rows: Dataset, column: str) -> np.ndarray:

@@ -29,8 +29,8 @@ from .items import (
     LABEL_COLUMNS,
     NOWHERE,
     ROW_COLUMN,
-    Filing,
-    file_rows,
+    RowLayout,
+    layout_of,
 )
 from .pixels import cache_pixels, pixel_shape
 from .plain import plain_rows
@@ -70,8 +70,8 @@ def check_caption(value: Any, row: int, column: str) -> str:
 class QuadrupletRows(TorchDataset):
     """Checked quadruplets of a data set, decoded one by one so that errors can name their cells.
 
-    Items may be missing, and where the data have labels, each item stands where `file_items` puts it, so that a row may
-    become two quadruplets.
+    Items may be missing, and where the data have labels, each item stands where `layout_by_labels` puts it, so that a
+    row may become two quadruplets.
 
     Args:
         rows: anything with a length and integer indexing that gives dictionaries with some of the columns
@@ -79,11 +79,11 @@ class QuadrupletRows(TorchDataset):
             may have labels.
 
     Each item is `{safe_caption, unsafe_caption: str or None, safe_image, unsafe_image: RGB PIL.Image or None, row: int,
-    generated, mixed: bool}`, where `row` is its own number here; the others as in `Filing`.
+    relabelled, half_unsafe: bool}`, where `row` is its own number here; the others as in `Layout`.
 
     Attributes:
         rows: the rows.
-        filing: where their items stand; `None` where rows are no `datasets.Dataset` and only their reading tells.
+        layout: where their items stand; `None` where rows are no `datasets.Dataset` and only their reading tells.
         shape: of pictures that were decoded before.
         augment: what makes another quadruplet of each that is read, such as `RandomCrop`; none by default.
 
@@ -103,7 +103,7 @@ class QuadrupletRows(TorchDataset):
             raise UserError(
                 f"rows are required here, not {str(rows)!r}: load them with load_quadruplets({str(rows)!r})."
             )
-        self.filing: Filing | None = None
+        self.layout: RowLayout | None = None
         self.shape: tuple[int, ...] | None = None
         self.augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         rows = plain_rows(rows)
@@ -120,17 +120,12 @@ class QuadrupletRows(TorchDataset):
         if isinstance(rows, Dataset):
             if not set(ITEM_COLUMNS) & set(rows.column_names):
                 check_columns(rows.column_names, "the data set", rows.features)
-            self.filing = file_rows(rows)
+            self.layout = layout_of(rows)
             rows = undecoded(rows, rows.column_names)
         self.rows = self.stored = rows
 
-    @property
-    def present(self) -> np.ndarray | None:
-        """Which items there are, a row for each quadruplet, M x 4 booleans; `None` where only reading would tell."""
-        return None if self.filing is None else self.filing.present
-
     def __len__(self) -> int:
-        return len(self.rows) if self.filing is None else len(self.filing.row)
+        return len(self.rows) if self.layout is None else len(self.layout.row)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         quadruplet = self._read(index)
@@ -138,17 +133,17 @@ class QuadrupletRows(TorchDataset):
 
     def stored_row(self, index: int) -> dict[str, Any]:
         """The row that a quadruplet is made of, as it is stored."""
-        return self.rows[index if self.filing is None else int(self.filing.row[index])]
+        return self.rows[index if self.layout is None else int(self.layout.row[index])]
 
     def _read(self, index: int) -> dict[str, Any]:
         row = self.stored_row(index)
-        if self.filing is None:
+        if self.layout is None:
             if not set(ITEM_COLUMNS) & set(row):
                 check_columns(list(row), f"row {index}")
             return {**StoredQuadruplet(row, row.get(ROW_COLUMN, index)).read(), "row": index}
-        number = int(self.filing.row[index])
-        columns = [None if place == NOWHERE else ITEM_COLUMNS[place] for place in self.filing.source[index]]
-        facts = bool(self.filing.generated[index]), bool(self.filing.mixed[index])
+        number = int(self.layout.row[index])
+        columns = [None if place == NOWHERE else ITEM_COLUMNS[place] for place in self.layout.source[index]]
+        facts = bool(self.layout.relabelled[index]), bool(self.layout.half_unsafe[index])
         stored = StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts, self.shape)
         return {**stored.read(), "row": index}
 
@@ -172,7 +167,7 @@ class QuadrupletRows(TorchDataset):
     @cached_property
     def fingerprint(self) -> str:
         """Changes with what is read here, and not with whether it was decoded before."""
-        return Hasher.hash([self.digest, self.filing.row, self.filing.source])
+        return Hasher.hash([self.digest, self.layout.row, self.layout.source])
 
     @cached_property
     def digest(self) -> dict[str, Any]:
@@ -182,7 +177,7 @@ class QuadrupletRows(TorchDataset):
         Of large images samples are read; nothing but the number is told of rows that are no `datasets.Dataset`.
         """
         known = {"rows": len(self.rows)}
-        if self.filing is not None:
+        if self.layout is not None:
             for column in CAPTION_COLUMNS:
                 if column in self.rows.column_names:
                     parts = self.rows.select_columns([column]).iter(batch_size=1000)
@@ -190,7 +185,7 @@ class QuadrupletRows(TorchDataset):
             for column in IMAGE_COLUMNS:
                 if column in self.stored.column_names:
                     known[column] = column_digest(self.stored, column)
-            known["which items there are, or their labels,"] = digest([self.filing.source.tobytes()])
+            known["which items there are, or their labels,"] = digest([self.layout.source.tobytes()])
         return known
 
 
@@ -202,8 +197,8 @@ class StoredQuadruplet:
     row: dict[str, Any]
     number: int | str
     columns: Sequence[str | None] = ITEM_COLUMNS
-    generated: bool = False
-    mixed: bool = False
+    relabelled: bool = False
+    half_unsafe: bool = False
     shape: tuple[int, ...] | None = None
 
     def read(self) -> dict[str, Any]:
@@ -218,7 +213,7 @@ class StoredQuadruplet:
         }
         if all(item is None for item in items.values()):
             raise UserError(EMPTY.format(self.number))
-        return {**items, "generated": self.generated, "mixed": self.mixed}
+        return {**items, "relabelled": self.relabelled, "half_unsafe": self.half_unsafe}
 
     def fault(self) -> str | None:
         """Why it cannot be read, or nothing."""

@@ -23,7 +23,7 @@ class SimilarLengths(LengthGroupedSampler):
     def __init__(self, batch_size: int, rows: QuadrupletRows, tokenizer: PreTrainedTokenizerBase, seed: int):
         counts = count_tokens(rows.stored, tokenizer)
         longest = np.max([counts[column] for column in CAPTION_COLUMNS], axis=0)
-        super().__init__(batch_size, lengths=longest[rows.filing.row].tolist(), generator=torch.Generator())
+        super().__init__(batch_size, lengths=longest[rows.layout.row].tolist(), generator=torch.Generator())
         self.seed = seed
         self.set_epoch(0)
 

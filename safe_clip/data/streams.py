@@ -20,10 +20,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from ..errors import UserError, explained, first_line, hub_trouble
+from ..items import Layout
 from ..store.fingerprints import captions_digest, digest
 from .allowance import check_bad_share
 from .collator import QuadrupletCollator
-from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, file_items, read_label
+from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, layout_by_labels, read_label
 from .plain import plain_rows
 from .rows import StoredQuadruplet, undecoded
 from .schema import STREAM_IDS, stream_columns
@@ -70,9 +71,9 @@ class QuadrupletStream(TorchIterableDataset):
         self.unread = 0  # quadruplets that each worker gives as `None` first, since they were trained on already
 
     @property
-    def present(self) -> np.ndarray:
-        """Which items there may be: one row for all quadruplets, 1 x 4 booleans."""
-        return np.array([[column in self.columns for column in ITEM_COLUMNS]])
+    def layout(self) -> Layout:
+        """Which items there may be: one row for all quadruplets."""
+        return Layout.of(np.array([[column in self.columns for column in ITEM_COLUMNS]]))
 
     def share(self, process: int, processes: int) -> "QuadrupletStream":
         """A process's share of the rows."""
@@ -222,12 +223,14 @@ def file_row(row: dict[str, Any], number: int, features: Mapping[str, Any] | Non
         return [StoredQuadruplet(row, number)]
     there = [row.get(column) is not None for column in ITEM_COLUMNS]
     labels = [read_label(row.get(column), number, column, (features or {}).get(column)) for column in LABEL_COLUMNS]
-    filing = file_items(np.array([there]), np.array([labels]))
+    layout = layout_by_labels(np.array([there]), np.array([labels]))
     return [
         StoredQuadruplet(
             row, number, tuple(None if place == NOWHERE else ITEM_COLUMNS[place] for place in source), *facts
         )
-        for source, *facts in zip(filing.source.tolist(), filing.generated.tolist(), filing.mixed.tolist(), strict=True)
+        for source, *facts in zip(
+            *(part.tolist() for part in (layout.source, layout.relabelled, layout.half_unsafe)), strict=True
+        )
     ]
 
 

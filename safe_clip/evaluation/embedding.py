@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..models.family import family_of
 from ..models.load import check_processor
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import content_id, settings_of, weights_digest
-from .items import IdentifiedItems
+from .items import Items
 
 CHUNK = 256  # rows a file of the cache holds: what an interruption can cost
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,15 +109,14 @@ class Embedder:
             ]
         )
 
-    def texts(self, texts: Iterable[str], desc: str = "texts") -> IdentifiedItems:
+    def texts(self, texts: Sequence[str], desc: str = "texts") -> Items:
         """Embeds N texts, cut to the text encoder's length."""
         texts = list(texts)
         data = Hasher.hash(texts)
 
         collate = _TextCollator(self.processor.tokenizer, self.max_length, self.family.padding)
         chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
-        ids = torch.tensor([content_id(text.encode()) for text in texts])
-        return IdentifiedItems(chunks["embeds"], torch.arange(len(texts)), ids=ids, count=len(texts))
+        return Items(chunks["embeds"], torch.tensor([content_id(text.encode()) for text in texts]))
 
     def pictures(
         self,
@@ -125,8 +124,8 @@ class Embedder:
         column: str,
         desc: str = "pictures",
         transform: Callable[[PILImage.Image], PILImage.Image] | None = None,
-    ) -> IdentifiedItems:
-        """Embeds the N images of a column, as far as they can be read.
+    ) -> Items:
+        """Embeds the N pictures of a column.
 
         Args:
             rows: a data set.
@@ -142,14 +141,8 @@ class Embedder:
             transform and _source(transform),
         )
         chunks = self._chunks(pictures, _collate_pictures, self.model.get_image_features, key, desc)
-        row, broken = (mask.nonzero().flatten() for mask in (chunks["readable"], ~chunks["readable"]))
-        return IdentifiedItems(
-            chunks["embeds"][row],
-            row,
-            ids=chunks["ids"][row],
-            count=len(pictures),
-            unreadable={index: pictures.why(index) for index in broken.tolist()},
-        )
+        broken = (~chunks["readable"]).nonzero().flatten().tolist()
+        return Items(chunks["embeds"], chunks["ids"], {index: pictures.why(index) for index in broken})
 
     # ---- Chunks ----
 

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..items import pairs
 from ..metrics import load_metric
-from .items import figure
 from .quadruplets import QuadrupletItems
 
 MODALITIES = ("text", "image")
@@ -55,7 +53,7 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
     per_item, numbers = {}, {}
     for modality in MODALITIES:
         safe, unsafe = items.of("safe", modality), items.of("unsafe", modality)
-        if not len(safe):
+        if not safe.there.any():
             continue
         numbers[f"{modality}_spread"] = spread(safe.different)
         numbers[f"{modality}_effective_rank"] = effective_rank(safe.different)
@@ -65,17 +63,14 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
         old_spread = spread(before.different)
         numbers[f"{modality}_spread_ratio"] = numbers[f"{modality}_spread"] / old_spread if old_spread else 0.0
         if before.embeds.shape == safe.embeds.shape:
-            cosines = (safe.embeds * before.embeds).sum(dim=1)
-            per_item[f"{modality}_cosine_to_original"] = figure(cosines, safe.row, safe.count)
-            own, counterpart = pairs(unsafe, before)
-            if len(own):
-                cosines = (unsafe.embeds[own] * before.embeds[counterpart]).sum(dim=1)
-                per_item[f"{modality}_unsafe_to_safe_cosine"] = figure(cosines, unsafe.row[own], unsafe.count)
+            per_item[f"{modality}_cosine_to_original"] = (safe.embeds * before.embeds).sum(dim=1).double()
+            if (unsafe.there & safe.there).any():
+                per_item[f"{modality}_unsafe_to_safe_cosine"] = (unsafe.embeds * before.embeds).sum(dim=1).double()
         if len(safe.first) > NEIGHBOURS:
             overlap = load_metric("neighbour_overlap").compute(
                 before=before.embeds[safe.first].numpy(), after=safe.different.numpy(), k=NEIGHBOURS, per_query=True
             )["neighbour_overlap"]
-            per_item[f"{modality}_neighbour_overlap"] = figure(overlap[safe.inverse], safe.row, safe.count)
-    if len(items.safe_text) and len(items.safe_image):
+            per_item[f"{modality}_neighbour_overlap"] = safe.spread(overlap)
+    if items.safe_text.there.any() and items.safe_image.there.any():
         numbers["modality_gap"] = modality_gap(items.safe_text.different, items.safe_image.different)
     return per_item, numbers

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.family import family_of
-from ..objectives.states import States, relative_error
+from ..objectives.hidden_states import relative_error
 from .prompts import Item
 
 BATCH = 64
@@ -38,7 +38,7 @@ def state_drift(
     for first in range(0, len(items), BATCH):
         some = items[first : first + BATCH]
         before, after = (_states(clip, processor, some, by_caption) for clip in (original, safe))
-        pairs = zip(after.text or after.image, before.text or before.image, strict=True)
+        pairs = zip(after, before, strict=True)
         values.append(torch.stack([relative_error(*pair) for pair in pairs]).mean(0).double().cpu())
     return torch.cat(values)
 
@@ -48,7 +48,7 @@ def _states(
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     items: Sequence[Item],
     by_caption: bool,
-) -> States:
+) -> tuple[Tensor, ...]:
     family = family_of(clip)
     if by_caption:
         length = family.max_length(clip.config)
@@ -60,7 +60,7 @@ def _states(
             return_tensors="pt",
         )
         read = family.text.of(clip)(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
-        return States(text=family.text.states(read))
+        return family.text.states(read)
     pixels = processor([item.picture.open() for item in items], return_tensors="pt")["pixel_values"]
     read = family.image.of(clip)(pixel_values=pixels.to(clip.device), output_hidden_states=True)
-    return States(image=family.image.states(read))
+    return family.image.states(read)

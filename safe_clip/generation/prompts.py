@@ -14,7 +14,7 @@ from ..data.captions import leave_out_bad_captions
 from ..data.features import cell_name
 from ..data.galleries import load_pictures
 from ..data.images import open_image
-from ..data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, NOWHERE, ROW_COLUMN, file_rows
+from ..data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, NOWHERE, ROW_COLUMN, layout_of
 from ..data.minors import refuse_minors
 from ..data.quadruplets import STREAMED_ROWS, first_rows
 from ..data.rows import check_caption
@@ -182,10 +182,10 @@ def readable(items: list[Item], max_bad_fraction: float | None = None) -> list[I
 
 def _items(rows: Dataset, split: str) -> Iterator[Item]:
     categories = row_categories(rows)
-    filing, numbers = file_rows(rows), rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+    layout, numbers = layout_of(rows), rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
     captions = {column: rows[column] for column in CAPTION_COLUMNS if column in rows.column_names}
     pictures = _undecoded(rows)
-    for place, source in zip(filing.row.tolist(), filing.source.tolist(), strict=True):
+    for place, source in zip(layout.row.tolist(), layout.source.tolist(), strict=True):
         row = int(numbers[place])
         columns = [None if number == NOWHERE else ITEM_COLUMNS[number] for number in source]
         texts = [column and check_caption(captions[column][place], row, column) for column in columns[:2]]

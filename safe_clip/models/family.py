@@ -29,7 +29,6 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
 from ..errors import UserError
-from ..objectives.states import States
 from .tokens import fit_tokenizer
 
 # Of a configuration: what says how large a layer is.
@@ -154,12 +153,10 @@ class Family:
         """What a model learned to multiply cosines by."""
         return getattr(model, self.scale).exp().item()
 
-    def states(self, output: ModelOutput) -> States:
-        """What generators read, of the output of `model.forward` with `output_hidden_states`."""
-        text, image = output.text_model_output, output.vision_model_output
-        return States(
-            None if text is None else self.text.states(text), None if image is None else self.image.states(image)
-        )
+    def hidden_states(self, output: ModelOutput) -> dict[str, tuple[Tensor, ...]]:
+        """What generators read, by modality, of the output of `model.forward` with `output_hidden_states`."""
+        outputs = {"text": output.text_model_output, "image": output.vision_model_output}
+        return {name: self.towers[name].states(each) for name, each in outputs.items() if each is not None}
 
 
 def _state_clip_dimension(model: CLIPModel) -> None:

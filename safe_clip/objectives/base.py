@@ -1,35 +1,35 @@
 """What objectives share: what they are given, how their terms are weighted and summed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..items import ITEMS, ItemBatch, Layout, Quadruplets, pairs, to
 from ..ranges import AMOUNT, shown
-from .batch import ITEMS, Makeup, QuadrupletEmbeds, ReferenceEmbeds, as_batch
-
-# Of every objective: terms over states, which generators read, and what a row needs to have part in them (states.py).
-STATE_NEEDS = {
-    "preservation_text_states": ("safe_text",),
-    "preservation_image_states": ("safe_image",),
-    "redirection_text_states": ("unsafe_text", "safe_text"),
-    "redirection_image_states": ("unsafe_image", "safe_image"),
-}
+from .batch import Reference, as_batch
+from .hidden_states import HIDDEN_STATE_NEEDS, nearest_state_distance, relative_error
 
 
-def state_feeds(makeup: Makeup) -> dict[str, Tensor]:
-    """Which of B rows have part in each term over states: B booleans."""
-    return {name: makeup.having(*items) for name, items in STATE_NEEDS.items()}
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """A term of an objective, or a part of one: the mean of a loss over rows.
 
+    Attributes:
+        row: the rows that have the items it is over; N int64 on the CPU.
+        losses: gives the losses of P of these rows, whose positions among the N it is called with (P int64, on the
+            device). What a row is contrasted with are all N rows still.
+    """
 
-# `term(rows, positions)` gives a loss for each position, whose mean is the term.
-# `rows`: indices in the batch of all rows that feed the term.
-# `positions`: indices into `rows` of those whose losses are asked for; contrasts are among all of `rows` still.
-Term = Callable[[Tensor, Tensor], Tensor]
+    row: Tensor
+    losses: Callable[[Tensor], Tensor]
+
 
 MAX_LOGITS = 2**18  # the most entries of a matrix of logits, queries x candidates, where a batch is large
 MIN_QUERIES = 16  # the fewest queries at once, even where that makes more logits
@@ -45,9 +45,25 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
-def cosine_term(trained: Tensor, target: Tensor) -> Term:
+def paired(trained: ItemBatch, target: ItemBatch, losses: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Mean:
+    """A mean over the N rows that have both of two items.
+
+    Args:
+        trained, target: the items.
+        losses: of the positions of some of the N rows, and of the indices of all in the two batches of items.
+    """
+    first, second = pairs(trained, target)
+    a, b = to(first, trained.embeds), to(second, target.embeds)
+    return Mean(trained.row[first], lambda positions: losses(positions, a, b))
+
+
+def cosine_term(trained: ItemBatch, target: ItemBatch) -> Mean:
     """The mean cosine distance of embeddings to their targets."""
-    return lambda rows, positions: cosine_distance(trained[rows[positions]], target[rows[positions]])
+
+    def losses(positions: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return cosine_distance(trained.embeds[first[positions]], target.embeds[second[positions]])
+
+    return paired(trained, target, losses)
 
 
 def contrastive(queries: Tensor, targets: Tensor, logit_scale: float, positions: Tensor) -> Tensor:
@@ -64,18 +80,50 @@ def contrastive(queries: Tensor, targets: Tensor, logit_scale: float, positions:
     return (entropy(queries, targets) + entropy(targets, queries)) / 2
 
 
-def contrastive_term(trained: Tensor, target: Tensor, logit_scale: float) -> Term:
-    """Symmetric InfoNCE of embeddings and their targets among the rows that feed the term."""
-    return lambda rows, positions: contrastive(trained[rows], target[rows], logit_scale, positions)
+def contrastive_term(trained: ItemBatch, target: ItemBatch, logit_scale: float) -> Mean:
+    """Symmetric InfoNCE of embeddings and their targets among the rows that have both."""
+
+    def losses(positions: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return contrastive(trained.embeds[first], target.embeds[second], logit_scale, positions)
+
+    return paired(trained, target, losses)
+
+
+def hidden_state_terms(trained: Quadruplets, original: Quadruplets) -> dict[str, Mean]:
+    """The terms over hidden states, which no objective needs to define; of items that have no hidden states, none.
+
+    A patch's position means something: there, the counterpart's own state is the target, or, as far as the unsafe image
+    does not tell it, the mean of what it may be. Of captions it is the nearest of the counterpart's.
+    """
+    terms = {}
+    for name, items in HIDDEN_STATE_NEEDS.items():
+        ours, theirs = trained[items[0]], original[items[-1]]
+        if ours.hidden_states is None or theirs.hidden_states is None:
+            continue
+        distance = nearest_state_distance if name == "redirection_text_states" else relative_error
+        terms[name] = paired(ours, theirs, partial(_mean_over_layers, distance, ours, theirs))
+    return terms
+
+
+def _mean_over_layers(
+    distance: Callable[[Tensor, Tensor], Tensor],
+    ours: ItemBatch,
+    theirs: ItemBatch,
+    positions: Tensor,
+    first: Tensor,
+    second: Tensor,
+) -> Tensor:
+    layers = zip(ours.hidden_states, theirs.hidden_states, strict=True)
+    a, b = first[positions], second[positions]
+    return torch.stack([distance(layer[a], before[b]) for layer, before in layers]).mean(0)
 
 
 class Objective(nn.Module):
-    """A weighted sum of named terms over the embeddings of a batch, divided by the objective's `divisor`.
+    """A weighted sum of named terms over the items of a batch, divided by the objective's `divisor`.
 
-    A method is a subclass: its `WEIGHTS` name the terms, its `NEEDS` the items without which a row has no part in a
-    term, and its `terms` gives a function for each. Every term is a mean over the rows of the batch that have part in
-    it. The terms over states, which are the same for all (`STATE_NEEDS`), have weights too and are the trainer's to
-    compute and to add, since they are of no embeddings.
+    A method is a subclass: its `WEIGHTS` name the terms, its `NEEDS` the items that a row needs for each, and its
+    `terms` computes them. Every term is a mean over the rows that have its items. The terms over hidden states are the
+    same for all objectives (`hidden_state_terms`), and are weighted and logged like any other.
 
     Args:
         logit_scale: factor before cosines in contrastive terms.
@@ -86,7 +134,7 @@ class Objective(nn.Module):
     """
 
     WEIGHTS: ClassVar[dict[str, float]]
-    STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(STATE_NEEDS, 0.0)
+    STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0)
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
     COHERENCE: ClassVar[tuple[str, ...]] = ()  # terms over unsafe items alone, which redirect nothing
     # What the trainer has to bring along.
@@ -102,149 +150,169 @@ class Objective(nn.Module):
             raise UserError("--loss_weights switches every term off; leave at least one above 0.")
 
     @property
-    def state_weights(self) -> dict[str, float]:
-        """What the terms over states that have a weight are multiplied by in the loss, on the scale of all others."""
-        return {name: weight / self.divisor for name in STATE_NEEDS if (weight := self.weights.get(name))}
+    def hidden_state_terms(self) -> tuple[str, ...]:
+        """The terms over hidden states that have a weight."""
+        return tuple(name for name in HIDDEN_STATE_NEEDS if self.weights.get(name))
 
     @property
     def divisor(self) -> float:
-        """What the weighted sum of all terms, those over states included, is divided by."""
+        """What the weighted sum of all terms, those over hidden states included, is divided by."""
         return 1.0
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds) -> dict[str, Term]:
-        """A function for each term, called where the term has a weight and rows that feed it."""
-        raise NotImplementedError
-
-    def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
-        """Which of B rows have part in each term.
+    def terms(self, embeds: Quadruplets, reference: Reference) -> dict[str, Mean | Sequence[Mean]]:
+        """The terms of a batch, each a mean, or several whose sum it is.
 
         Args:
-            makeup: what the rows are made of.
-            reference: what else is known of a batch; without it, rows are those of all the data.
-
-        Returns:
-            B booleans for each term.
+            embeds: by the trained model, in float32.
+            reference: by the original, likewise.
         """
-        return {name: makeup.having(*items) for name, items in self.NEEDS.items()}
+        raise NotImplementedError
+
+    def rows_with_items(self, layout: Layout) -> dict[str, np.ndarray]:
+        """Which rows of a whole data set have the items of each term: booleans by its name."""
+        return {name: layout.having(*items) for name, items in self.NEEDS.items()}
 
     @property
     def redirecting(self) -> list[str]:
-        """The terms with a weight that make something safe: in which no row without unsafe items has part."""
-        whole = Makeup.whole(3)
-        present = whole.present.clone()
-        present[1, 2:] = present[2, :2] = False  # some terms stand in where there is one modality
-        found = [self._counts(Makeup.whole(1)._replace(present=row[None])) for row in present]
-        without = [self._counts(_without_unsafe(Makeup.whole(1)._replace(present=row[None]))) for row in present]
-        return [
-            name
-            for name in found[0]
-            if name not in self.COHERENCE and any(a[name] > b[name] for a, b in zip(found, without, strict=True))
-        ]
+        """The terms with a weight that redirect: those that a row without its unsafe items has less of."""
+        one = Layout.whole(1).present
+        captions, images = one & [True, True, False, False], one & [False, False, True, True]
+        found = []
+        for present in (one, captions, images):  # some terms stand in where there is one modality
+            layout = Layout.of(present)
+            whole, without = self.term_counts(layout), self.term_counts(_without_unsafe(layout))
+            found += [name for name, count in whole.items() if count > without[name]]
+        return [name for name in self.weights if name in found and name not in self.COHERENCE]
 
-    def _counts(self, makeup: Makeup) -> dict[str, int]:
-        feeds = self.feeds(makeup) | state_feeds(makeup)
-        return {name: int(rows.sum()) for name, rows in feeds.items() if self.weights[name]}
+    def term_counts(self, layout: Layout) -> dict[str, int]:
+        """How many rows of a whole data set have the items of each term that has a weight."""
+        rows = self.rows_with_items(layout) | {n: layout.having(*items) for n, items in HIDDEN_STATE_NEEDS.items()}
+        return {name: int(having.sum()) for name, having in rows.items() if self.weights[name]}
 
-    def term_rows(self, makeup: Makeup) -> dict[str, int]:
-        """How many rows of all the data feed each term that has a weight.
+    def term_rows(self, layout: Layout) -> dict[str, int]:
+        """As `term_counts`.
 
         Raises:
-            UserError: none feeds any that redirects, though some term with a weight would.
+            UserError: none has those of a term that redirects, though some such term has a weight.
         """
-        found, without = self._counts(makeup), self._counts(_without_unsafe(makeup))
+        found, without = self.term_counts(layout), self.term_counts(_without_unsafe(layout))
         redirecting = self.redirecting
         if redirecting and all(found[name] == without[name] for name in redirecting):
             raise self.redirects_nothing()
         return found
 
     def redirects_nothing(self) -> UserError:
-        """The error for data of which no row feeds any term that redirects."""
-        whole = self._counts(Makeup.whole(1))
+        """The error for data of which no row has the items of any term that redirects."""
+        whole = self.term_counts(Layout.whole(1))
         named = ", ".join(name for name in self.redirecting if whole[name])
         return UserError(
             f"no training row has what {named} need, so nothing would be made safe: they require unsafe items beside "
             "safe ones. Name their columns with --column_mapping, or, where labels call all items safe, mend these."
         )
 
-    def unfed(self, makeup: Makeup) -> list[str]:
-        """The terms with a weight that whole rows would feed, but no row of all the data does."""
-        found, whole = self._counts(makeup), self._counts(Makeup.whole(1))
+    def unfed(self, layout: Layout) -> list[str]:
+        """The terms with a weight whose items whole rows would have, but no row of a whole data set does."""
+        found, whole = self.term_counts(layout), self.term_counts(Layout.whole(1))
         return [name for name, rows in found.items() if not rows and whole[name]]
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of the terms that have a weight: their weighted sum by the `divisor`."""
         return sum(self.weights[name] * term for name, term in terms.items()) / self.divisor
 
-    def pieces(
+    def means(self, embeds: Quadruplets, reference: Reference) -> dict[str, list[Mean]]:
+        """The terms of a batch that have a weight and rows: for each the means whose sum it is.
+
+        Args:
+            embeds: by the trained model; with hidden states, where terms over these are to be among them.
+            reference: by the original, likewise.
+        """
+        embeds, original = embeds.map(Tensor.float), reference.items.map(Tensor.float)
+        lacking = (item for item in ("unsafe_text", "unsafe_image") if len(embeds[item]) and not len(original[item]))
+        if self.reads_unsafe and any(lacking):
+            raise UserError(f"{type(self).__name__} requires the original's embeddings of unsafe items too.")
+        with _exact(embeds.device):
+            terms = self.terms(embeds, replace(reference, items=original)) | hidden_state_terms(embeds, original)
+        return self.weighted(terms)
+
+    def weighted(self, terms: Mapping[str, Mean | Sequence[Mean]]) -> dict[str, list[Mean]]:
+        """Those of some terms that have a weight and rows."""
+        parts = {name: [term] if isinstance(term, Mean) else term for name, term in terms.items() if self.weights[name]}
+        parts = {name: [mean for mean in means if len(mean.row)] for name, means in parts.items()}
+        return {name: means for name, means in parts.items() if means}
+
+    def chunks(
         self,
-        embeds: QuadrupletEmbeds,
-        reference: ReferenceEmbeds,
+        means: Mapping[str, Sequence[Mean]],
+        device: torch.device,
         process: int = 0,
         processes: int = 1,
         at_once: int | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
-        """The terms that have a weight and rows that feed them, few rows at a time.
+        """The values of terms, few rows at a time.
 
         Args:
-            embeds: by the trained model.
-            reference: by the original.
+            means: as `means` gives them.
+            device: of their tensors.
             process, processes: where several have the same batch, which of them this is: each takes its share of rows.
-            at_once: rows of a piece, so that the logits of no more have to be held; by default `max_queries` them.
+            at_once: rows of a chunk, so that the logits of no more have to be held; by default `max_queries` them.
 
         Yields:
             A term's name and a scalar in float32; all of a term's, by all processes, sum to its value.
         """
-        # Logits of up to 100 have no business in half precision.
-        exact = partial(torch.autocast, embeds.safe_text.device.type, enabled=False)
-        with exact():
-            embeds = QuadrupletEmbeds(*map(_float32, embeds))
-            reference = ReferenceEmbeds(*map(_float32, reference))
-            if self.reads_unsafe and (reference.unsafe_text is None or reference.unsafe_image is None):
-                raise UserError(f"{type(self).__name__} requires the original's embeddings of unsafe items too.")
-            makeup = Makeup.of(embeds) if reference.makeup is None else reference.makeup
-            feeds = self.feeds(makeup, reference)
-            terms = self.terms(embeds, reference._replace(makeup=makeup))
-        for name, term in terms.items():
-            rows = feeds[name].nonzero().flatten()
-            if not self.weights[name] or not len(rows):
-                continue
-            positions = torch.arange(len(rows), device=rows.device)[process::processes]
-            for piece in positions.split(at_once or max_queries(len(rows))):
-                with exact():
-                    value = term(rows, piece).sum() / len(rows)
-                yield name, value
+        for name, parts in means.items():
+            for mean in parts:
+                count = len(mean.row)
+                positions = torch.arange(count, device=device)[process::processes]
+                for few in positions.split(at_once or max_queries(count)):
+                    with _exact(device):
+                        value = mean.losses(few).sum() / count
+                    yield name, value
 
     def forward(self, *embeds: Any, reference: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of a batch.
 
         Args:
-            *embeds: `QuadrupletEmbeds` and `ReferenceEmbeds`; or, in this order, the trained model's embeddings of safe
-                captions, unsafe captions, safe images and unsafe images, B x dimension each, of any length, `None` or
-                rows of NaN for what is missing.
-            reference: in the second case, the original's embeddings: of safe captions and safe images, or of all four;
-                by default the trained model's own, detached, which are the same until training moves it.
+            *embeds: the trained model's embeddings of safe captions, unsafe captions, safe images and unsafe images,
+                B x dimension each, of any length, `None` or rows of NaN for what is missing; or `Quadruplets`.
+            reference: the original's embeddings of safe captions and safe images, or of all four; by default the
+                trained model's own, detached, which are the same until training moves it. Of `Quadruplets`, a
+                `Reference`.
 
         Returns:
-            The scalar loss and the unweighted value of each term that has a weight and rows that feed it, in float32.
+            The scalar loss and the unweighted value of each term that has a weight and rows, in float32.
 
         Raises:
             UserError: they are no such embeddings.
         """
         embeds, reference = as_batch(embeds, reference)
-        values = dict(self.pieces(embeds, reference, at_once=len(embeds.safe_text)))
+        loss, terms, _ = self.of_batch(embeds, reference)
+        return loss, terms
+
+    def of_batch(self, embeds: Quadruplets, reference: Reference) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
+        """The loss of a batch, the values of its terms, and how many rows each is over."""
+        means = self.means(embeds, reference)
+        values: dict[str, Tensor] = {}
+        for name, value in self.chunks(means, embeds.device, at_once=max(1, len(embeds))):
+            values[name] = values[name] + value if name in values else value
         if values:
-            return self.total(values), values
+            return self.total(values), values, row_counts(means)
         # Every process takes part in every step, whatever it was dealt.
-        return 0.0 * sum(items.float().nansum() for items in embeds), values
+        return 0.0 * sum(items.embeds.float().sum() for items in embeds), values, {}
 
 
-def _without_unsafe(makeup: Makeup) -> Makeup:
-    kept = torch.tensor([not item.startswith("unsafe") for item in ITEMS], device=makeup.present.device)
-    return makeup._replace(present=makeup.present & kept)
+def row_counts(means: Mapping[str, Sequence[Mean]]) -> dict[str, int]:
+    """How many rows each term is over."""
+    return {name: len(torch.cat([mean.row for mean in parts]).unique()) for name, parts in means.items()}
 
 
-def _float32(value):
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _without_unsafe(layout: Layout) -> Layout:
+    safe = np.array([not item.startswith("unsafe") for item in ITEMS])
+    return replace(layout, present=layout.present & safe)
+
+
+def _exact(device: torch.device) -> torch.autocast:
+    """Logits of up to 100 have no business in half precision."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def check_weights(weights: Mapping[str, float], terms: Mapping[str, float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The objective of Safe-CLIP (Poppi et al., ECCV 2024, arXiv 2311.16254, section 3.3)."""
 
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, contrastive_term, cosine_term
+from ..items import Quadruplets
+from .base import Objective, Reference, contrastive_term, cosine_term
 
 
 class SafeCLIPLoss(Objective):
@@ -22,7 +23,7 @@ class SafeCLIPLoss(Objective):
     | `redirection_image_contrastive`  | NCE(V(v*), T0(t)) | 0.5    |
 
     The weights are those of the paper's released script. As there, they are normalised to sum to 1
-    and the sum is divided by 8. Terms over states, which the paper lacks, are divided by the same.
+    and the sum is divided by 8. Terms over hidden states, which the paper lacks, are divided by the same.
 
     Args:
         logit_scale: factor before the cosines of the contrastive terms (the script: 100).
@@ -58,16 +59,12 @@ class SafeCLIPLoss(Objective):
         "redirection_image_contrastive": ("unsafe_image", "safe_text"),
     }
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        originals = {"safe_text": reference.safe_text, "safe_image": reference.safe_image}
-        terms = {}
-        for name, items in self.NEEDS.items():
-            trained, target = getattr(embeds, items[0]), originals[items[-1]]
-            cosine = name.endswith("_cosine")
-            terms[name] = (
-                cosine_term(trained, target) if cosine else contrastive_term(trained, target, self.logit_scale)
-            )
-        return terms
+    def terms(self, embeds: Quadruplets, reference: Reference):
+        def term(name: str, trained: str, target: str):
+            items = embeds[trained], reference.items[target]
+            return cosine_term(*items) if name.endswith("_cosine") else contrastive_term(*items, self.logit_scale)
+
+        return {name: term(name, items[0], items[-1]) for name, items in self.NEEDS.items()}
 
     @property
     def divisor(self) -> float:

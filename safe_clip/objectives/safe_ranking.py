@@ -1,14 +1,16 @@
 """The default objective: safe queries and safe galleries."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_term
+from ..items import ItemBatch, Layout, Quadruplets
+from .base import Mean, Objective, Reference, cosine_term, paired
 
 
 class SafeRankingLoss(Objective):
@@ -38,15 +40,15 @@ class SafeRankingLoss(Objective):
     | `redirection_image_ranking`  | ranking(V(v*), i)  | 1      |
     | `redirection_text_cosine`    | d(T(t*), T0(t))    | 400    |
     | `redirection_image_cosine`   | d(V(v*), V0(v))    | 400    |
-    | `preservation_text_states`   | see `states.py`    | 60     |
-    | `preservation_image_states`  | see `states.py`    | 100    |
-    | `redirection_text_states`    | see `states.py`    | 60     |
-    | `redirection_image_states`   | see `states.py`    | 100    |
+    | `preservation_text_states`   | see `hidden_states.py` | 60     |
+    | `preservation_image_states`  | see `hidden_states.py` | 100    |
+    | `redirection_text_states`    | see `hidden_states.py` | 60     |
+    | `redirection_image_states`   | see `hidden_states.py` | 100    |
 
     The last two cosines stand in for rankings where there is nothing to rank: captions alone, without any picture, or
     pictures without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe
-    queries would find it. The terms over states are for generators, and cost a forward of the original at every step;
-    for search alone they can be switched off. `docs/method.md` says what each part is good for.
+    queries would find it. The terms over hidden states are for generators, and cost a forward of the original at every
+    step; for search alone they can be switched off. `docs/method.md` says what each part is good for.
 
     Args:
         logit_scale: `S`; the trainer gives the original's own.
@@ -69,7 +71,7 @@ class SafeRankingLoss(Objective):
         "redirection_text_cosine": 400.0,
         "redirection_image_cosine": 400.0,
     }
-    # Over states, which generators read (states.py).
+    # Over hidden states, which generators read.
     STATE_WEIGHTS = {
         "preservation_text_states": 60.0,
         "preservation_image_states": 100.0,
@@ -104,60 +106,61 @@ class SafeRankingLoss(Objective):
         self.anchors = anchors
         self.unsafe_per_safe = unsafe_per_safe
 
-    def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
-        feeds = super().feeds(makeup, reference)
+    def rows_with_items(self, layout: Layout):
+        rows = super().rows_with_items(layout)
         for modality, other in (("text", "image"), ("image", "text")):
-            anchors = reference and getattr(reference, f"anchor_{other}")
-            pool = makeup.having(f"safe_{other}").any()
-            if anchors is not None:
-                pool = pool | ~anchors.isnan().all()
-            feeds[f"preservation_{modality}_ranking"] &= pool
-            feeds[f"redirection_{modality}_ranking"] &= pool
-            feeds[f"redirection_{modality}_cosine"] &= ~pool
-        return feeds
+            pool = layout.having(f"safe_{other}").any()
+            rows[f"preservation_{modality}_ranking"] &= pool
+            rows[f"redirection_{modality}_ranking"] &= pool
+            rows[f"redirection_{modality}_cosine"] &= ~pool
+        return rows
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        def ranking(modality: str, other: str) -> Callable[[Tensor], Term]:
-            """For queries of a modality, which search the other one, their term."""
-            there = reference.makeup.having(f"safe_{other}")
-            before, safe = getattr(reference, f"safe_{other}")[there], getattr(embeds, f"safe_{other}")[there]
-            anchors = getattr(reference, f"anchor_{other}")
-            if anchors is not None:
-                anchors = anchors[~anchors.isnan().any(dim=1)]
-                before, safe = torch.cat([before, anchors]), torch.cat([safe, anchors])
-            unsafe = getattr(embeds, f"unsafe_{other}")[reference.makeup.having(f"unsafe_{other}")]
-            counterparts = getattr(reference, f"safe_{modality}")
+    def terms(self, embeds: Quadruplets, reference: Reference):
+        terms = {}
+        for modality, other in (("text", "image"), ("image", "text")):
+            safe, unsafe, original = (
+                embeds[f"safe_{modality}"],
+                embeds[f"unsafe_{modality}"],
+                reference.items[f"safe_{modality}"],
+            )
+            terms[f"preservation_{modality}_cosine"] = cosine_term(safe, original)
+            anchors = [reference.anchors[other].embeds] if other in reference.anchors else []
+            pool = torch.cat([embeds[f"safe_{other}"].embeds, *anchors])
+            if not len(pool):
+                terms[f"redirection_{modality}_cosine"] = cosine_term(unsafe, original)
+                continue
+            before = torch.cat([reference.items[f"safe_{other}"].embeds, *anchors])
+            # A view, so that what reaches it as the pool of two terms is summed first: order decides the last digit.
+            strangers = embeds[f"unsafe_{other}"].embeds[:]
+            rank = partial(self._term, original, pool, strangers, before)
+            terms[f"preservation_{modality}_ranking"] = rank(safe)
+            terms[f"redirection_{modality}_ranking"] = rank(unsafe)
+        return {name: terms[name] for name in self.WEIGHTS if name in terms}
 
-            def term_of(queries: Tensor) -> Term:
-                def term(rows: Tensor, positions: Tensor) -> Tensor:
-                    asked = rows[positions]
-                    wanted = self.logit_scale * counterparts[asked] @ before.T
-                    return self.ranking(queries[asked], safe, unsafe, wanted)
+    def _term(self, original: ItemBatch, safe: Tensor, unsafe: Tensor, before: Tensor, queries: ItemBatch) -> Mean:
+        """How queries rank a union pool.
 
-                return term
+        Args:
+            original: the queries' safe counterparts, by the original.
+            safe, unsafe: the items of the pool.
+            before: the safe ones, by the original.
+            queries: by the trained model.
+        """
 
-            return term_of
+        def losses(positions: Tensor, first: Tensor, second: Tensor) -> Tensor:
+            targets = self.logit_scale * original.embeds[second[positions]] @ before.T
+            return self.ranking(queries.embeds[first[positions]], safe, unsafe, targets)
 
-        text, image = ranking("text", "image"), ranking("image", "text")
-        return {
-            "preservation_text_cosine": cosine_term(embeds.safe_text, reference.safe_text),
-            "preservation_image_cosine": cosine_term(embeds.safe_image, reference.safe_image),
-            "preservation_text_ranking": text(embeds.safe_text),
-            "preservation_image_ranking": image(embeds.safe_image),
-            "redirection_text_ranking": text(embeds.unsafe_text),
-            "redirection_image_ranking": image(embeds.unsafe_image),
-            "redirection_text_cosine": cosine_term(embeds.unsafe_text, reference.safe_text),
-            "redirection_image_cosine": cosine_term(embeds.unsafe_image, reference.safe_image),
-        }
+        return paired(queries, original, losses)
 
-    def ranking(self, queries: Tensor, safe: Tensor, unsafe: Tensor, wanted: Tensor) -> Tensor:
+    def ranking(self, queries: Tensor, safe: Tensor, unsafe: Tensor, targets: Tensor) -> Tensor:
         """Divergence of how queries rank a union pool from how they should.
 
         Args:
             queries: Q x dimension.
             safe: the pool's safe items, G x dimension.
             unsafe: the pool's unsafe items, H x dimension.
-            wanted: logits of the safe items for each query, Q x G.
+            targets: logits that each query should give the safe items, Q x G.
 
         Returns:
             Q values of at least 0.
@@ -167,4 +170,4 @@ class SafeRankingLoss(Objective):
             margin = math.log(self.unsafe_per_safe * len(safe) / len(unsafe))
             logits = torch.cat([logits, self.logit_scale * queries @ unsafe.T + margin], dim=1)
         given = F.log_softmax(logits, dim=1)[:, : len(safe)]
-        return F.kl_div(given, F.log_softmax(wanted, dim=1), reduction="none", log_target=True).sum(dim=1)
+        return F.kl_div(given, F.log_softmax(targets, dim=1), reduction="none", log_target=True).sum(dim=1)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, cosine_distance, cosine_term, max_queries
+from ..items import ItemBatch, Quadruplets, pairs, to
+from .base import Mean, Objective, Reference, cosine_distance, cosine_term, max_queries
 
 
 class SaferCLIPLoss(Objective):
@@ -70,48 +71,87 @@ class SaferCLIPLoss(Objective):
             raise UserError(f"safer_clip wants a first_share above 0 and up to 1, not {first_share!r}.")
         self.first_share = first_share
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        captions, pictures = reference.safe_text, reference.safe_image
-        if reference.anchor_text is not None:
-            captions, pictures = reference.anchor_text, reference.anchor_image
-        has = reference.makeup.having
-        near_text, near_image = reference.safe_text.clone(), reference.safe_image.clone()
-        closeness = torch.where(
-            has("unsafe_image", "safe_image"), (reference.unsafe_image * reference.safe_image).sum(dim=1), -1.0
-        )
-        asking = has("unsafe_text") & ~captions.isnan().all()
-        if asking.any():
-            found = [
-                (queries @ captions.T).nan_to_num(-1).max(dim=1)
-                for queries in reference.unsafe_text[asking].split(max_queries(len(captions)))
-            ]
-            closeness[asking], nearest = (torch.cat(parts) for parts in zip(*found, strict=True))
-            near_text[asking] = captions[nearest]
-            if pictures is not None:
-                theirs = pictures[nearest]
-                near_image[asking] = torch.where(theirs.isnan(), near_image[asking], theirs)
+    def terms(self, embeds: Quadruplets, reference: Reference):
+        original = reference.items
+        near = dict(zip(("text", "image"), self._near(reference), strict=True))
+        closeness = self._closeness(reference)
         share = self.first_share + (1 - self.first_share) * reference.progress
 
-        def easy(value: Callable, *tensors: Tensor) -> Term:
-            def term(rows: Tensor, positions: Tensor) -> Tensor:
-                count = max(1, round(share * len(rows)))
-                chosen = torch.zeros(len(rows), device=rows.device)
-                chosen[closeness[rows].topk(count).indices] = len(rows) / count  # so that the mean is over them alone
-                return chosen[positions] * value(*(tensor[rows[positions]] for tensor in tensors))
+        def easy(name: str, losses: Callable[..., Tensor], target: str, other: str | None = None) -> Mean:
+            """Over the rows whose targets are nearest.
 
-            return term
+            Args:
+                name: of the term.
+                losses: of the trained items, their targets and what they are led away from.
+                target: the modality of the targets.
+                other: the unsafe items that they are led away from.
+            """
+            trained, row = self.NEEDS[name][0], embeds.layout.rows(*self.NEEDS[name])
+            at = to(row, closeness)
+            tensors = [embeds[trained].take(row).embeds, near[target][at]]
+            tensors += [] if other is None else [original[other].take(row).embeds]
+
+            def term(positions: Tensor) -> Tensor:
+                count = max(1, round(share * len(row)))
+                chosen = torch.zeros(len(row), device=closeness.device)
+                chosen[closeness[at].topk(count).indices] = len(row) / count  # so that the mean is over them alone
+                return chosen[positions] * losses(*(tensor[positions] for tensor in tensors))
+
+            return Mean(row, term)
 
         return {
-            "preservation_text_cosine": cosine_term(embeds.safe_text, reference.safe_text),
-            "preservation_image_cosine": cosine_term(embeds.safe_image, reference.safe_image),
-            "redirection_text_cosine": easy(cosine_distance, embeds.unsafe_text, near_text),
-            "redirection_image_cosine": easy(cosine_distance, embeds.unsafe_image, near_image),
-            "redirection_text_relative": easy(relative, embeds.unsafe_text, near_image, reference.unsafe_image),
-            "redirection_image_relative": easy(relative, embeds.unsafe_image, near_text, reference.unsafe_text),
+            "preservation_text_cosine": cosine_term(embeds.safe_text, original.safe_text),
+            "preservation_image_cosine": cosine_term(embeds.safe_image, original.safe_image),
+            "redirection_text_cosine": easy("redirection_text_cosine", cosine_distance, "text"),
+            "redirection_image_cosine": easy("redirection_image_cosine", cosine_distance, "image"),
+            "redirection_text_relative": easy("redirection_text_relative", relative, "image", "unsafe_image"),
+            "redirection_image_relative": easy("redirection_image_relative", relative, "text", "unsafe_text"),
         }
 
+    def _nearest(self, reference: Reference) -> tuple[Tensor, Tensor] | None:
+        """For each unsafe caption the cosine and the index of the nearest caption of a safe pair, if there is any."""
+        queries, captions = reference.items.unsafe_text, self._pool(reference)["text"]
+        if not len(queries) or not len(captions):
+            return None
+        found = [(few @ captions.embeds.T).max(dim=1) for few in queries.embeds.split(max_queries(len(captions)))]
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
-def relative(queries: Tensor, wanted: Tensor, unwanted: Tensor) -> Tensor:
-    """`log(1 + exp(cos(query, unwanted) - cos(query, wanted)))` of each row; in [0.12, 2.13]."""
-    gap = F.cosine_similarity(queries, unwanted, dim=-1) - F.cosine_similarity(queries, wanted, dim=-1)
+    def _pool(self, reference: Reference) -> Mapping[str, ItemBatch]:
+        """The pairs among which targets are looked for, by modality."""
+        return reference.anchors or {"text": reference.items.safe_text, "image": reference.items.safe_image}
+
+    def _closeness(self, reference: Reference) -> Tensor:
+        """Of each of B rows, the cosine of its unsafe item to its target; -1 where it has none."""
+        items = reference.items
+        closeness = torch.full((len(items),), -1.0, device=items.device)
+        unsafe, safe = items.unsafe_image, items.safe_image
+        first, second = (to(index, closeness) for index in pairs(unsafe, safe))
+        cosines = (unsafe.embeds[first] * safe.embeds[second]).sum(dim=1)
+        closeness = closeness.index_copy(0, to(unsafe.row, closeness)[first], cosines)
+        if (nearest := self._nearest(reference)) is None:
+            return closeness
+        return closeness.index_copy(0, to(items.unsafe_text.row, closeness), nearest[0])
+
+    def _near(self, reference: Reference) -> tuple[Tensor, Tensor]:
+        """The targets of B rows in each modality, B x dimension: their own safe items without an unsafe caption."""
+        items, pool = reference.items, self._pool(reference)
+        text, image = items.safe_text.dense(len(items)), items.safe_image.dense(len(items))
+        if (found := self._nearest(reference)) is None:
+            return text, image
+        nearest, row = found[1], to(items.unsafe_text.row, text)
+        text = text.index_copy(0, row, pool["text"].embeds[nearest])
+        captions, images = pairs(pool["text"], pool["image"])
+        if len(images):
+            partner = torch.full((len(pool["text"]),), -1)
+            partner[captions] = images  # of each caption, the image of its pair
+            theirs = to(partner, text)[nearest]
+            image = image.index_copy(
+                0, row, torch.where((theirs >= 0)[:, None], pool["image"].embeds[theirs], image[row])
+            )
+        return text, image
+
+
+def relative(queries: Tensor, target: Tensor, other: Tensor) -> Tensor:
+    """`log(1 + exp(cos(query, other) - cos(query, target)))` of each row; in [0.12, 2.13]."""
+    gap = F.cosine_similarity(queries, other, dim=-1) - F.cosine_similarity(queries, target, dim=-1)
     return F.softplus(gap)

@@ -1,9 +1,9 @@
 """The objective of ShieldCLIP (2026, arXiv 2609.39688), after a summary of the paper."""
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from .base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, Term, contrastive_term, cosine_term
+from ..items import Layout, Quadruplets
+from .base import Mean, Objective, Reference, contrastive_term, cosine_term
 
 
 class ShieldCLIPLoss(Objective):
@@ -37,55 +37,39 @@ class ShieldCLIPLoss(Objective):
     WEIGHTS = {"real": 0.1, "safe": 0.1, "redirect": 0.1, "mixed": 0.25, "coherence": 0.25}
     COHERENCE = ("coherence",)
 
-    def feeds(self, makeup: Makeup, reference: ReferenceEmbeds | None = None) -> dict[str, Tensor]:
-        safe = makeup.having("safe_text") | makeup.having("safe_image")
-        redirected = makeup.having("unsafe_text", "safe_text") | makeup.having("unsafe_image", "safe_image")
+    def rows_with_items(self, layout: Layout):
+        safe = layout.having("safe_text") | layout.having("safe_image")
+        redirected = layout.having("unsafe_text", "safe_text") | layout.having("unsafe_image", "safe_image")
         return {
-            "real": safe & ~makeup.generated,
-            "safe": safe & makeup.generated,
-            "redirect": redirected & ~makeup.mixed,
-            "mixed": redirected & makeup.mixed,
-            "coherence": makeup.having("unsafe_text", "unsafe_image"),
+            "real": safe & ~layout.relabelled,
+            "safe": safe & layout.relabelled,
+            "redirect": redirected & ~layout.half_unsafe,
+            "mixed": redirected & layout.half_unsafe,
+            "coherence": layout.having("unsafe_text", "unsafe_image"),
         }
 
-    def terms(self, embeds: QuadrupletEmbeds, reference: ReferenceEmbeds):
-        def over(items: tuple[str, ...], term: Term) -> Term:
-            """A term over those of its rows that have some items; 0 where none has."""
-            having = reference.makeup.having(*items)
+    def terms(self, embeds: Quadruplets, reference: Reference):
+        original, layout = reference.items, embeds.layout
 
-            def among(rows: Tensor, positions: Tensor) -> Tensor:
-                has = having[rows]
-                mine = has[positions]
-                values = torch.zeros(len(positions), device=rows.device)
-                if mine.any():
-                    theirs = (has.cumsum(dim=0) - 1)[positions[mine]]  # positions among the rows that have them
-                    values[mine] = term(rows[has], theirs) * (len(rows) / has.sum())
-                return values
+        def preserved(which: np.ndarray) -> list[Mean]:
+            text, image = (embeds[item].among(which) for item in ("safe_text", "safe_image"))
+            return [
+                cosine_term(text, original.safe_text),
+                cosine_term(image, original.safe_image),
+                contrastive_term(text, original.safe_image, self.logit_scale),
+                contrastive_term(image, original.safe_text, self.logit_scale),
+            ]
 
-            return among
+        def redirected(which: np.ndarray) -> list[Mean]:
+            return [
+                cosine_term(embeds.unsafe_text.among(which), original.safe_text),
+                cosine_term(embeds.unsafe_image.among(which), original.safe_image),
+            ]
 
-        def cosine(trained: str, target: str) -> Term:
-            needs = dict.fromkeys((trained, target))
-            return over(tuple(needs), cosine_term(getattr(embeds, trained), getattr(reference, target)))
-
-        def nce(trained: str, target: str) -> Term:
-            term = contrastive_term(getattr(embeds, trained), getattr(reference, target), self.logit_scale)
-            return over((trained, target), term)
-
-        def together(*parts: Term) -> Term:
-            return lambda rows, positions: sum(part(rows, positions) for part in parts)
-
-        preserved = together(
-            cosine("safe_text", "safe_text"),
-            cosine("safe_image", "safe_image"),
-            nce("safe_text", "safe_image"),
-            nce("safe_image", "safe_text"),
-        )
-        redirected = together(cosine("unsafe_text", "safe_text"), cosine("unsafe_image", "safe_image"))
         return {
-            "real": preserved,
-            "safe": preserved,
-            "redirect": redirected,
-            "mixed": redirected,
+            "real": preserved(~layout.relabelled),
+            "safe": preserved(layout.relabelled),
+            "redirect": redirected(~layout.half_unsafe),
+            "mixed": redirected(layout.half_unsafe),
             "coherence": contrastive_term(embeds.unsafe_text, embeds.unsafe_image, self.logit_scale),
         }

@@ -12,7 +12,7 @@ from ..config import changed, json_object, suggest
 from ..errors import UserError
 from ..names import public
 from ..objectives import OBJECTIVES, build_objective
-from ..objectives.base import STATE_NEEDS
+from ..objectives.hidden_states import HIDDEN_STATE_NEEDS
 from ..ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
 from .optional import check_optional
 from .setting_kinds import check_compile, check_optimizer_args, enums, restated, wrong_kind
@@ -214,7 +214,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     @property
     def term_weights(self) -> dict[str, float]:
         """Weights in place of the objective's own."""
-        return (dict.fromkeys(STATE_NEEDS, 0.0) if not self.generators else {}) | (self.loss_weights or {})
+        return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.generators else {}) | (self.loss_weights or {})
 
     def __new__(cls, *_: Any, **settings: Any):
         known = [each.name for each in fields(cls) if each.init]

@@ -54,7 +54,7 @@ class EvaluationMixin:
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """As `Trainer.predict`, for rows as at construction: embeddings in the order of `QuadrupletEmbeds`.
+        """As `Trainer.predict`, for rows as at construction: embeddings in the order of `ITEMS`, NaN for missing ones.
 
         Raises:
             UserError: they are no rows that can be used.
@@ -97,7 +97,7 @@ class EvaluationMixin:
             return loss, None, None
         # The Trainer computes metrics only where there are labels; a quadruplet's are numbers by which its items
         # can be told apart, since a caption or picture that occurs twice has several right answers.
-        return loss, tuple(embeds), item_ids(inputs).to(loss.device)
+        return loss, tuple(items.dense(len(embeds)) for items in embeds), item_ids(inputs).to(loss.device)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """Adds the mean of every loss term to the metrics."""

@@ -12,7 +12,8 @@ from transformers import Trainer, get_scheduler
 from ..data.items import ITEM_COLUMNS
 from ..data.streams import QuadrupletStream
 from ..errors import UserError, first_line
-from ..objectives.base import ITEMS, Makeup, Objective
+from ..items import ITEMS, Layout
+from ..objectives.base import Objective
 from ..store.fingerprints import weights_digest
 from .arguments import SafeCLIPTrainingArguments
 
@@ -97,18 +98,18 @@ def planned_steps(args: SafeCLIPTrainingArguments, count: int) -> int:
     return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / args.gradient_accumulation_steps)))
 
 
-def warn_of_unfed(objective: Objective, makeup: Makeup, columns: list[str] | None) -> None:
-    """Says which terms no row of the training data has part in, and what they lack.
+def warn_of_unfed(objective: Objective, layout: Layout, columns: list[str] | None) -> None:
+    """Says which terms no row of the training data has the items of, and what they lack.
 
     Args:
         objective: what is trained.
-        makeup: of all the data.
+        layout: of all the data.
         columns: of the data, where they are known.
     """
-    unfed = objective.unfed(makeup)
+    unfed = objective.unfed(layout)
     if not unfed:
         return
-    there = makeup.present.any(dim=0).tolist()
+    there = layout.present.any(axis=0).tolist()
     missing = [ITEM_COLUMNS[number] for number in range(len(ITEMS)) if not there[number]]
     why = f"there is no {' and no '.join(missing)}" if missing else "no row has all that one of them requires"
     has = f" The columns are {', '.join(columns)}; --column_mapping names others." if columns and missing else ""
@@ -155,7 +156,7 @@ def check_trained(trainer: Any, moved: Moved | None) -> None:
     if not steps or state.global_step < state.max_steps:
         return  # had come to its end before, or was stopped
     redirecting = trainer.objective.redirecting
-    if redirecting and not first and not trainer.step.fed.intersection(redirecting):
+    if redirecting and not first and not trainer.step.trained.intersection(redirecting):
         raise trainer.objective.redirects_nothing()
     if moved is not None and not (steps == 1 and trainer.args.get_warmup_steps(state.max_steps)):
         moved.check(trainer.model, steps)

@@ -15,52 +15,48 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ..data.collator import QuadrupletCollator, model_inputs, place
+from ..data.collator import QuadrupletCollator, model_inputs
 from ..data.rows import QuadrupletRows
+from ..items import ITEMS, MODALITIES, SIDES, Layout, Quadruplets
 from ..models.reference import FrozenReference
 from ..store.fingerprints import settings_of
 from ..store.tables import table_in_chunks
 
 WHOLE_PIECE = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
-MODALITIES = ("text", "image")
-BOTH = ("safe", "unsafe")
 DESC = "Embedding the training rows by the original, once"
 
 
-class Embedder:
-    """Embeds items of batches with the frozen original.
+class ReferenceEmbedder:
+    """Embeds the items of batches with the frozen original.
 
     Args:
         reference: the original.
         accelerator: the trainer's, for its device and precision, and its other processes.
-        sides: of a quadruplet, those that are wanted.
+        sides: of a quadruplet, those that are embedded.
     """
 
-    def __init__(self, reference: FrozenReference, accelerator: Accelerator, sides: Sequence[str] = BOTH):
+    def __init__(self, reference: FrozenReference, accelerator: Accelerator, sides: Sequence[str] = SIDES):
         self.reference, self.accelerator, self.sides = reference, accelerator, tuple(sides)
 
     @property
     def names(self) -> list[str]:
-        """The columns of what is made, such as `safe_text`."""
+        """The items that are embedded, such as `safe_text`."""
         return [f"{side}_{modality}" for modality in MODALITIES for side in self.sides]
 
-    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of a batch of B rows: for each name B x dimension, of length 1; NaN for a missing item."""
+    def __call__(self, inputs: dict[str, Any]) -> Quadruplets:
+        """The items of a batch, float32."""
         items = model_inputs(inputs, safe_only=self.sides == ("safe",))
-        embeds = (None, None)
-        if items:
-            with self.accelerator.autocast():
-                output = self.reference(**items)
-            embeds = output.text_embeds, output.image_embeds
-        present = inputs["present"]
-        values = {}
-        for number, (modality, made) in enumerate(zip(MODALITIES, embeds, strict=True)):
-            there = present[:, 2 * number : 2 * number + len(self.sides)]
-            if made is None:
-                made = torch.empty(0, self.reference.dimension, device=present.device)
-            for side, column in zip(self.sides, place(made.float(), there), strict=True):
-                values[f"{side}_{modality}"] = column
-        return values
+        if not items:
+            return self.nothing(inputs)
+        with self.accelerator.autocast():
+            output = self.reference(**items)
+        embeds = (None if each is None else each.float() for each in (output.text_embeds, output.image_embeds))
+        return Quadruplets.of_sides(*embeds, inputs["layout"], sides=self.sides)
+
+    def nothing(self, inputs: dict[str, Any]) -> Quadruplets:
+        """A batch's quadruplets with none of their items."""
+        nothing = torch.empty(0, self.reference.dimension, device=self.accelerator.device)
+        return Quadruplets.of_sides(nothing, nothing, inputs["layout"], sides=())
 
     def each(
         self, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, bar: tqdm | None = None
@@ -68,9 +64,9 @@ class Embedder:
         """Embeddings of rows, batch after batch, on the CPU."""
         for batch in DataLoader(rows, batch_size, collate_fn=collator, num_workers=workers):
             made = self(send_to_device(batch, self.accelerator.device))
-            yield {name: column.cpu().numpy() for name, column in made.items()}
+            yield {name: made[name].dense(len(made)).cpu().numpy() for name in self.names}
             if bar is not None:
-                bar.update(len(batch["present"]))
+                bar.update(len(made))
 
 
 class ReferenceTable:
@@ -88,7 +84,7 @@ class ReferenceTable:
         return int(self.ends[-1])
 
     def take(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The embeddings of B rows: for each name, B x dimension float32."""
+        """The embeddings of B rows: for each name, B x dimension float32, NaN for a missing item."""
         parts = np.searchsorted(self.ends, rows, side="right")
         starts = np.concatenate([[0], self.ends[:-1]])
         taken = {}
@@ -99,14 +95,25 @@ class ReferenceTable:
                 taken[name][mine] = column[part][rows[mine] - starts[part]]
         return {name: torch.from_numpy(column) for name, column in taken.items()}
 
+    def items(self, rows: np.ndarray, layout: Layout, device: torch.device) -> Quadruplets:
+        """The embedded items of B rows, which have this layout."""
+        taken = self.take(rows)
+        packed = Quadruplets.packed([taken.get(item) for item in ITEMS], layout)
+        return packed.map(lambda embeds: embeds.to(device, non_blocking=True))
 
-def table_size(embedder: Embedder, count: int) -> int:
+
+def table_size(embedder: ReferenceEmbedder, count: int) -> int:
     """Bytes that the table of so many rows takes."""
     return count * len(embedder.names) * embedder.reference.dimension * np.dtype(np.float32).itemsize
 
 
 def embed_in_memory(
-    embedder: Embedder, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, progress: bool
+    embedder: ReferenceEmbedder,
+    rows: TorchDataset,
+    collator: QuadrupletCollator,
+    batch_size: int,
+    workers: int,
+    progress: bool,
 ) -> ReferenceTable:
     """The table of rows that cannot be known again, or are few; every process embeds all of them."""
     with tqdm(total=len(rows), desc=DESC, disable=not progress) as bar:
@@ -115,7 +122,7 @@ def embed_in_memory(
 
 
 def embed_on_disk(
-    embedder: Embedder,
+    embedder: ReferenceEmbedder,
     rows: QuadrupletRows,
     collator: QuadrupletCollator,
     batch_size: int,
@@ -170,7 +177,7 @@ class _Piece:
 
 
 def _embeddings(
-    embedder: Embedder, piece: _Piece, collator: QuadrupletCollator, batch: int, workers: int
+    embedder: ReferenceEmbedder, piece: _Piece, collator: QuadrupletCollator, batch: int, workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
     for made in embedder.each(Subset(piece.rows, piece.numbers), collator, batch, workers):
         for index in range(len(next(iter(made.values())))):

@@ -27,7 +27,8 @@ from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
 from ..data.unsafe_words import plain, unsafe_word
 from ..errors import UserError
-from .reference_cache import Embedder
+from ..items import ITEMS
+from .reference_cache import ReferenceEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Evidence(NamedTuple):
 
 def check_sides(
     rows: QuadrupletRows | QuadrupletStream,
-    embed: Embedder,
+    embed: ReferenceEmbedder,
     collator: QuadrupletCollator,
     batch_size: int,
     progress: bool = True,
@@ -76,13 +77,15 @@ def check_sides(
         numbers = range(start, min(start + batch_size, len(quadruplets)))
         batch = [quadruplets[number] for number in numbers]
         captions += [
-            (None, None) if row.get("generated") or row.get("mixed") else (row["safe_caption"], row["unsafe_caption"])
+            (None, None)
+            if row.get("relabelled") or row.get("half_unsafe")
+            else (row["safe_caption"], row["unsafe_caption"])
             for row in batch
         ]
         embeds.append(embed(send_to_device(collator(batch), embed.accelerator.device)))
         names = [{"safe_caption": ", ".join(concepts[number]) or None} for number in numbers]
-        named.append(embed(send_to_device(collator(names), embed.accelerator.device))["safe_text"])
-    columns = {name: torch.cat([each[name] for each in embeds]) for name in embeds[0]}
+        named.append(embed(send_to_device(collator(names), embed.accelerator.device)).safe_text.dense(len(names)))
+    columns = {item: torch.cat([each[item].dense(len(each)) for each in embeds]) for item in ITEMS}
     said = by_words(captions, concepts), by_nearness(columns), by_meaning(columns, torch.cat(named), concepts)
     found = swapped_sides(*said)
     if found is None and len(captions) >= MANY and all(each.swapped is None for each in said):

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
-from ..data.collator import QuadrupletCollator, model_inputs, place
+from ..data.collator import QuadrupletCollator, model_inputs
 from ..errors import UserError
-from ..objectives.base import Makeup, Objective, QuadrupletEmbeds, ReferenceEmbeds, state_feeds
-from ..objectives.states import States, state_values
+from ..items import ITEMS, ItemBatch, Layout, Quadruplets
+from ..objectives.base import Objective, hidden_state_terms, row_counts
 from .targets import Targets
 
 CACHED = "cached"  # in a chunk's inputs, what is known of its step already
@@ -27,15 +29,15 @@ class CachedGradient:
 
     Attributes:
         loss: of the whole step.
-        gradients: of the loss by the chunk's embeddings.
-        rows: of the whole step, how many feed each term over states.
+        gradients: of the loss with respect to the chunk's embeddings, in the order of `ITEMS`.
+        rows: of the whole step, how many each term over hidden states is over.
         chunks: of the step.
         random_state: before its forward, so that the second one drops the same.
     """
 
     loss: Tensor
-    gradients: QuadrupletEmbeds
-    rows: dict[str, Tensor]
+    gradients: list[Tensor]
+    rows: dict[str, int]
     chunks: int
     random_state: tuple[Tensor, Tensor | None]
 
@@ -57,7 +59,7 @@ class ContrastiveStep:
         not_finite: makes the error for what is not a finite number, such as `"gradient"`.
 
     Attributes:
-        fed: terms that rows had part in, in training.
+        trained: terms that some row of training had the items of.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class ContrastiveStep:
     ):
         self.objective, self.targets, self.accelerator = objective, targets, accelerator
         self.not_finite = not_finite
-        self.fed: set[str] = set()
+        self.trained: set[str] = set()
         self._losses = []  # since the last step
         # Of each term, the sum over rows and their number.
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -98,20 +100,20 @@ class ContrastiveStep:
             inputs = next(batches)
             states.append(_random_state(self.accelerator.device))
             with torch.no_grad():
-                embeds.append(self.embed(model, inputs)[0])
+                embeds.append(self.embed(model, inputs))
             targets.append(self.targets.of(inputs, training=True))
             kept.append(reader.keep(inputs))
             del inputs
-        whole = QuadrupletEmbeds(*map(torch.cat, zip(*embeds, strict=True)))
-        sizes = [len(part.safe_text) for part in embeds]
-        joined = {name: torch.cat([each[name] for each in targets]) for name in targets[0]}
-        loss, gradients, rows = self._contrast(whole, joined, progress)
-        parts = zip(*(column.split(sizes) for column in gradients), strict=True)
+        loss, gradients, rows = self._contrast(embeds, targets, progress)
+        sizes = zip(*([len(items) for items in part] for part in embeds), strict=True)
+        parts = zip(
+            *(column.split(size) for column, size in zip(gradients, map(list, sizes), strict=True)), strict=True
+        )
         for each, state, part in zip(kept, states, parts, strict=True):
-            cached = CachedGradient(loss, QuadrupletEmbeds(*part), rows, count, state)
+            cached = CachedGradient(loss, list(part), rows, count, state)
             yield reader.again(each) | {CACHED: cached}
 
-    def loss(self, model: nn.Module, inputs: dict[str, Any], progress: float = 1.0) -> tuple[Tensor, QuadrupletEmbeds]:
+    def loss(self, model: nn.Module, inputs: dict[str, Any], progress: float = 1.0) -> tuple[Tensor, Quadruplets]:
         """The objective's loss of a batch, or of the whole step that it is a chunk of, and the batch's embeddings.
 
         Its terms are added to the means that `pop_term_means` gives, of training or evaluation as the model's mode is.
@@ -125,144 +127,129 @@ class ContrastiveStep:
             UserError: the loss is not finite.
         """
         cached: CachedGradient | None = inputs.pop(CACHED, None)
-        reads = bool(self.objective.state_weights)
-        mode, processes = "train" if model.training else "eval", self.accelerator.num_processes
-        rows, times = None, 1  # in the whole step, and the scale from the sum over its parts to its mean
+        processes = self.accelerator.num_processes
+        if cached is None and not (model.training and processes > 1):
+            reference = self.targets(inputs, model.training, progress)
+            embeds = self.embed(model, inputs, hidden_states=True)
+            loss, terms, rows = self.objective.of_batch(embeds, reference)
+            sums = {name: (value, rows[name]) for name, value in terms.items()}
+            self._note("train" if model.training else "eval", loss, sums)
+            return loss, embeds
         if cached is not None:
             with _replayed(cached.random_state, self.accelerator.device):
-                embeds, states = self.embed(model, inputs, reads)
-            loss = self._loss_with(cached.loss, cached.gradients, embeds, cached.chunks)
-            rows, times = cached.rows, cached.chunks * processes
-        elif model.training and processes > 1:
-            targets = self.targets.of(inputs, training=True)
-            embeds, states = self.embed(model, inputs, reads)
-            loss, gradients, rows = self._contrast(embeds, targets, progress)
-            loss, times = self._loss_with(loss, gradients, embeds), processes
+                embeds = self.embed(model, inputs, hidden_states=True)
+            loss, gradients, rows, chunks = cached.loss, cached.gradients, cached.rows, cached.chunks
         else:
-            reference = self.targets(inputs, model.training, progress)
-            embeds, states = self.embed(model, inputs, reads)
-            loss, terms = self.objective(embeds, reference)
-            self._note(loss, terms, reference, mode)
-        if reads:
-            loss = loss + self._state_loss(states, inputs, mode, rows, times)
+            targets = self.targets.of(inputs, training=True)
+            embeds = self.embed(model, inputs, hidden_states=True)
+            loss, gradients, rows = self._contrast([embeds], [targets], progress)
+            chunks = 1
+        loss = self._loss_with(loss, gradients, embeds, chunks)
+        if self.objective.hidden_state_terms:
+            loss = loss + self._hidden_state_loss(embeds, inputs, rows) * (chunks * processes)
         return loss, embeds
 
-    def embed(
-        self, model: nn.Module, inputs: dict[str, Tensor], states: bool = False
-    ) -> tuple[QuadrupletEmbeds, States]:
-        """The trained model's embeddings of a batch, and the states, where they are asked for: one forward for all that
-        there is, through whatever wraps the model."""
-        wanted = {"output_hidden_states": True} if states else {}
-        output = model(**model_inputs(inputs), **wanted)
-        present = inputs["present"]
-        made = output.text_embeds if output.image_embeds is None else output.image_embeds
-        text, image = (
-            made.new_empty(0, made.shape[1]) if embeds is None else embeds
-            for embeds in (output.text_embeds, output.image_embeds)
-        )
-        embeds = QuadrupletEmbeds(*place(text, present[:, :2]), *place(image, present[:, 2:]))
-        return embeds, self.targets.embed.reference.family.states(output) if states else States()
-
-    def _state_loss(
-        self, states: States, inputs: dict[str, Tensor], mode: str, rows: dict[str, Tensor] | None, times: int
-    ) -> Tensor:
-        """The weighted terms over states, of which no row needs another one's.
+    def embed(self, model: nn.Module, inputs: dict[str, Any], hidden_states: bool = False) -> Quadruplets:
+        """The items of a batch, embedded by the trained model in one forward, through whatever wraps it.
 
         Args:
-            states: by the trained model.
-            inputs: what they are of.
-            mode: `"train"` or `"eval"`, whose log the terms are added to.
-            rows: that feed each term, in the whole step; by default those of these inputs.
-            times: chunks x processes, by which gradients are divided later, so that the loss is multiplied by it here.
+            model: the trained model.
+            inputs: of the collator.
+            hidden_states: with those of the terms that have a weight, where there are any.
         """
-        weights, makeup = self.objective.state_weights, Makeup(*(inputs[name] for name in Makeup._fields))
-        original = self.targets.states(inputs, weights)
-        loss, terms = torch.zeros((), device=self.accelerator.device), {}
-        made = state_values(weights, states, original, makeup)
-        for name, weight in weights.items():
-            values = made.get(name, loss.new_zeros(0))
-            # By every process for every term, even without rows: they are reduced one by one, in this order.
-            self._term_sums[mode][name] += torch.stack([values.detach().sum(), values.new_tensor(len(values))])
-            if len(values):
-                count = len(values) if rows is None else rows[name]
-                terms[name] = values.sum() / count * times
-                loss = loss + weight * terms[name]
-        self._losses.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
-        if mode == "eval" or self._scaler() is not None:
-            self._check_losses()
+        hidden_states = hidden_states and bool(self.objective.hidden_state_terms)
+        options = {"output_hidden_states": True} if hidden_states else {}
+        output = model(**model_inputs(inputs), **options)
+        layers = self.targets.family.hidden_states(output) if hidden_states else None
+        return Quadruplets.of_sides(output.text_embeds, output.image_embeds, inputs["layout"], layers)
+
+    def _hidden_state_loss(self, embeds: Quadruplets, inputs: dict[str, Any], rows: dict[str, int]) -> Tensor:
+        """What a chunk adds to the whole step's weighted terms over hidden states, of which no row needs another one's.
+
+        Args:
+            embeds: the chunk's items by the trained model, with hidden states.
+            inputs: what they are of.
+            rows: of the whole step, how many each term is over.
+        """
+        objective = self.objective
+        means = objective.weighted(hidden_state_terms(embeds, self.targets.hidden_states(inputs)))
+        terms, sums = {}, {}
+        for name, value in objective.chunks(means, embeds.device, at_once=max(1, len(embeds))):
+            mine = len(means[name][0].row)
+            terms[name], sums[name] = value * (mine / rows[name]), (value, mine)
+        loss = objective.total(terms) if terms else torch.zeros((), device=self.accelerator.device)
+        self._note("train", loss, sums)
         return loss
 
     def _contrast(
-        self, embeds: QuadrupletEmbeds, targets: dict[str, Tensor], progress: float
-    ) -> tuple[Tensor, QuadrupletEmbeds, dict[str, Tensor]]:
-        """The loss over the rows of all processes, its gradients by this process's embeddings, and how many of the rows
-        feed each term over states.
+        self, embeds: list[Quadruplets], targets: list[Quadruplets], progress: float
+    ) -> tuple[Tensor, list[Tensor], dict[str, int]]:
+        """The loss over the rows of all chunks and processes, its gradients with respect to this process's embeddings
+        (of its chunks one after the other, in the order of `ITEMS`), and how many rows each term over hidden states is
+        over.
 
         Args:
-            embeds: this process's, B x dimension each.
-            targets: the original's embeddings of the same rows, and what the rows are made of.
+            embeds: of this process's chunks.
+            targets: the original's embeddings of the same items.
             progress: share of training that is done.
         """
         accelerator = self.accelerator
-        leaves = [column.detach().float() for column in embeds]
+        leaves, target = (
+            Quadruplets.join(parts).map(lambda embeds: embeds.detach().float()) for parts in (embeds, targets)
+        )
+        sizes = [len(items) for items in leaves]
+        starts = [0] * len(sizes)
         if accelerator.num_processes > 1:
-            # The last batches of a stream may differ in size: rows without any item have no part in anything.
-            leaves, targets = accelerator.gather(accelerator.pad_across_processes((leaves, targets)))
-        leaves = QuadrupletEmbeds(*(column.requires_grad_() for column in leaves))
-        reference = self.targets.complete(targets, training=True, progress=progress)
-        loss, terms = torch.zeros((), device=leaves.safe_text.device), {}
-        shares = self.objective.pieces(leaves, reference, accelerator.process_index, accelerator.num_processes)
+            leaves, starts = gathered(leaves, accelerator)
+            target, _ = gathered(target, accelerator)
+        leaves = leaves.map(Tensor.requires_grad_)
+        reference = self.targets.complete(target, training=True, progress=progress)
+        loss, terms = torch.zeros((), device=accelerator.device), {}
         with torch.enable_grad():
+            means = self.objective.means(leaves, reference)
+            shares = self.objective.chunks(means, leaves.device, accelerator.process_index, accelerator.num_processes)
             for name, value in shares:  # backward at once, so that the logits of few rows are held
                 weighted = self.objective.total({name: value})
-                weighted.backward(retain_graph=True)  # of what the pieces have in common
+                weighted.backward(retain_graph=True)  # of what the chunks have in common
                 loss, terms[name] = loss + weighted.detach(), terms.get(name, 0) + value.detach()
                 del value, weighted
-        self._note(loss, terms, reference, "train", accelerator.num_processes)
-        # What is missing has no gradient, whatever was computed with its NaN.
-        gradients = [
-            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.masked_fill(leaf.isnan(), 0) for leaf in leaves
-        ]
+        counts = row_counts(means)
+        # Each process has its share of the values, and all of the rows.
+        share = 1 / accelerator.num_processes
+        self._note("train", loss, {name: (value / share, counts[name] * share) for name, value in terms.items()})
+        gradients = [torch.zeros_like(each.embeds) if each.embeds.grad is None else each.embeds.grad for each in leaves]
         if accelerator.num_processes > 1:
             loss, gradients = accelerator.reduce(loss), [accelerator.reduce(gradient) for gradient in gradients]
-            padded = len(gradients[0]) // accelerator.num_processes
-            first = accelerator.process_index * padded
-            gradients = [gradient[first : first + len(embeds.safe_text)] for gradient in gradients]
-        rows = {name: fed.sum() for name, fed in state_feeds(reference.makeup).items()}
-        return loss, QuadrupletEmbeds(*gradients), rows
-
-    def _loss_with(
-        self, loss: Tensor, gradients: QuadrupletEmbeds, embeds: QuadrupletEmbeds, chunks: int = 1
-    ) -> Tensor:
-        """A tensor of the value of a loss, whose gradient by the weights comes from known ones by embeddings."""
-        parts = [
-            (gradient * column.float().nan_to_num()).sum() for gradient, column in zip(gradients, embeds, strict=True)
+        gradients = [
+            gradient[start : start + size] for gradient, start, size in zip(gradients, starts, sizes, strict=True)
         ]
+        return loss, gradients, self.objective.term_counts(leaves.layout)
+
+    def _loss_with(self, loss: Tensor, gradients: list[Tensor], embeds: Quadruplets, chunks: int = 1) -> Tensor:
+        """A tensor of the value of a loss, which backpropagates gradients of the embeddings that are known already."""
+        parts = [(gradient * items.embeds.float()).sum() for gradient, items in zip(gradients, embeds, strict=True)]
         # A trainer divides by the number of chunks, and gradients become a mean over processes.
         carrier = torch.stack(parts).sum() * self.accelerator.num_processes * chunks
         return loss + carrier - carrier.detach()
 
-    def _note(
-        self, loss: Tensor, terms: dict[str, Tensor], reference: ReferenceEmbeds, mode: str, processes: int = 1
-    ) -> None:
-        """Adds terms to the next log; of several processes, each holds its share of a term's value.
+    def _note(self, mode: str, loss: Tensor, terms: dict[str, tuple[Tensor, float]]) -> None:
+        """Adds the means of terms, each over so many rows, to the next log.
 
         Raises:
             UserError: the loss is not finite, where the gradient would not tell.
         """
-        terms = {name: value.detach() for name, value in terms.items()}
-        self._losses = [*self._losses, (loss.detach(), terms)] if mode == "train" else [(loss.detach(), terms)]
+        values = {name: value.detach() for name, (value, _) in terms.items()}
+        self._losses = [*self._losses, (loss.detach(), values)] if mode == "train" else [(loss.detach(), values)]
         if mode == "eval" or self._scaler() is not None:
             self._check_losses()  # else `check_gradient` finds it, where the device is waited for anyway
-        feeds = self.objective.feeds(reference.makeup, reference)
-        for name, fed in feeds.items():
-            if self.objective.weights[name]:
-                rows = fed.sum().float()
-                value = terms.get(name, torch.zeros_like(rows))
-                self._term_sums[mode][name] += torch.stack([value * rows, rows / processes])
+        for name, weight in self.objective.weights.items():
+            if weight:  # by every process for every term, even without rows: they are reduced one by one, in this order
+                rows = terms[name][1] if name in terms else 0
+                value = values.get(name, loss.new_zeros(()))
+                self._term_sums[mode][name] += torch.stack([value * rows, torch.full_like(value, rows)])
 
     def pop_term_means(self, mode: str) -> dict[str, float]:
-        """Means over the rows of all processes that fed each term since the last call; terms that none fed left out.
+        """Means over the rows of all processes of each term since the last call; terms without any left out.
 
         Args:
             mode: `"train"` or `"eval"`.
@@ -270,7 +257,7 @@ class ContrastiveStep:
         sums = {name: self.accelerator.reduce(value) for name, value in self._term_sums[mode].items()}
         self._term_sums[mode].clear()
         if mode == "train":
-            self.fed |= {name for name, (_, rows) in sums.items() if rows}
+            self.trained |= {name for name, (_, rows) in sums.items() if rows}
         return {name: (value / rows).item() for name, (value, rows) in sums.items() if rows}
 
     def forget_terms(self, mode: str) -> None:
@@ -299,6 +286,24 @@ class ContrastiveStep:
             if not torch.isfinite(loss):
                 bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term))
                 raise self.not_finite(f"loss ({bad})")
+
+
+def gathered(items: Quadruplets, accelerator: Accelerator) -> tuple[Quadruplets, list[int]]:
+    """The quadruplets of all processes, one process's after another's, and the index in it of this process's first item
+    of each of `ITEMS`."""
+    parts = gather_object([(items.layout, [len(each) for each in items])])
+    layouts, sizes = zip(*parts, strict=True)
+    starts = np.cumsum([0, *map(len, layouts[:-1])]).tolist()
+    made, first = [], []
+    for number, (item, each) in enumerate(zip(ITEMS, items, strict=True)):
+        counts = [size[number] for size in sizes]
+        most = max(counts)  # only what is of one size can be gathered
+        whole = accelerator.gather(F.pad(each.embeds, (0, 0, 0, most - len(each)))).split(most) if most else ()
+        embeds = [part[:count] for part, count in zip(whole, counts, strict=False)]
+        rows = [layout.rows(item)[:count] + start for layout, count, start in zip(layouts, counts, starts, strict=True)]
+        made.append(ItemBatch(torch.cat(embeds) if embeds else each.embeds, torch.cat(rows)))
+        first.append(sum(counts[: accelerator.process_index]))
+    return Quadruplets(*made, Layout.join(layouts)), first
 
 
 class Reader:

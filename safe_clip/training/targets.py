@@ -1,7 +1,9 @@
 """What the terms of an objective compare a batch with."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +15,22 @@ from torch.utils.data import Dataset, Subset
 from ..data.collator import QuadrupletCollator, model_inputs
 from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
+from ..items import MODALITIES, SIDES, ItemBatch, Quadruplets
+from ..models.family import Family
 from ..models.reference import FrozenReference
-from ..objectives.base import Makeup, Objective, ReferenceEmbeds
-from ..objectives.states import States
-from .reference_cache import MODALITIES, Embedder, ReferenceTable, embed_in_memory, embed_on_disk
+from ..objectives.base import Objective, Reference
+from .reference_cache import ReferenceEmbedder, ReferenceTable, embed_in_memory, embed_on_disk
 
-ANCHOR_ROWS = 8192  # of the training data, evenly spread, which anchors are drawn from, if not more are wanted
+ANCHOR_ROWS = (
+    8192  # of the training data, evenly spread, which anchors are drawn from, if the objective does not ask for more
+)
 
 
 class Targets:
-    """Gives each batch the original's embeddings of its items and the anchors that its objective wants.
+    """Gives each batch the original's embeddings of its items and the anchors that its objective asks for.
 
     Training rows that are numbered are embedded once, before training, since the original never changes; others, and
-    those of evaluation, when they come. A missing item's numbers are NaN.
+    those of evaluation, when they come.
 
     Args:
         reference: the frozen original.
@@ -34,16 +39,23 @@ class Targets:
 
     Attributes:
         table: of the training rows, or `None`.
-        pairs: the embeddings that anchors are drawn from, on the device.
+        pairs: by modality, the items that anchors are drawn from, on the device; of `count` rows that have both, or one
+            of the two where no row has both.
     """
 
     def __init__(self, reference: FrozenReference, objective: Objective, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.anchors = objective.anchors
-        self.embed = Embedder(reference, accelerator, ("safe", "unsafe") if objective.reads_unsafe else ("safe",))
+        self.anchors, self.hidden_state_terms = objective.anchors, objective.hidden_state_terms
+        self.embed = ReferenceEmbedder(reference, accelerator, SIDES if objective.reads_unsafe else SIDES[:1])
         self.rows: Dataset | None = None
         self.table: ReferenceTable | None = None
-        self.pairs: dict[str, Tensor] = {}
+        self.pairs: dict[str, ItemBatch] = {}
+        self.count = 0
+
+    @property
+    def family(self) -> Family:
+        """The original's."""
+        return self.embed.reference.family
 
     def prepare(
         self,
@@ -73,7 +85,7 @@ class Targets:
         streamed = isinstance(rows, QuadrupletStream)
         self.table = None
         if cache and not streamed:
-            known = rows.filing is not None and type(collator) is QuadrupletCollator
+            known = rows.layout is not None and type(collator) is QuadrupletCollator
             make = embed_on_disk if known else embed_in_memory  # whose rows or tensors nothing can be known again by
             self.table = make(self.embed, rows, *how)
         if self.anchors != 0:
@@ -85,7 +97,7 @@ class Targets:
                 chosen = plain.head(self.most) if streamed else Subset(plain, self._spread(len(rows)))
                 table = embed_in_memory(self.embed, chosen, *how)
                 few = table.take(np.arange(len(table)))
-            self.pairs = self._pairs(few)
+            self.pairs, self.count = self._pairs(few)
         if self.table is not None:
             self.embed.reference.put_away()
         self.rows = rows
@@ -96,79 +108,82 @@ class Targets:
         return max(ANCHOR_ROWS, self.anchors or 0)
 
     def _spread(self, count: int) -> Sequence[int]:
-        """The rows that anchors are drawn from: all where few or where the objective wants all."""
+        """The rows that anchors are drawn from: all where few or where the objective asks for all."""
         if self.anchors is None or count <= self.most:
             return range(count)
         return np.linspace(0, count - 1, self.most).astype(int).tolist()
 
-    def _pairs(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those that are whole; of data without any pair, all."""
-        there = torch.stack([~columns[f"safe_{modality}"][:, 0].isnan() for modality in MODALITIES])
-        pairs = there.all(dim=0) if there.all(dim=0).any() else there.any(dim=0)
-        return {modality: columns[f"safe_{modality}"][pairs].to(self.accelerator.device) for modality in MODALITIES}
+    def _pairs(self, columns: dict[str, Tensor]) -> tuple[dict[str, ItemBatch], int]:
+        """Those of rows that have both items, and their number; of data without any such row, of all."""
+        there = np.stack([~columns[f"safe_{modality}"][:, 0].isnan().numpy() for modality in MODALITIES])
+        whole = there.all(axis=0)
+        rows = whole if whole.any() else there.any(axis=0)
+        pairs = {
+            modality: ItemBatch.packed(columns[f"safe_{modality}"][rows].to(self.accelerator.device), present[rows])
+            for modality, present in zip(MODALITIES, there, strict=True)
+        }
+        return pairs, int(rows.sum())
 
-    def of(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Tensor]:
-        """The original's embeddings of a batch's items, by name, and what the batch is made of: B rows of each.
+    def of(self, inputs: dict[str, Any], training: bool) -> Quadruplets:
+        """The items of a batch, embedded by the original.
 
         Args:
             inputs: what the collator made of B rows.
             training: whether they are training rows, which the table has where there is one.
         """
         if training and self.table is not None and "row" in inputs:
-            taken = self.table.take(inputs["row"].cpu().numpy())
-            values = {name: column.to(self.accelerator.device, non_blocking=True) for name, column in taken.items()}
-        else:
-            values = self.embed(inputs)
-        return values | {name: inputs[name] for name in Makeup._fields}
+            rows = inputs["row"].cpu().numpy()
+            return self.table.items(rows, inputs["layout"], self.accelerator.device)
+        return self.embed(inputs)
 
-    def states(self, inputs: dict[str, Tensor], names: Iterable[str]) -> States:
-        """The original's states of the safe items of a batch, which are too many to be kept.
+    def hidden_states(self, inputs: dict[str, Any]) -> Quadruplets:
+        """The safe items of a batch by the original, with the hidden states that some term with a weight is over, which
+        are too many to be kept. A modality that no term is over is not run.
 
         Args:
-            inputs: what the collator made of it.
-            names: the terms that they are for; a modality that none asks for is not run.
+            inputs: what the collator made of the batch.
         """
         modalities = {"input_ids": "_text_", "pixel_values": "_image_"}
-        items = {
-            name: items
-            for name, items in model_inputs(inputs, safe_only=True).items()
-            if any(modalities[name] in term for term in names)
+        asked = {
+            name: tensor
+            for name, tensor in model_inputs(inputs, safe_only=True).items()
+            if any(modalities[name] in term for term in self.hidden_state_terms)
         }
-        if not items:
-            return States()
+        if not asked:
+            return self.embed.nothing(inputs)
         with self.accelerator.autocast():
-            return self.embed.reference.family.states(self.embed.reference(**items, output_hidden_states=True))
+            output = self.embed.reference(**asked, output_hidden_states=True)
+        layers = self.family.hidden_states(output)
+        return Quadruplets.of_sides(output.text_embeds, output.image_embeds, inputs["layout"], layers, SIDES[:1])
 
-    def complete(self, values: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
-        """The targets of rows, of one batch or of several, out of what `of` gives for them; anchors are drawn here.
+    def complete(self, items: Quadruplets, training: bool, progress: float = 1.0) -> Reference:
+        """The targets of a batch or of several; anchors are drawn here.
 
         Args:
-            values: as from `of`.
-            training: whether they are training rows.
+            items: as from `of`.
+            training: whether they are of training rows.
             progress: share of training that is done.
         """
-        makeup = Makeup(*(values[name] for name in Makeup._fields))
-        embeds = {name: column for name, column in values.items() if name not in Makeup._fields}
-        return ReferenceEmbeds(**embeds, **self.draw(training), makeup=makeup, progress=progress)
+        return Reference(items, self.draw(training), progress)
 
-    def draw(self, training: bool) -> dict[str, Tensor]:
-        """Anchors: drawn anew in training, the same on every process, else always the first ones."""
-        if not self.pairs:
-            return {}
-        pairs, count = self.pairs, len(self.pairs["text"])
-        if self.anchors is not None and self.anchors < count:
-            # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
-            drawn = torch.randint(count, (self.anchors,)) if training else torch.arange(self.anchors)
-            drawn = drawn.to(self.accelerator.device)
-            drawn = broadcast(drawn) if training and self.accelerator.num_processes > 1 else drawn
-            pairs = {modality: column[drawn] for modality, column in pairs.items()}
-        return {f"anchor_{modality}": column for modality, column in pairs.items()}
+    def draw(self, training: bool) -> dict[str, ItemBatch]:
+        """Anchors by modality: drawn anew in training, the same on every process, else always the first ones."""
+        if self.anchors is None or self.anchors >= self.count:
+            return self.pairs
+        # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
+        drawn = torch.randint(self.count, (self.anchors,)) if training else torch.arange(self.anchors)
+        if training and self.accelerator.num_processes > 1:
+            drawn = broadcast(drawn.to(self.accelerator.device)).cpu()
+        return {modality: items.take(drawn) for modality, items in self.pairs.items()}
 
-    def __call__(self, inputs: dict[str, Tensor], training: bool, progress: float = 1.0) -> ReferenceEmbeds:
-        """The targets of a batch.
+    def __call__(self, inputs: dict[str, Any], training: bool, progress: float = 1.0) -> Reference:
+        """The targets of a batch, with the hidden states of its safe items.
 
         Args:
             inputs, training: as for `of`.
             progress: share of training that is done.
         """
-        return self.complete(self.of(inputs, training), training, progress)
+        items, read = self.of(inputs, training), self.hidden_states(inputs)
+        safe = (f"safe_{modality}" for modality in MODALITIES)
+        items = replace(items, **{name: replace(items[name], hidden_states=read[name].hidden_states) for name in safe})
+        return self.complete(items, training, progress)

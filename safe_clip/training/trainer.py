@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
@@ -26,19 +25,19 @@ from ..data.rows import QuadrupletRows
 from ..data.sampling import SimilarLengths
 from ..data.streams import QuadrupletStream, StreamLoader
 from ..errors import UserError
+from ..items import Quadruplets
 from ..models.family import PROCESSOR_NAMES, family_of
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.patches import casts_kept, training_patches
 from ..models.preparation import prepare_model, train_towers
 from ..models.reference import FrozenReference
 from ..objectives import build_objective
-from ..objectives.base import Makeup, QuadrupletEmbeds
 from .arguments import SafeCLIPTrainingArguments
 from .construction import check_adapter, check_callback, check_given, with_adapter
 from .evaluating import EvaluationMixin, as_evaluated
 from .hub import PublishingMixin
 from .plan import Moved, check_plan, check_trained, warn_of_unfed
-from .reference_cache import Embedder, table_size
+from .reference_cache import ReferenceEmbedder, table_size
 from .resuming import ResumingMixin, step_at, step_of
 from .sharding import ShardingMixin
 from .sides import check_sides
@@ -66,7 +65,7 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         peft_config: the adapter to train: by default the LoRA of `lora_config()`; `None` for full fine-tuning.
         **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
             `compute_metrics` gets the embeddings of the evaluation rows as `predictions`, in the
-            order of `QuadrupletEmbeds`.
+            order of `safe_clip.items.ITEMS`, NaN for missing items.
 
     Raises:
         UserError: the model, its processor or the data cannot be used.
@@ -122,9 +121,9 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
             model = with_adapter(model, peft_config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
-        present, mixed = None if train_dataset is None else train_dataset.present, False
-        if present is not None:
-            text, image = present[:, :2].any(axis=1), present[:, 2:].any(axis=1)
+        layout, mixed = None if train_dataset is None else train_dataset.layout, False
+        if layout is not None:
+            text, image = layout.present[:, :2].any(axis=1), layout.present[:, 2:].any(axis=1)
             train_towers(model, bool(text.any()), bool(image.any()))
             mixed = bool(text.any() and image.any() and (streamed or not (text & image).all()))
             if mixed and args.ddp_find_unused_parameters is None:
@@ -138,23 +137,21 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
             args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
         )
         self._may_write: set[Path] = set()  # folders that were looked at
-        self.term_rows = None  # how many quadruplets of the training data feed each term
-        if present is not None:
-            labelled = (np.zeros(1, dtype=bool),) * 2 if streamed else train_dataset.filing[2:]
-            makeup = Makeup(*map(torch.from_numpy, (present, *labelled)))
-            counts = self.objective.term_rows(makeup)
+        self.term_rows = None  # how many quadruplets of the training data have the items of each term
+        if layout is not None:
+            counts = self.objective.term_rows(layout)
             self.term_rows = None if streamed else counts
 
         if args.process_index == 0:
-            if present is not None:
-                warn_of_unfed(self.objective, makeup, getattr(train_dataset, "columns", None))
+            if layout is not None:
+                warn_of_unfed(self.objective, layout, getattr(train_dataset, "columns", None))
             evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
             tables = [data.rows for data in (train_dataset, *evaluated) if data is not None]
             tables = [table for table in tables if isinstance(table, Dataset)]
             check_captions(tables, processing_class.tokenizer, max_length)
 
         multiple = LENGTHS if args.torch_compile else 1
-        if family.padding == "max_length" or any("_text_" in name for name in self.objective.state_weights):
+        if family.padding == "max_length" or any("_text_" in name for name in self.objective.hidden_state_terms):
             multiple = max_length  # diffusion models read the states of all the padding
         super().__init__(
             model,
@@ -222,7 +219,7 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         self.resumed_from = step_at(checkpoint) if checkpoint else 0
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
-        self.step.fed.clear()
+        self.step.trained.clear()
         moved = Moved(self.model) if Moved.knowable(self.model) and not self.is_sharded else None
         try:
             with contextlib.nullcontext() if self.is_sharded else casts_kept(self.model):
@@ -257,7 +254,7 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
             return
         self._move_model_to_device(self.model, self.args.device)
         collator = QuadrupletCollator(self.processing_class, self.reference.family.max_length(self.model.config))
-        embed = Embedder(self.reference, self.accelerator)
+        embed = ReferenceEmbedder(self.reference, self.accelerator)
         progress = self.args.process_index == 0 and not self.args.disable_tqdm
         with self.patches:
             check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
@@ -267,8 +264,8 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
     def _cache_pictures(self) -> None:
         """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
         rows, image_processor = self.train_dataset, self.processing_class.image_processor
-        wanted, filing = self.args.cache_pictures, getattr(self.train_dataset, "filing", None)
-        whole = filing is not None and rows.augment is None
+        wanted, streamed = self.args.cache_pictures, isinstance(rows, QuadrupletStream)
+        whole = not streamed and rows.layout is not None and rows.augment is None
         shape = pixel_shape(image_processor) if wanted != "off" and whole else None
         if wanted == "on" and shape is None:
             raise UserError(
@@ -318,7 +315,8 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows = self.train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or getattr(rows, "filing", None) is None:
+        numbered = isinstance(rows, QuadrupletRows) and rows.layout is not None
+        if self.args.train_sampling_strategy != "group_by_length" or not numbered:
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SimilarLengths(batch, rows, self.processing_class.tokenizer, self.args.seed)
@@ -336,7 +334,7 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor | tuple[Tensor, QuadrupletEmbeds]:
+    ) -> Tensor | tuple[Tensor, Quadruplets]:
         """As `ContrastiveStep.loss`, which gives the loss alone by default."""
         # Evaluation is the same however far training is.
         loss, embeds = self.step.loss(model, inputs, self._progress() if model.training else 1.0)

@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from safe_clip import QuadrupletRows, UserError
-from safe_clip.data.items import NOWHERE, SAFE, UNKNOWN, UNSAFE, file_items, file_rows, items_there
+from safe_clip.data.items import NOWHERE, SAFE, UNKNOWN, UNSAFE, items_there, layout_by_labels, layout_of
 
 from ..helpers import FEATURES, make_rows
 
@@ -12,8 +12,8 @@ N = NOWHERE
 
 
 def filed(there, labels):
-    made = file_items(np.array([there]), np.array([labels]))
-    return [tuple(source) for source in made.source.tolist()], made.generated.tolist(), made.mixed.tolist()
+    made = layout_by_labels(np.array([there]), np.array([labels]))
+    return [tuple(source) for source in made.source.tolist()], made.relabelled.tolist(), made.half_unsafe.tolist()
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_quadruplets_keep_the_order_of_rows():
     labels[[1, 3], 1] = SAFE
     there = np.ones((5, 4), dtype=bool)
     there[2] = False
-    made = file_items(there, labels)
+    made = layout_by_labels(there, labels)
     assert made.row.tolist() == [0, 1, 1, 3, 3, 4]
-    assert made.generated.tolist() == [False, False, True, False, True, False]
+    assert made.relabelled.tolist() == [False, False, True, False, True, False]
 
 
 def gappy(**gaps):
@@ -86,10 +86,10 @@ def test_rows_give_what_they_have_and_labels_move_it():
     assert len(data) == 12 + 9
     assert data[1]["safe_image"] is None and data[1]["safe_caption"] == rows[1]["safe_caption"]
     base, freed = data[3], data[4]
-    assert base["unsafe_caption"] is None and base["unsafe_image"] is not None and base["mixed"]
-    assert freed["safe_caption"] == rows[3]["unsafe_caption"] and freed["generated"]
+    assert base["unsafe_caption"] is None and base["unsafe_image"] is not None and base["half_unsafe"]
+    assert freed["safe_caption"] == rows[3]["unsafe_caption"] and freed["relabelled"]
     assert [freed[column] for column in ("unsafe_caption", "safe_image", "unsafe_image")] == [None] * 3
-    assert not data[5]["mixed"]  # its unsafe picture is missing, so that none of the two is unsafe
+    assert not data[5]["half_unsafe"]  # its unsafe picture is missing, so that none of the two is unsafe
 
 
 def test_a_label_that_is_none_is_named():
@@ -97,19 +97,19 @@ def test_a_label_that_is_none_is_named():
     with pytest.raises(
         UserError, match="row 0, column 'safe_image_is_safe': a label must be true, false or empty, not"
     ):
-        file_rows(rows)
+        layout_of(rows)
 
 
 def test_what_is_trained_on_is_told():
     rows = gappy(unsafe_image=range(12)).add_column("unsafe_caption_is_safe", [True] * 2 + [False] * 10)
-    told = QuadrupletRows(rows).filing.told({"preservation": 14, "redirection": 0})
+    told = QuadrupletRows(rows).layout.told({"preservation": 14, "redirection": 0})
     assert told.splitlines() == [
         "Training on 12 rows: 14 safe captions, 10 unsafe captions, 12 safe pictures, no unsafe pictures.",
         "Of 2 rows, items labelled harmless are preserved in place of redirected.",
         "  preservation          14 rows",
         "No row has what these terms need: redirection.",
     ]
-    whole = QuadrupletRows(gappy()).filing.told({})
+    whole = QuadrupletRows(gappy()).layout.told({})
     assert whole == "Training on 12 rows, each with both captions and both pictures."
 
 

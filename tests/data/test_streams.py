@@ -24,7 +24,7 @@ def stream_of(rows, shards=4, **options):
 
 
 def captions_of(batch, processor):
-    count = int(batch["present"][:, 0].sum())
+    count = int(batch["layout"].present[:, 0].sum())
     return [
         text.strip() for text in processor.tokenizer.batch_decode(batch["input_ids"][:count], skip_special_tokens=True)
     ]
@@ -34,8 +34,8 @@ def test_a_stream_gives_what_rows_give(rows):
     streamed = list(stream_of(rows, 1, shuffle_buffer=0))
     for item, expected in zip(streamed, QuadrupletRows(rows), strict=True):
         assert item["unsafe_image"].tobytes() == expected["unsafe_image"].tobytes()
-        assert {name: item[name] for name in ("safe_caption", "unsafe_caption", "generated", "mixed")} == {
-            name: expected[name] for name in ("safe_caption", "unsafe_caption", "generated", "mixed")
+        assert {name: item[name] for name in ("safe_caption", "unsafe_caption", "relabelled", "half_unsafe")} == {
+            name: expected[name] for name in ("safe_caption", "unsafe_caption", "relabelled", "half_unsafe")
         }
 
 
@@ -43,7 +43,7 @@ def test_labels_and_gaps_are_filed_as_those_of_rows(rows):
     labelled = rows.remove_columns("unsafe_image").add_column("unsafe_caption_is_safe", [True, None] * 12)
     streamed, expected = list(stream_of(labelled, 3, shuffle_buffer=0)), list(QuadrupletRows(labelled))
     assert len(streamed) == len(expected) == 36
-    facts = ("safe_caption", "unsafe_caption", "generated", "mixed")
+    facts = ("safe_caption", "unsafe_caption", "relabelled", "half_unsafe")
     assert [[item[name] for name in facts] for item in streamed] == [
         [item[name] for name in facts] for item in expected
     ]
@@ -80,7 +80,9 @@ def test_going_on_in_the_middle_gives_the_batches_that_were_left(workers, rows, 
     for start in (1, 4, 5, 6, 8):
         rest = batches(rows, processor, 11 - start, start, workers)
         for batch, expected in zip(rest, whole[start:], strict=True):
-            assert all(torch.equal(batch[name], expected[name]) for name in expected)
+            layout, same = batch.pop("layout"), expected["layout"]
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in batch.items())
+            assert (layout.present == same.present).all() and batch.keys() | {"layout"} == expected.keys()
 
 
 def test_what_was_trained_on_is_not_decoded_again(rows, processor, monkeypatch):

@@ -41,13 +41,12 @@ def test_the_terms_of_every_objective_are_losses(tmp_path):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_weight_means_the_same_for_every_term(objective):
-    """Those over states, which the trainer adds, included."""
+    """Those over hidden states included."""
     kind = OBJECTIVES[objective]
     first = next(iter(kind.WEIGHTS))
     made = build_objective(objective, 1.0, {first: 0.5, "preservation_text_states": 2, "redirection_image_states": 0.5})
-    by_weight = {name: made.total({name: 1.0}) / made.weights[name] for name in kind.WEIGHTS if made.weights[name]}
-    by_weight |= {name: factor / made.weights[name] for name, factor in made.state_weights.items()}
+    by_weight = {name: made.total({name: 1.0}) / weight for name, weight in made.weights.items() if weight}
     assert {"preservation_text_states", "redirection_image_states"} <= set(by_weight)
     assert list(by_weight.values()) == pytest.approx([1 / made.divisor] * len(by_weight))
     alone = build_objective(objective, 1.0, dict.fromkeys(kind.WEIGHTS, 0) | {"preservation_text_states": 2})
-    assert 0 < alone.state_weights["preservation_text_states"] < float("inf")
+    assert 0 < alone.total({"preservation_text_states": 1.0}) < float("inf")

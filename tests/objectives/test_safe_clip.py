@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from safe_clip import SafeCLIPLoss, UserError
-from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds, contrastive, cosine_distance
+from safe_clip.objectives.base import contrastive, cosine_distance
 
 PAPER_WEIGHTS = SafeCLIPLoss.WEIGHTS
 EYE = torch.eye(2)
@@ -14,8 +14,7 @@ SWAPPED = EYE.flip(0)
 
 def test_terms_and_total_by_hand():
     # Safe items sit where the original put them; unsafe ones sit on the other row's place.
-    embeds = QuadrupletEmbeds(EYE, SWAPPED, EYE, SWAPPED)
-    loss, terms = SafeCLIPLoss(logit_scale=1.0)(embeds, ReferenceEmbeds(EYE, EYE))
+    loss, terms = SafeCLIPLoss(logit_scale=1.0)(EYE, SWAPPED, EYE, SWAPPED, reference=(EYE, EYE))
     right = math.log(math.e + 1) - 1  # -log(e^1 / (e^1 + e^0))
     wrong = math.log(math.e + 1)  # -log(e^0 / (e^1 + e^0))
     expected = {
@@ -86,9 +85,9 @@ def dense_loss(embeds, reference, scale, weights):
 def test_against_an_independent_dense_implementation(scale):
     generator = torch.Generator().manual_seed(3)
     draw = lambda: torch.nn.functional.normalize(torch.randn(7, 12, generator=generator), dim=-1)  # noqa: E731
-    embeds, reference = QuadrupletEmbeds(draw(), draw(), draw(), draw()), ReferenceEmbeds(draw(), draw())
+    embeds, reference = [draw(), draw(), draw(), draw()], (draw(), draw())
     weights = PAPER_WEIGHTS | {"redirection_text_cosine": 0.7, "preservation_image_contrastive": 0.0}
-    loss, terms = SafeCLIPLoss(scale, weights)(embeds, reference)
+    loss, terms = SafeCLIPLoss(scale, weights)(*embeds, reference=reference)
     expected_terms, expected = dense_loss(embeds, reference, scale, weights)
     assert "preservation_image_contrastive" not in terms
     for name, term in terms.items():
@@ -97,28 +96,26 @@ def test_against_an_independent_dense_implementation(scale):
 
 
 def test_a_single_term_moves_only_what_it_names():
-    embeds = QuadrupletEmbeds(*(torch.randn(4, 6, requires_grad=True) for _ in range(4)))
-    reference = ReferenceEmbeds(torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True))
+    embeds = [torch.randn(4, 6, requires_grad=True) for _ in range(4)]
+    reference = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True)
     only = dict.fromkeys(PAPER_WEIGHTS, 0.0) | {"redirection_image_cosine": 0.2}
-    loss, terms = SafeCLIPLoss(weights=only)(embeds, reference)
+    loss, terms = SafeCLIPLoss(weights=only)(*embeds, reference=reference)
     assert list(terms) == ["redirection_image_cosine"]
     assert loss.item() == pytest.approx(terms["redirection_image_cosine"].item() / 8)
     loss.backward()
-    assert embeds.unsafe_image.grad.abs().sum() > 0
-    assert all(tensor.grad is None for tensor in (embeds.safe_text, embeds.unsafe_text, embeds.safe_image))
+    assert embeds[3].grad.abs().sum() > 0
+    assert all(tensor.grad is None for tensor in embeds[:3])
 
 
 def test_half_precision_embeddings_are_compared_in_float32():
     embeds = [torch.randn(5, 16).bfloat16() for _ in range(4)]
     reference = [torch.randn(5, 16).bfloat16() for _ in range(2)]
-    loss, _ = SafeCLIPLoss()(QuadrupletEmbeds(*embeds), ReferenceEmbeds(*reference))
-    expected, _ = SafeCLIPLoss()(
-        QuadrupletEmbeds(*(e.float() for e in embeds)), ReferenceEmbeds(*(r.float() for r in reference))
-    )
+    loss, _ = SafeCLIPLoss()(*embeds, reference=reference)
+    expected, _ = SafeCLIPLoss()(*(e.float() for e in embeds), reference=[r.float() for r in reference])
     assert loss.dtype == torch.float32
     assert loss.item() == expected.item()
     with torch.autocast("cpu", torch.bfloat16):
-        inside, _ = SafeCLIPLoss()(QuadrupletEmbeds(*embeds), ReferenceEmbeds(*reference))
+        inside, _ = SafeCLIPLoss()(*embeds, reference=reference)
     assert inside.item() == expected.item()
 
 
@@ -141,6 +138,6 @@ def test_collapse_is_not_free():
     """A model that maps everything to one point pays log(B) in every contrastive term."""
     constant = torch.zeros(8, 4)
     constant[:, 0] = 1
-    reference = ReferenceEmbeds(*(torch.nn.functional.normalize(torch.randn(8, 4), dim=-1) for _ in range(2)))
-    _, terms = SafeCLIPLoss(100.0)(QuadrupletEmbeds(*[constant] * 4), reference)
+    reference = [torch.nn.functional.normalize(torch.randn(8, 4), dim=-1) for _ in range(2)]
+    _, terms = SafeCLIPLoss(100.0)(*[constant] * 4, reference=reference)
     assert terms["preservation_text_contrastive"].item() >= np.log(8) - 1e-5

@@ -5,9 +5,17 @@ import torch
 from torch.nn.functional import normalize
 
 from safe_clip import SafeRankingLoss, UserError
-from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
+from safe_clip.items import ItemBatch, Layout, Quadruplets
+from safe_clip.objectives.base import Reference
 
 EYE = torch.eye(2)
+
+
+def reference_of(text, image, anchor_text=None, anchor_image=None):
+    """Safe items by the original, and anchors."""
+    anchors = {"text": anchor_text, "image": anchor_image} if anchor_text is not None else {}
+    anchors = {name: ItemBatch(embeds, torch.arange(len(embeds))) for name, embeds in anchors.items()}
+    return Reference(Quadruplets.packed([text, None, image, None], Layout.whole(len(text))), anchors)
 
 
 def draw(generator, *shape):
@@ -17,8 +25,8 @@ def draw(generator, *shape):
 def test_terms_by_hand():
     """Two rows, logit scale 1: a safe caption scores its picture 1 and the other 0, and the unsafe pictures 0 and 1."""
     flipped = EYE.flip(0)
-    embeds = QuadrupletEmbeds(EYE, flipped, EYE, flipped)
-    loss, terms = SafeRankingLoss(1.0, anchors=0, unsafe_per_safe=1.0)(embeds, ReferenceEmbeds(EYE, EYE))
+    objective = SafeRankingLoss(1.0, anchors=0, unsafe_per_safe=1.0)
+    loss, terms = objective(EYE, flipped, EYE, flipped, reference=(EYE, EYE))
     e = math.e
     own, other = e / (e + 1), 1 / (e + 1)  # what the original gives the two safe pictures
     pool = 2 * (e + 1)  # e, 1 from the safe pictures and 1, e from the unsafe ones
@@ -53,14 +61,12 @@ def dense(queries, counterparts, before, safe, unsafe, scale, per_safe):
 @pytest.mark.parametrize("anchors", [0, 5])
 def test_against_an_independent_dense_implementation(anchors):
     generator = torch.Generator().manual_seed(1)
-    embeds = QuadrupletEmbeds(*(draw(generator, 4, 6) for _ in range(4)))
+    embeds = [draw(generator, 4, 6) for _ in range(4)]
     text, image = draw(generator, 4, 6), draw(generator, 4, 6)
     extra_text, extra_image = draw(generator, anchors, 6), draw(generator, anchors, 6)
-    reference = ReferenceEmbeds(text, image)
-    if anchors:
-        reference = reference._replace(anchor_text=extra_text, anchor_image=extra_image)
+    reference = reference_of(text, image, *([extra_text, extra_image] if anchors else []))
     weights = {"preservation_text_cosine": 3.0, "redirection_image_ranking": 0.5, "preservation_image_ranking": 0.0}
-    loss, terms = SafeRankingLoss(7.0, weights, unsafe_per_safe=3.0)(embeds, reference)
+    loss, terms = SafeRankingLoss(7.0, weights, unsafe_per_safe=3.0)(*embeds, reference=reference)
     t, tu, v, vu = (tensor.double() for tensor in embeds)
     extra_text, extra_image = extra_text.double(), extra_image.double()
     images = torch.cat([image.double(), extra_image]), torch.cat([v, extra_image])  # before training and in it
@@ -85,9 +91,9 @@ def test_unsafe_items_out_of_reach_cost_less_than_unmoved_ones():
     away[8] = 1
     moved = lambda embeds, way: normalize(embeds + way * away, dim=-1)  # noqa: E731
     objective = SafeRankingLoss(30.0, anchors=0, unsafe_per_safe=1.0)
-    reference = ReferenceEmbeds(text, image)
-    apart = objective(QuadrupletEmbeds(text, moved(text, 2.0), image, moved(image, -2.0)), reference)[1]
-    unmoved = objective(QuadrupletEmbeds(text, text, image, image), reference)[1]
+    reference = text, image
+    apart = objective(text, moved(text, 2.0), image, moved(image, -2.0), reference=reference)[1]
+    unmoved = objective(text, text, image, image, reference=reference)[1]
     assert apart["preservation_text_ranking"] < 0.2 * unmoved["preservation_text_ranking"]
     assert apart["redirection_text_ranking"] < unmoved["redirection_text_ranking"]
 
@@ -96,11 +102,10 @@ def test_the_margin_does_not_depend_on_the_number_of_anchors():
     """Anchors that repeat the batch, whose safe items stand where they stood, leave every share as it was."""
     generator = torch.Generator().manual_seed(3)
     text, image = draw(generator, 5, 6), draw(generator, 5, 6)
-    embeds = QuadrupletEmbeds(text, draw(generator, 5, 6), image, draw(generator, 5, 6))
-    few = SafeRankingLoss(9.0)(embeds, ReferenceEmbeds(text, image))[1]
-    many = SafeRankingLoss(9.0)(
-        embeds, ReferenceEmbeds(text, image, anchor_text=text.repeat(3, 1), anchor_image=image.repeat(3, 1))
-    )[1]
+    embeds = text, draw(generator, 5, 6), image, draw(generator, 5, 6)
+    few = SafeRankingLoss(9.0)(*embeds, reference=(text, image))[1]
+    repeated = reference_of(text, image, text.repeat(3, 1), image.repeat(3, 1))
+    many = SafeRankingLoss(9.0)(*embeds, reference=repeated)[1]
     assert {name: term.item() for name, term in many.items()} == pytest.approx(
         {name: term.item() for name, term in few.items()}, abs=1e-5
     )
@@ -108,17 +113,18 @@ def test_the_margin_does_not_depend_on_the_number_of_anchors():
 
 def test_gradients_reach_unsafe_items_as_queries_and_as_gallery():
     generator = torch.Generator().manual_seed(4)
-    embeds = QuadrupletEmbeds(*(draw(generator, 4, 6).requires_grad_() for _ in range(4)))
-    reference = ReferenceEmbeds(draw(generator, 4, 6), draw(generator, 4, 6))
+    leaves = [draw(generator, 4, 6).requires_grad_() for _ in range(4)]
+    reference = draw(generator, 4, 6), draw(generator, 4, 6)
     only = dict.fromkeys(SafeRankingLoss.WEIGHTS, 0.0) | {"preservation_text_ranking": 1.0}
-    loss, _ = SafeRankingLoss(5.0, only)(embeds, reference)
+    loss, _ = SafeRankingLoss(5.0, only)(*leaves, reference=reference)
     loss.backward()
-    assert embeds.safe_text.grad.abs().sum() > 0 and embeds.unsafe_image.grad.abs().sum() > 0
-    assert embeds.safe_image.grad.abs().sum() > 0  # in the pool, too
-    assert embeds.unsafe_text.grad is None
+    safe_text, unsafe_text, safe_image, unsafe_image = leaves
+    assert safe_text.grad.abs().sum() > 0 and unsafe_image.grad.abs().sum() > 0
+    assert safe_image.grad.abs().sum() > 0  # in the pool, too
+    assert unsafe_text.grad is None
     # As members of the gallery, unsafe pictures are pushed away from the captions that find them.
-    pushed = embeds.unsafe_image.detach() - 0.1 * embeds.unsafe_image.grad
-    moved = (embeds.safe_text.detach() @ (pushed - embeds.unsafe_image.detach()).T).diagonal()
+    pushed = unsafe_image.detach() - 0.1 * unsafe_image.grad
+    moved = (safe_text.detach() @ (pushed - unsafe_image.detach()).T).diagonal()
     assert moved.mean() < 0
 
 
@@ -126,12 +132,12 @@ def test_a_safe_picture_that_moves_is_missed_by_captions_that_stayed():
     generator = torch.Generator().manual_seed(6)
     text, image = draw(generator, 5, 6), draw(generator, 5, 6)
     far = draw(generator, 5, 6)
-    reference = ReferenceEmbeds(text, image)
+    reference = text, image
     moved = image.clone()
     moved[2] = -image[2]
     objective = SafeRankingLoss(5.0, unsafe_per_safe=1e-12)  # hardly any unsafe item in the pool
-    stayed = objective(QuadrupletEmbeds(text, far, image, far), reference)[1]
-    missed = objective(QuadrupletEmbeds(text, far, moved, far), reference)[1]
+    stayed = objective(text, far, image, far, reference=reference)[1]
+    missed = objective(text, far, moved, far, reference=reference)[1]
     assert stayed["preservation_text_ranking"].item() == pytest.approx(0, abs=1e-6)
     assert missed["preservation_text_ranking"] > 0.1
 

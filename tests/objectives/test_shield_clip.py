@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from safe_clip import ShieldCLIPLoss
-from safe_clip.objectives.base import Makeup, QuadrupletEmbeds, ReferenceEmbeds
+from safe_clip.items import Layout, Quadruplets
+from safe_clip.objectives.base import Reference
 
 EYE = torch.eye(2)
 FLIPPED = EYE.flip(0)
@@ -12,11 +15,11 @@ RIGHT = math.log(math.e + 1) - 1  # InfoNCE of two rows at scale 1, each on its 
 ONE_ROW = 0.0  # InfoNCE of a single row
 
 
-def terms(**makeup):
+def terms(**labels):
     """Safe items unmoved; unsafe items on the other row's safe place."""
-    makeup = Makeup.whole(2)._replace(**{name: torch.tensor(value) for name, value in makeup.items()})
-    reference = ReferenceEmbeds(EYE, EYE, makeup=makeup)
-    loss, made = ShieldCLIPLoss(1.0)(QuadrupletEmbeds(EYE, FLIPPED, EYE, FLIPPED), reference)
+    layout = replace(Layout.whole(2), **{name: np.array(value) for name, value in labels.items()})
+    reference = Reference(Quadruplets.packed([EYE, None, EYE, None], layout))
+    loss, made = ShieldCLIPLoss(1.0)(Quadruplets.packed([EYE, FLIPPED, EYE, FLIPPED], layout), reference)
     assert loss.item() == pytest.approx(sum(ShieldCLIPLoss.WEIGHTS[name] * term.item() for name, term in made.items()))
     return {name: term.item() for name, term in made.items()}
 
@@ -29,11 +32,13 @@ def test_each_term_takes_the_rows_that_it_concerns():
     """Row 0 is a generated pair that came out harmless, as a quadruplet of its own; of row 1 the caption alone is
     unsafe."""
     made = terms(
-        present=[[True, False, True, False], [True, True, True, False]], generated=[True, False], mixed=[False, True]
+        present=[[True, False, True, False], [True, True, True, False]],
+        relabelled=[True, False],
+        half_unsafe=[False, True],
     )
     assert made == pytest.approx({"real": 2 * ONE_ROW, "safe": 2 * ONE_ROW, "mixed": 1.0}, abs=1e-6)
     # Of row 0 the picture alone is unsafe, of row 1 both items are.
-    made = terms(present=[[True, False, True, True], [True] * 4], mixed=[True, False])
+    made = terms(present=[[True, False, True, True], [True] * 4], half_unsafe=[True, False])
     expected = {"real": 2 * RIGHT, "mixed": 1.0, "redirect": 2.0, "coherence": ONE_ROW}
     assert made == pytest.approx(expected, abs=1e-6)
 

@@ -76,7 +76,7 @@ def test_chunks_give_the_gradient_and_the_terms_of_the_whole(setting):
         assert largest_difference(whole, alone) > 1e-3 * largest
 
 
-def test_means_of_terms_are_over_the_rows_that_fed_them(setting):
+def test_means_of_terms_are_over_the_rows_they_are_over(setting):
     step, model = setting.step, setting.model.eval()
     batches = [*setting.batches(8, 8), *setting.batches(4, 4)]
     each = []
@@ -88,7 +88,7 @@ def test_means_of_terms_are_over_the_rows_that_fed_them(setting):
         step.loss(model, batch)
     expected = {name: (8 * value + 4 * each[1][name]) / 12 for name, value in each[0].items()}
     assert step.pop_term_means("eval") == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert not step.pop_term_means("eval") and not step.pop_term_means("train") and not step.fed
+    assert not step.pop_term_means("eval") and not step.pop_term_means("train") and not step.trained
     step.loss(model, batches[0])
     step.forget_terms("eval")
     assert not step.pop_term_means("eval")

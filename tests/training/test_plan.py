@@ -175,7 +175,7 @@ def test_data_that_redirect_nothing_are_refused(objective, columns, processor, r
 def test_one_modality_trains_under_the_default_objective(columns, processor, rows, tmp_path):
     trainer = make_trainer(processor, rows.select_columns(columns), tmp_path, objective="safe_ranking", max_steps=2)
     trainer.train()
-    assert trainer.step.fed.intersection(trainer.objective.redirecting)
+    assert trainer.step.trained.intersection(trainer.objective.redirecting)
 
 
 def test_rows_that_redirect_nothing_are_told_at_the_end_where_only_reading_tells(processor, rows, tmp_path):
@@ -190,8 +190,9 @@ def test_rows_that_redirect_nothing_are_told_at_the_end_where_only_reading_tells
 
 
 def test_four_tensors_are_a_batch():
+    from safe_clip.items import Layout, Quadruplets
     from safe_clip.objectives import OBJECTIVES
-    from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
+    from safe_clip.objectives.base import Reference
 
     torch.manual_seed(0)
     tensors = [torch.randn(6, 8, requires_grad=True) for _ in range(4)]
@@ -199,8 +200,9 @@ def test_four_tensors_are_a_batch():
     for name, kind in OBJECTIVES.items():
         objective = kind(10.0)
         loss, terms = objective(*tensors)
-        wanted, _ = objective(QuadrupletEmbeds(*unit), ReferenceEmbeds(unit[0], unit[2], unit[1], unit[3]))
-        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5), name
+        packed = Quadruplets.packed(unit, Layout.whole(6))
+        expected, _ = objective(packed, Reference(packed.map(torch.Tensor.detach)))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5), name
         assert loss.requires_grad and set(terms) <= set(objective.WEIGHTS)
         by_tuple, _ = objective(tuple(tensors))
         assert by_tuple.item() == loss.item()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.objectives import OBJECTIVES
-from safe_clip.objectives.base import STATE_NEEDS
+from safe_clip.objectives.hidden_states import HIDDEN_STATE_NEEDS
 from safe_clip.store import tables
 from safe_clip.training.reference_cache import ReferenceTable
 
@@ -37,7 +37,7 @@ def count_originals(trainer):
 def test_losses_are_the_same_with_the_cache_and_without(objective, processor, rows, tmp_path):
     losses = {}
     # Without the terms over states, which want the original at every step in any case.
-    common = {"objective": objective, "loss_weights": dict.fromkeys(STATE_NEEDS, 0), "max_steps": 6}
+    common = {"objective": objective, "loss_weights": dict.fromkeys(HIDDEN_STATE_NEEDS, 0), "max_steps": 6}
     for cache in ("auto", "off"):
         trainer = make_trainer(processor, rows, tmp_path, reference_cache=cache, **common)
         calls = count_originals(trainer)
@@ -176,7 +176,7 @@ def test_anchors_are_whole_pictures_and_a_seed_trains_the_same_weights(processor
     plain = make_trainer(processor, rows, tmp_path, objective="safe_ranking", max_steps=1)
     plain.train()
     for modality, pairs in plain.targets.pairs.items():
-        assert (pairs - trainer.targets.pairs[modality]).abs().max() < 1e-5
+        assert (pairs.embeds - trainer.targets.pairs[modality].embeds).abs().max() < 1e-5
 
 
 def test_as_many_anchors_as_are_asked_for(processor, rows, tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_as_many_anchors_as_are_asked_for(processor, rows, tmp_path, monkeypatch
             trainer = make_trainer(processor, rows, tmp_path, reference_cache=cache, **options)
             trainer.train()
             assert len(trainer.targets.pairs["text"]) == expected
-            assert len(trainer.targets.draw(training=True)["anchor_text"]) == min(anchors, expected)
+            assert len(trainer.targets.draw(training=True)["text"]) == min(anchors, expected)
 
 
 def test_the_table_is_read_from_disk_and_not_held(processor, rows, tmp_path):

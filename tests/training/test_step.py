@@ -10,8 +10,9 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from safe_clip import SafeCLIPTrainingArguments, UserError, lora_config
-from safe_clip.objectives import OBJECTIVES, base
-from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
+from safe_clip.items import ItemBatch, Layout, Quadruplets
+from safe_clip.objectives import OBJECTIVES
+from safe_clip.objectives.base import Reference
 
 from ..helpers import largest_difference, make_trainer, weights
 
@@ -106,10 +107,8 @@ def test_both_passes_drop_the_same(processor, rows, tmp_path):
     targets = [trainer.targets.of(batch, training=False) for batch in batches]
     torch.set_rng_state(states[0])
     trainer.model.train()
-    made = [trainer.step.embed(trainer.model, batch)[0] for batch in batches]
-    whole = QuadrupletEmbeds(*map(torch.cat, zip(*made, strict=True)))
-    joined = {name: torch.cat([each[name] for each in targets]) for name in targets[0]}
-    reference = trainer.targets.complete(joined, training=False)
+    whole = Quadruplets.join([trainer.step.embed(trainer.model, batch) for batch in batches])
+    reference = trainer.targets.complete(Quadruplets.join(targets), training=False)
     loss, _ = trainer.objective(whole, reference)
     loss.backward()
     expected = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
@@ -168,22 +167,24 @@ def test_a_loss_over_few_rows_at_a_time_and_in_shares_is_the_loss(objective):
         return torch.nn.functional.normalize(torch.randn(count, 6, generator=generator), dim=1)
 
     present = torch.rand(11, 4, generator=generator) > 0.2
-    makeup = base.Makeup(present, torch.rand(11, generator=generator) > 0.7, torch.rand(11, generator=generator) > 0.6)
-    fields = ("safe_text", "safe_image", "unsafe_text", "unsafe_image")
-    columns = dict(zip(fields, (0, 2, 1, 3), strict=True))
-    values = {name: drawn(11).masked_fill(~present[:, [column]], torch.nan) for name, column in columns.items()}
-    reference = ReferenceEmbeds(**values, anchor_text=drawn(5), anchor_image=drawn(5), makeup=makeup, progress=0.5)
-    items = [drawn(11).masked_fill(~present[:, [column]], torch.nan) for column in range(4)]
+    labels = (torch.rand(11, generator=generator) > share for share in (0.7, 0.6))
+    layout = Layout(present.numpy(), *(label.numpy() for label in labels))
+    original = Quadruplets.packed([drawn(11) for _ in range(4)], layout)
+    anchors = {name: ItemBatch(drawn(5), torch.arange(5)) for name in ("text", "image")}
+    reference = Reference(original, anchors, progress=0.5)
+    items = [drawn(11) for _ in range(4)]
 
     def computed(processes=None, places=None):
-        leaves = QuadrupletEmbeds(*(each.clone().requires_grad_() for each in items))
+        leaves = [each.clone().requires_grad_() for each in items]
+        embeds = Quadruplets.packed(leaves, layout)
         chosen = OBJECTIVES[objective](7.0)
         if processes is None:
-            loss, terms = chosen(leaves, reference)
+            loss, terms = chosen(embeds, reference)
         else:
             terms = defaultdict(float)
             for process in range(processes):
-                for name, value in chosen.pieces(leaves, reference, process, processes, places):
+                means = chosen.means(embeds, reference)
+                for name, value in chosen.chunks(means, embeds.device, process, processes, places):
                     assert value.dtype == torch.float32
                     terms[name] += value
             loss = chosen.total(terms)
@@ -192,7 +193,7 @@ def test_a_loss_over_few_rows_at_a_time_and_in_shares_is_the_loss(objective):
         return (
             loss.item(),
             terms,
-            [leaf.grad.masked_fill(~there[:, None], 0) for leaf, there in zip(leaves, present.T, strict=True)],
+            [leaf.grad for leaf in leaves],
         )
 
     loss, terms, gradients = computed()

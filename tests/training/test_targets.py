@@ -34,24 +34,30 @@ def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collat
     for side in sides:
         for modality in ("text", "image"):
             name = f"{side}_{modality}"
-            assert (getattr(before, name) - getattr(after, name)).abs().max() < 1e-5, name
-    assert (after.unsafe_text is None) == (not objective.reads_unsafe)
-    assert not torch.equal(after.safe_text[0], after.safe_text[1])
+            assert len(after.items[name]) == 3 and torch.equal(before.items[name].row, after.items[name].row)
+            assert (before.items[name].embeds - after.items[name].embeds).abs().max() < 1e-5, name
+    assert bool(len(after.items.unsafe_text)) == objective.reads_unsafe
+    assert not torch.equal(after.items.safe_text.embeds[0], after.items.safe_text.embeds[1])
 
 
 def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
-    targets = Targets(FrozenReference(model), SafeRankingLoss(), Accelerator())
+    def targets_of(*terms):
+        weights = dict.fromkeys(SafeRankingLoss.STATE_WEIGHTS, 0.0) | dict.fromkeys(terms, 1.0)
+        return Targets(FrozenReference(model), SafeRankingLoss(weights=weights), Accelerator())
+
     batch = batch_of(collator, QuadrupletRows(rows), [0, 1, 2])
-    made = targets.states(batch, ["preservation_text_states", "redirection_image_states"])
+    targets = targets_of("preservation_text_states", "redirection_image_states")
+    made = targets.hidden_states(batch)
     with torch.no_grad(), targets.accelerator.autocast():  # whose precision is that of trainers before it
         text = model.eval().text_model(input_ids=batch["input_ids"][:3], output_hidden_states=True)
         image = model.vision_model(pixel_values=batch["pixel_values"][:3], output_hidden_states=True)
     wanted = text.hidden_states[-2], text.last_hidden_state, image.hidden_states[-2]
-    for ours, theirs in zip((*made.text, *made.image), wanted, strict=True):
+    for ours, theirs in zip((*made.safe_text.hidden_states, *made.safe_image.hidden_states), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     # What no term asks for is not run.
-    assert targets.states(batch, ["preservation_text_states"]).image is None
-    assert targets.states(batch, ["preservation_image_states"]).text is None
+    assert targets_of("preservation_text_states").hidden_states(batch).safe_image.hidden_states is None
+    assert targets_of("preservation_image_states").hidden_states(batch).safe_text.hidden_states is None
+    assert made.unsafe_text.hidden_states is None and len(made.unsafe_text) == 0
 
 
 def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
@@ -62,7 +68,8 @@ def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
         targets = Targets(FrozenReference(model), objective, Accelerator())
         targets.prepare(data, collator, batch_size=8, progress=False)
         made = targets(batch, training)
-        return targets.table.take(np.arange(len(rows))), made.anchor_text, made.anchor_image
+        drawn = [made.anchors[name].embeds if made.anchors else None for name in ("text", "image")]
+        return targets.table.take(np.arange(len(rows))), *drawn
 
     table, text, image = anchors(SafeRankingLoss(anchors=5))
     assert text.shape == image.shape == (5, 24)
@@ -83,9 +90,10 @@ def test_labels_of_the_data_reach_the_objective(model, collator, rows):
     made = Targets(FrozenReference(model), SafeCLIPLoss(), Accelerator())(
         batch_of(collator, data, [0, 1, 2]), True, 0.25
     )
-    assert made.makeup.present.tolist() == [[True, False, True, True], [True, False, False, False], [True] * 4]
-    assert made.makeup.generated.tolist() == [False, True, False] and made.makeup.mixed.tolist() == [True, False, False]
-    assert made.safe_image.isnan().all(dim=1).tolist() == [False, True, False]
+    layout = made.items.layout
+    assert layout.present.tolist() == [[True, False, True, True], [True, False, False, False], [True] * 4]
+    assert layout.relabelled.tolist() == [False, True, False] and layout.half_unsafe.tolist() == [True, False, False]
+    assert made.items.safe_image.row.tolist() == [0, 2] and made.items.safe_text.row.tolist() == [0, 1, 2]
     assert made.progress == 0.25
 
 
@@ -95,10 +103,9 @@ def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collato
     targets = Targets(FrozenReference(model), SafeRankingLoss(anchors=5), Accelerator())
     targets.prepare(data, collator, batch_size=7, progress=False)
     made = targets(batch_of(collator, data, [0, 1]), True)
-    text, image = (
-        (made.anchor_text, made.anchor_image) if "image" in lacking[0] else (made.anchor_image, made.anchor_text)
-    )
-    assert text.shape == (5, 24) and not text.isnan().any() and image.isnan().all()
+    there, gone = ("text", "image") if "image" in lacking[0] else ("image", "text")
+    assert made.anchors[there].embeds.shape == (5, 24) and not made.anchors[there].embeds.isnan().any()
+    assert len(made.anchors[gone]) == 0
 
 
 def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
@@ -111,5 +118,5 @@ def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
     targets.prepare(data, collator, batch_size=7, progress=False)
     made = targets(batch_of(collator, data, [0, 1]), True)
     table = targets.table.take(np.arange(len(rows)))
-    assert torch.equal(made.anchor_text, table["safe_text"][::3])
-    assert torch.equal(made.anchor_image, table["safe_image"][::3])
+    assert torch.equal(made.anchors["text"].embeds, table["safe_text"][::3])
+    assert torch.equal(made.anchors["image"].embeds, table["safe_image"][::3])

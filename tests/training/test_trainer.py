@@ -13,7 +13,6 @@ from transformers import CLIPModel, TrainerCallback
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, evaluate_quadruplets, lora_config
 from safe_clip.evaluation.summary import compute_metrics
 from safe_clip.objectives import OBJECTIVES
-from safe_clip.objectives.base import QuadrupletEmbeds, ReferenceEmbeds
 from safe_clip.objectives.safe_clip import SafeCLIPLoss
 
 from ..helpers import NO_DROPOUT, build_model, largest_difference, make_trainer, weights
@@ -110,8 +109,8 @@ def test_compute_loss_is_the_objective_of_separately_computed_embeddings(process
         unsafe = trainer.model(**{name: batch[name][5:] for name in names})
         original = build_model(processor)(**{name: batch[name][:5] for name in names})
     expected, _ = trainer.objective(
-        QuadrupletEmbeds(safe.text_embeds, unsafe.text_embeds, safe.image_embeds, unsafe.image_embeds),
-        ReferenceEmbeds(original.text_embeds, original.image_embeds),
+        *(safe.text_embeds, unsafe.text_embeds, safe.image_embeds, unsafe.image_embeds),
+        reference=(original.text_embeds, original.image_embeds),
     )
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
@@ -570,7 +569,7 @@ def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
             torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
             for model in (trainer.model, original)
         )
-        embeds, _ = trainer.step.embed(trainer.model.eval(), batch)
+        embeds = trainer.step.embed(trainer.model.eval(), batch)
         terms = trainer.objective(embeds, trainer.targets(batch, training=False))[1]
     assert "redirection_text_cosine" not in terms and "redirection_image_cosine" in terms
     kept = (1 - (made * before).sum(dim=1)).mean()

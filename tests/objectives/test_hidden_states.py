@@ -1,5 +1,6 @@
 """Terms over states, against numbers computed by hand."""
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -14,11 +15,12 @@ from safe_clip import (
     lora_config,
 )
 from safe_clip.config import parse_arguments
+from safe_clip.items import Layout, Quadruplets
 from safe_clip.models.family import CLIP
 from safe_clip.models.patches import accept_one_modality
 from safe_clip.objectives import OBJECTIVES, build_objective
-from safe_clip.objectives.base import STATE_NEEDS, Makeup
-from safe_clip.objectives.states import States, nearest_state_distance, relative_error, state_values
+from safe_clip.objectives.base import hidden_state_terms
+from safe_clip.objectives.hidden_states import HIDDEN_STATE_NEEDS, nearest_state_distance, relative_error
 
 ORIGINAL = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])  # one item, two positions, lengths 5 and 2
 
@@ -49,24 +51,32 @@ def items(*values):
     return (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1),)
 
 
+def values_of(layout, trained, original):
+    """The losses of the terms. By modality, layers of the trained model, of safe items and then of unsafe ones, and of
+    the original, of safe items."""
+
+    def quadruplets(layers, sides):
+        embeds = [torch.zeros(len(layers[name][0]), 2) if name in layers else None for name in ("text", "image")]
+        return Quadruplets.of_sides(*embeds, layout, layers, sides)
+
+    terms = hidden_state_terms(quadruplets(trained, ("safe", "unsafe")), quadruplets(original, ("safe",)))
+    return {name: mean.losses(torch.arange(len(mean.row))) for name, mean in terms.items()}
+
+
 def test_rows_find_their_own_items_where_some_are_missing():
     """Of four rows, the second has no safe caption and the third no unsafe one."""
-    present = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
-    makeup = Makeup(present, *torch.zeros(2, 4, dtype=torch.bool))
+    layout = Layout.of(np.array([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=bool))
     # Safe captions of rows 0, 2, 3, then unsafe ones of rows 0, 1, 3.
-    trained, original = States(text=items(1.0, 2.0, 4.0, 3.0, 9.0, 6.0)), States(text=items(1.0, 1.0, 4.0))
-    values = state_values(STATE_NEEDS, trained, original, makeup)
+    values = values_of(layout, {"text": items(1.0, 2.0, 4.0, 3.0, 9.0, 6.0)}, {"text": items(1.0, 1.0, 4.0)})
     assert set(values) == {"preservation_text_states", "redirection_text_states"}  # there are no pictures
     assert values["preservation_text_states"].tolist() == [0, 1, 0]
     assert values["redirection_text_states"].tolist() == [4, 0.25]  # (3 - 1)^2 / 1^2, (6 - 4)^2 / 4^2
 
 
 def test_several_layers_count_alike():
-    makeup = Makeup.whole(1)
-    trained = States(text=(*items(2.0, 1.0), *items(1.0, 4.0)), image=items(1.0, 1.0))
-    original = States(text=(*items(1.0), *items(1.0)), image=items(1.0))
-    values = state_values(STATE_NEEDS, trained, original, makeup)
-    found = {name: value.item() for name, value in values.items()}
+    trained = {"text": (*items(2.0, 1.0), *items(1.0, 4.0)), "image": items(1.0, 1.0)}
+    original = {"text": (*items(1.0), *items(1.0)), "image": items(1.0)}
+    found = {name: value.item() for name, value in values_of(Layout.whole(1), trained, original).items()}
     assert found == {
         "preservation_text_states": (1 + 0) / 2,
         "redirection_text_states": (0 + 9) / 2,
@@ -77,8 +87,8 @@ def test_several_layers_count_alike():
 
 def test_positions_count_in_pictures_and_not_in_captions():
     trained = torch.cat([ORIGINAL, ORIGINAL.flip(1)])  # the unsafe item has the safe one's states in another order
-    made = States(text=(trained, trained), image=(trained,)), States(text=(ORIGINAL, ORIGINAL), image=(ORIGINAL,))
-    values = state_values(STATE_NEEDS, *made, Makeup.whole(1))
+    made = {"text": (trained, trained), "image": (trained,)}, {"text": (ORIGINAL, ORIGINAL), "image": (ORIGINAL,)}
+    values = values_of(Layout.whole(1), *made)
     assert values["redirection_text_states"].tolist() == [0]
     # (0, 2) and (3, 4) are 13 apart.
     assert values["redirection_image_states"].item() == pytest.approx((13 / 25 + 13 / 4) / 2)
@@ -86,17 +96,17 @@ def test_positions_count_in_pictures_and_not_in_captions():
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_every_objective_takes_weights_for_states(objective):
-    assert set(objective.STATE_WEIGHTS) == set(STATE_NEEDS)
+    assert set(objective.STATE_WEIGHTS) == set(HIDDEN_STATE_NEEDS)
     made = objective(weights={"preservation_text_states": 3})
-    assert made.state_weights["preservation_text_states"] == 3 / made.divisor
-    assert made.term_rows(Makeup.whole(5))["preservation_text_states"] == 5
+    assert made.total({"preservation_text_states": 1.0}) == 3 / made.divisor
+    assert made.term_rows(Layout.whole(5))["preservation_text_states"] == 5
     with pytest.raises(UserError, match="preservation_text_states"):
         objective(weights={"preservation_text_state": 3})
 
 
 def test_the_papers_objective_leaves_states_alone_and_the_default_does_not():
-    assert SafeCLIPLoss().state_weights == {}
-    assert set(SafeRankingLoss().state_weights) == set(STATE_NEEDS)
+    assert SafeCLIPLoss().hidden_state_terms == ()
+    assert set(SafeRankingLoss().hidden_state_terms) == set(HIDDEN_STATE_NEEDS)
     loss = SafeCLIPLoss(weights={"preservation_text_states": 3})
     assert loss.total({"redirection_text_cosine": 1.0}) == SafeCLIPLoss().total({"redirection_text_cosine": 1.0})
 
@@ -104,9 +114,10 @@ def test_the_papers_objective_leaves_states_alone_and_the_default_does_not():
 def test_generators_can_be_left_out(tmp_path):
     def weights(**settings):
         args = SafeCLIPTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, **settings)
-        return build_objective(args.objective, 1.0, args.term_weights, None).state_weights
+        made = build_objective(args.objective, 1.0, args.term_weights, None)
+        return {name: made.weights[name] for name in made.hidden_state_terms}
 
-    assert weights() == SafeRankingLoss().state_weights
+    assert weights() == SafeRankingLoss.STATE_WEIGHTS
     assert weights(generators=False) == {}
     own = {"preservation_text_states": 5.0}
     assert weights(generators=False, loss_weights=own) == own  # what is named wins
@@ -121,18 +132,18 @@ def test_states_are_those_that_generators_read(model, processor, rows):
     model.eval()
     wanted = {"output_hidden_states": True}
     with accept_one_modality(model):
-        made = CLIP.states(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
-        captions = CLIP.states(model(input_ids=tokens["input_ids"], **wanted))
-        images = CLIP.states(model(pixel_values=pixels, **wanted))
+        made = CLIP.hidden_states(model(input_ids=tokens["input_ids"], pixel_values=pixels, **wanted))
+        captions = CLIP.hidden_states(model(input_ids=tokens["input_ids"], **wanted))
+        images = CLIP.hidden_states(model(pixel_values=pixels, **wanted))
     text = model.text_model(input_ids=tokens["input_ids"], **wanted)
     image = model.vision_model(pixel_values=pixels, **wanted)
     assert len(text.hidden_states) == model.config.text_config.num_hidden_layers + 1
-    assert torch.equal(made.text[0], text.hidden_states[-2]) and torch.equal(made.text[1], text.last_hidden_state)
-    assert torch.equal(made.image[0], image.hidden_states[-2]) and len(made.image) == 1
-    last = model.vision_model.encoder.layers[-1](made.image[0], attention_mask=None)
+    assert torch.equal(made["text"][0], text.hidden_states[-2]) and torch.equal(made["text"][1], text.last_hidden_state)
+    assert torch.equal(made["image"][0], image.hidden_states[-2]) and len(made["image"]) == 1
+    last = model.vision_model.encoder.layers[-1](made["image"][0], attention_mask=None)
     assert torch.allclose(last[0] if isinstance(last, tuple) else last, image.last_hidden_state, atol=1e-6)
-    assert captions.image is None and torch.equal(captions.text[1], made.text[1])
-    assert images.text is None and torch.equal(images.image[0], made.image[0])
+    assert captions.keys() == {"text"} and torch.equal(captions["text"][1], made["text"][1])
+    assert images.keys() == {"image"} and torch.equal(images["image"][0], made["image"][0])
 
 
 def test_the_reference_gives_the_originals_states_through_adapters(model, processor):
@@ -143,9 +154,9 @@ def test_the_reference_gives_the_originals_states_through_adapters(model, proces
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     tokens = processor.tokenizer(["a dog"], return_tensors="pt")["input_ids"]
-    before = CLIP.states(FrozenReference(trained)(input_ids=tokens, output_hidden_states=True))
+    before = CLIP.hidden_states(FrozenReference(trained)(input_ids=tokens, output_hidden_states=True))
     expected = original.eval().text_model(input_ids=tokens, output_hidden_states=True)
-    assert torch.allclose(before.text[0], expected.hidden_states[-2], atol=1e-6)
+    assert torch.allclose(before["text"][0], expected.hidden_states[-2], atol=1e-6)
     with accept_one_modality(trained.get_base_model()):
-        moved = CLIP.states(trained(input_ids=tokens, output_hidden_states=True))
-    assert relative_error(moved.text[0], before.text[0]).item() > 1e-2
+        moved = CLIP.hidden_states(trained(input_ids=tokens, output_hidden_states=True))
+    assert relative_error(moved["text"][0], before["text"][0]).item() > 1e-2

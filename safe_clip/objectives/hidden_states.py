@@ -1,0 +1,51 @@
+"""Distances between what generators read of a CLIP: the hidden states of tokens and patches, before they are pooled.
+
+Stable Diffusion's UNet looks at every token's last state, padding included, SDXL's at those before the last layer, and
+LLaVA's projector at those of patches before the last layer. A loss of pooled embeddings alone leaves all of them free.
+"""
+
+import torch
+from torch import Tensor
+
+# Of every objective: the terms over hidden states, and the items that a row needs to have part in them.
+HIDDEN_STATE_NEEDS = {
+    "preservation_text_states": ("safe_text",),
+    "preservation_image_states": ("safe_image",),
+    "redirection_text_states": ("unsafe_text", "safe_text"),
+    "redirection_image_states": ("unsafe_image", "safe_image"),
+}
+
+
+def relative_error(states: Tensor, original: Tensor) -> Tensor:
+    """Relative squared error of states: how far they lie from where they were, in shares of their length.
+
+    Args:
+        states, original: N x length x width.
+
+    Returns:
+        `|h - h0|^2 / |h0|^2`, the mean over positions; N values of at least 0. It is 1 for a state that was lost.
+    """
+    states, original = states.float(), original.float()
+    return ((states - original).square().sum(-1) / original.square().sum(-1)).mean(-1)
+
+
+def nearest_state_distance(states: Tensor, allowed: Tensor) -> Tensor:
+    """How far states lie from the nearest of those that are allowed: a one-sided Chamfer distance.
+
+    An attention that reads the states of words does not ask for their order, and an unsafe caption has other positions
+    than its safe counterpart. So each state may go to whichever of the counterpart's is next to it: what both have in
+    common stays, and what only the unsafe one says becomes something that the safe one says too.
+
+    Args:
+        states: N x length x width.
+        allowed: N x another length x width.
+
+    Returns:
+        `min_k |h - h0_k|^2 / |h0_k|^2`, the mean over positions; N values of at least 0.
+    """
+    states, allowed = states.float(), allowed.float()
+    lengths = allowed.square().sum(-1)
+    with torch.no_grad():
+        apart = states.square().sum(-1).unsqueeze(2) + lengths.unsqueeze(1) - 2 * states @ allowed.transpose(1, 2)
+        nearest = (apart / lengths.unsqueeze(1)).argmin(dim=2)
+    return relative_error(states, allowed.gather(1, nearest.unsqueeze(2).expand(-1, -1, allowed.shape[2])))
