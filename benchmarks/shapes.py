@@ -12,9 +12,11 @@ from safe_clip import load_processor, load_quadruplets
 
 PIXELS = 224
 TOKENS = (13, 20)  # of captions of natural length
-SHAPES = {  # of OpenAI's models: width, heads, layers of the text encoder; the same and patch of the vision encoder
+# Of OpenAI's models, and one to try a benchmark with.
+SHAPES = {  # width, heads, layers of the text encoder; the same and patch of the vision encoder
     "ViT-B/32": ((512, 8, 12), (768, 12, 12, 32), 512),
     "ViT-L/14": ((768, 12, 12), (1024, 16, 24, 14), 768),
+    "tiny": ((64, 2, 2), (64, 2, 2, 56), 32),
 }
 
 
@@ -29,7 +31,7 @@ def build_clip(shape: str, tokenizer) -> CLIPModel:
     torch.manual_seed(0)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers, **ends}
-    text |= {"intermediate_size": 4 * width, "vocab_size": 49408}
+    text |= {"intermediate_size": 4 * width, "vocab_size": len(tokenizer)}
     vision = {"hidden_size": vision_width, "num_attention_heads": vision_heads, "num_hidden_layers": vision_layers}
     vision |= {"intermediate_size": 4 * vision_width, "patch_size": patch, "image_size": PIXELS}
     with warnings.catch_warnings():
