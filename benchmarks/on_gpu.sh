@@ -21,7 +21,7 @@ part() { # NAME SECONDS COMMAND...: runs a part where it is asked for, and goes 
   echo "== $name"
   timeout -k 5 "$seconds" "$@" >"$work/$name.log" 2>&1
   status=$?
-  tr '\r' '\n' <"$work/$name.log" | grep -vE 'it/s|s/it|examples/s|Warning|warnings.warn|^ *$' | tail -n 60 | cut -c1-300
+  tr '\r' '\n' <"$work/$name.log" | grep -vE '%[|]|it/s|s/it|examples/s|Warning|warnings.warn|^\.*s*\.*\{|^ *$' | tail -n 60 | cut -c1-300
   echo "== $name: status $status, $((SECONDS - start)) s"
   [ $status = 0 ] || failed+=("$name")
 }
