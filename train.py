@@ -102,7 +102,6 @@ def main(argv: list[str]) -> None:
 
 def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments, output: OutputFolder) -> None:
     """Trains, measures before and after, writes the card, and publishes where that is asked for."""
-    from safe_clip.card import write_model_card
     from safe_clip.data.rows import QuadrupletRows
     from safe_clip.evaluation.summary import compute_metrics
     from safe_clip.evaluation.table import before_after_table
@@ -125,6 +124,7 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         peft_config=None if script.full_finetuning else lora,
         compute_metrics=compute_metrics,
     )
+    trainer.card_facts = {"rows": splits, "dataset": script.dataset, "settings": script.further}
     if trainer.is_world_process_zero() and not script.streaming:
         print(trainer.train_dataset.layout.told(trainer.term_rows), flush=True)
 
@@ -151,8 +151,7 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         of = {"weights": output.manifest["weights"]}
         output.write("results.json", json.dumps(of | results, indent=2))
         print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
-    if not (trainer.nothing_left and output.manifest.get("card")):  # which has what is known of these weights
-        write_model_card(trainer, splits, script.dataset, script.further)
+    trainer.create_model_card()
     if args.push_to_hub:
         if trainer.is_world_process_zero():
             measure(script, args.output_dir, splits)

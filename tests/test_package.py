@@ -32,8 +32,8 @@ ROOMS = [
     "data",
     "models",
     "evaluation",
-    "training",
     "card",
+    "training",
     "generation",
     "export",
 ]

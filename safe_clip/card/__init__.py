@@ -2,18 +2,19 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from transformers import Trainer
 from yaml import YAMLError
 
 from ..card_text import others, read_blocks, replace_blocks
 from ..errors import UserError, first_line, hub_trouble
 from ..outputs import OutputFolder
-from ..training.trainer import SafeCLIPTrainer
 from .results import combine, eval_results, results_section, worst_cases
 from .training import CURVES_FILE, training_facts
 
@@ -25,17 +26,25 @@ TEMPLATE = next(path for path in (ROOM / "model_card.md", ROOM.parents[1] / "mod
 
 
 def write_model_card(
-    trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str, settings: dict[str, Any] | None = None
+    trainer: Trainer,
+    rows: Mapping[str, Dataset] | None = None,
+    dataset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    **metadata: Any,
 ) -> Path:
     """Writes the card of a model that was trained and saved, from the template `model_card.md`.
 
-    A card that is there already keeps its text outside the marks.
+    A card that is there already keeps its text outside the marks. Figures are shown where they are of the weights that
+    are in the output directory.
 
     Args:
-        trainer: after `train()` and `save_model()`. All of its processes may call this; the main one writes.
-        rows: what it was trained on, as from `load_quadruplets`.
-        dataset: the name of that: `"demo"`, a Hub id or a folder.
+        trainer: a `SafeCLIPTrainer`, after `train()` and `save_model()`. All of its processes may call this; the main
+            one writes.
+        rows: what it was trained on by split, as from `load_quadruplets`; by default the trainer's own data sets.
+        dataset: the name of that: `"demo"`, a Hub id or a folder; without one the card says that it has no name.
         settings: further ones to list than the trainer's.
+        metadata: `license`, `language` and `tags`, as of `huggingface_hub.ModelCardData`; tags are added to those of
+            each card.
 
     Returns:
         The card, `README.md` in the output directory.
@@ -56,12 +65,13 @@ def write_model_card(
         base_model=facts.base.page,
         base_model_relation="finetune" if facts.base.page else None,
         datasets=[facts.data.name] if facts.data.page else None,
-        tags=["clip", "safe-clip", "safety"],
+        tags=["clip", "safe-clip", "safety", *metadata.pop("tags", ())],
         model_name=model,
     )
     card = ModelCard.from_template(data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE)
     if path.exists():
         card = _renewed(_read(path), card)
+    card.data.__dict__.update(metadata)
     output = OutputFolder(folder)
     weights = output.manifest["weights"]
     earlier = _results(folder / RESULTS_FILE)

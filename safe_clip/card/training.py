@@ -5,15 +5,16 @@ import json
 import os
 import platform
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
-from transformers import CLIPProcessor
+from transformers import CLIPProcessor, Trainer
 
 from .. import __version__
 from ..card_text import plain
@@ -22,7 +23,6 @@ from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..models.load import DEMO_DIR, public_name
 from ..names import public
-from ..training.trainer import SafeCLIPTrainer
 
 CONCEPT_COLUMN = "concept"
 MOST_CONCEPTS = 30  # of a category, that are named
@@ -59,13 +59,15 @@ class Source:
         return (self.title or name) + (f" at commit `{self.revision}`" if self.revision else "")
 
 
-def base_source(trainer: SafeCLIPTrainer) -> Source:
+def base_source(trainer: Trainer) -> Source:
     """The original model."""
     config = trainer.model.config
     name = config._name_or_path
     if name == str(DEMO_DIR):
         return Source(DEMO, "The embedded model of safe-clip", licence="Apache-2.0")
-    if not name or Path(name).exists():
+    if not name:
+        return Source("ORIGINAL", "A model that was given in Python and has no name")
+    if Path(name).exists():
         return Source(public_name(name))
     try:
         licence = _listed(ModelCard.load(name, ignore_metadata_errors=True).data.get("license"))
@@ -74,8 +76,10 @@ def base_source(trainer: SafeCLIPTrainer) -> Source:
     return Source(name, None, name, getattr(config, "_commit_hash", None), licence)
 
 
-def data_source(name: str) -> Source:
-    """The data set."""
+def data_source(name: str | None) -> Source:
+    """The data set, which has no name where it was made in Python."""
+    if name is None:
+        return Source("DATASET", "given in Python, without a name")
     if name == DEMO:
         return Source(DEMO, "the embedded world of emoji scenes of safe-clip", licence=DEMO_LICENCE)
     if Path(name).exists():
@@ -149,15 +153,26 @@ class TrainingFacts:
 
 
 def training_facts(
-    trainer: SafeCLIPTrainer, rows: DatasetDict, dataset: str, settings: dict[str, Any] | None = None
+    trainer: Trainer,
+    rows: Mapping[str, Dataset] | None = None,
+    dataset: str | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> TrainingFacts:
     """Collects them from a trainer that has trained, and draws its losses beside the model."""
+    if rows is None:
+        evaluated = trainer.eval_dataset
+        splits = {"train": trainer.train_dataset} | (
+            evaluated if isinstance(evaluated, dict) else {"validation": evaluated}
+        )
+        tables = {split: getattr(each, "rows", each) for split, each in splits.items()}
+        rows = {split: table for split, table in tables.items() if isinstance(table, Dataset)}  # no stream
+    named = unlearned(rows["train"]) if "train" in rows else {}
     streamed = {"train": "(a stream)"} if isinstance(trainer.train_dataset, QuadrupletStream) else {}
     return TrainingFacts(
         base=base_source(trainer),
         data=data_source(dataset),
         rows={split: f"{len(part):,}" for split, part in rows.items()} | streamed,
-        unlearned={plain(kind): list(map(plain, names)) for kind, names in unlearned(rows["train"]).items()},
+        unlearned={plain(kind): list(map(plain, names)) for kind, names in named.items()},
         arguments={
             name: plain(_setting(value)) for name, value in {**trainer.args.changed, **public(settings or {})}.items()
         },
@@ -176,7 +191,7 @@ def _setting(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(getattr(value, "value", value))
 
 
-def _adapter(trainer: SafeCLIPTrainer) -> str:
+def _adapter(trainer: Trainer) -> str:
     model = trainer.accelerator.unwrap_model(trainer.model)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not isinstance(model, PeftModel):
@@ -189,7 +204,7 @@ def _adapter(trainer: SafeCLIPTrainer) -> str:
     return f"{told}: rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g}, on {modules}"
 
 
-def _duration(trainer: SafeCLIPTrainer) -> str:
+def _duration(trainer: Trainer) -> str:
     seconds = next(
         (entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None
     )
@@ -216,7 +231,7 @@ def _processor() -> str:
     return f"{name} with {os.cpu_count()} cores"
 
 
-def _energy(trainer: SafeCLIPTrainer) -> str:
+def _energy(trainer: Trainer) -> str:
     for callback in trainer.callback_handler.callbacks:
         measured = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
         if measured is not None:

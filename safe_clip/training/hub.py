@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCardData, upload_folder
+from huggingface_hub import CommitInfo, HfApi, upload_folder
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 from transformers.utils.hub import PushInProgress
 
+from ..card import write_model_card
 from ..card_text import forget_facts
 from ..errors import UserError, first_line
 from ..models.drop_in import save_drop_in
@@ -43,6 +44,7 @@ class PublishingMixin:
     """Saving and pushing, for a `Trainer` of a CLIP whose checkpoints are not what others shall load."""
 
     hub: HubFolder | None = None  # what was in the repository when the trainer was built
+    card_facts: dict[str, Any] = {}  # of the data and the command, for `write_model_card`
 
     # ---- Saving ----
 
@@ -75,11 +77,14 @@ class PublishingMixin:
             ) from error
 
     def _take_card(self, output: OutputFolder) -> None:
-        """Takes over the card that the repository has, without what it says of other weights."""
+        """Takes over the card that the repository has, with its figures where they are of the same weights."""
         if self.hub is None or self.hub.card is None or (output.path / CARD).exists():
             return
-        same = self.hub.weights is not None and self.hub.weights == output.manifest["weights"]
-        output.write(CARD, self.hub.card if same else forget_facts(self.hub.card), editable=True)
+        if self.hub.weights is not None and self.hub.weights == output.manifest["weights"]:
+            output.write(CARD, self.hub.card, editable=True)
+            output.write("evaluation.json", self.hub.figures)
+        else:
+            output.write(CARD, forget_facts(self.hub.card), editable=True)
 
     def _whole_model(self) -> PreTrainedModel | PeftModel | None:
         """The model as one process has it, on those that save; shards are gathered, for which all have to call this."""
@@ -214,23 +219,18 @@ class PublishingMixin:
     def _to_delete(self) -> list[str] | None:
         return None if self.hub is None else self.hub.to_delete(OutputFolder(self.args.output_dir).manifest["weights"])
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Writes a short card unless the output directory has one; the Trainer's own would call this an adapter."""
-        card = Path(self.args.output_dir) / "README.md"
-        if not self.is_world_process_zero() or card.exists():
-            return
-        base = self.model.config._name_or_path
-        data = ModelCardData(
-            library_name="transformers",
-            pipeline_tag="zero-shot-image-classification",
-            base_model=base if not Path(base).exists() else None,
-            tags=["clip", "safe-clip"],
-        )
-        text = (
-            f"---\n{data.to_yaml()}\n---\n\n# {card.parent.resolve().name}\n\n"
-            "A CLIP fine-tuned with safe-clip so that its encoders respond less to unsafe inputs.\n"
-        )
-        OutputFolder(card.parent).write(card.name, text, editable=True)
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the card of the model that was saved, by `safe_clip.write_model_card`; one of its weights stays.
+
+        Args:
+            **kwargs: `dataset`, the name of the training data, and `license`, `language` and `tags` of the card's
+                metadata. What else `Trainer.create_model_card` takes, the card finds out itself.
+        """
+        told = ("dataset", "license", "language", "tags")
+        facts = {name: kwargs[name] for name in told if kwargs.get(name) is not None}
+        manifest = OutputFolder(self.args.output_dir).manifest
+        if facts or None in (manifest["weights"], manifest.get("card")) or manifest["card"] != manifest["weights"]:
+            write_model_card(self, **(self.card_facts | facts))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes a checkpoint, with the drop-in at the repository's root.
@@ -249,6 +249,7 @@ class PublishingMixin:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not self.is_sharded:
             self.save_model(_internal_call=True)
+        self.create_model_card()
         common = {
             "repo_id": self.hub_model_id,
             "commit_message": f"Training in progress, step {self.state.global_step}",

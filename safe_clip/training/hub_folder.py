@@ -21,11 +21,13 @@ class HubFolder:
 
     Attributes:
         card: the text of a card of ours, or of one that has metadata alone.
+        figures: the text of `evaluation.json`, if it is there.
         weights: the digest of those that the figures there are of.
         foreign: files at the root that others wrote, and that would change what is loaded.
     """
 
     card: str | None = None
+    figures: str | None = None
     weights: str | None = None
     foreign: list[str] = field(default_factory=list)
 
@@ -74,8 +76,9 @@ def look(api: HfApi, repo: str, revision: str | None, overwrite: bool) -> HubFol
             f"the repository {repo} holds what this package did not write: {', '.join(foreign)}. Name another with "
             "--hub_model_id, or add --overwrite_output_dir: it is then deleted in the commit that brings the model."
         )
+    figures = text("evaluation.json")
     try:
-        weights = json.loads(text("evaluation.json") or "{}")["weights"]["model"]
+        weights = json.loads(figures or "{}")["weights"]["model"]
     except (ValueError, KeyError, TypeError):
         weights = None
-    return HubFolder(card or None, weights, foreign)
+    return HubFolder(card or None, figures or None, weights, foreign)

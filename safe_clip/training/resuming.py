@@ -112,7 +112,7 @@ class ResumingMixin:
         if self.is_world_process_zero() and (early or self.state.global_step >= steps):
             told = [entry for entry in self.state.log_history if "train_runtime" in entry]
             ended = {"at": self.state.global_step, "log": told, "from": self.resumed_from}
-            OutputFolder(self.args.output_dir).update(ended=self._end(steps) | ended)
+            OutputFolder(self.args.output_dir).update(ended=self._end(steps) | ended, card=None)
 
     def _finished(self, checkpoint: Path, steps: int) -> TrainOutput | None:
         """Takes the model from a checkpoint of a run that is at its end; gives `None`, and does nothing, for others."""

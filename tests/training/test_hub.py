@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 
-from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, lora_config
+from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, lora_config, update_model_card
+from safe_clip.card_text import read_blocks
 from safe_clip.outputs import OutputFolder
 from safe_clip.training.hub_folder import look
 
+from ..card.test_card import make_results
 from ..helpers import build_model, make_trainer
 from ..hub import TOKEN, Hub
 
@@ -149,6 +151,87 @@ def test_no_commit_has_figures_of_other_weights(processor, rows, hub, tmp_path, 
         assert not {"results.json", "evaluation.json", "model-00001-of-00002.safetensors"} & set(files)
         card = files["README.md"].decode()
         assert "99 %" not in card and "Mine." in card and "license: mit" in card
+
+
+def pushed_card(hub) -> ModelCard:
+    return ModelCard(hub.model("user/safe-clip").files["README.md"].decode())
+
+
+def measure(folder: Path) -> None:
+    """As evaluation does, with figures by hand."""
+    update_model_card(str(folder), make_results(weights=OutputFolder(folder).manifest["weights"]))
+
+
+def test_a_push_alone_brings_the_full_card(processor, rows, hub, tmp_path, monkeypatch):
+    rows = rows.add_column("category", ["weapons"] * len(rows))
+    trainer = pushing(processor, rows, tmp_path, hub, monkeypatch, learning_rate=1e-3, eval_rows=rows.select(range(8)))
+    trainer.train()
+    trainer.push_to_hub(license="mit", tags=["mine"])
+    card = pushed_card(hub)
+    parts = read_blocks(card.text)
+    assert set(parts) == {"about", "results", "worst", "use", "training"} and "## Limits" in card.text
+    assert parts["about"].startswith("A model that was given in Python and has no name, fine-tuned with safe-clip")
+    assert "- **weapons**" in parts["about"].splitlines()
+    assert (
+        "- Data: given in Python, without a name, licence: not stated; train 24, validation 8 quadruplets\n"
+        in (parts["training"])
+    )
+    assert "- `learning_rate`: 0.001" in parts["training"] and "for 2 steps on 1 x" in parts["training"]
+    assert "Not measured yet" in parts["results"] and "was not measured" in parts["worst"]
+    assert "None" not in card.text and "datasets" not in card.data.to_dict()
+    assert (card.data.license, card.data.tags) == ("mit", ["clip", "safe-clip", "safety", "mine"])
+    assert card.data.model_name == "user/safe-clip" and not card.data.get("eval_results")
+    assert "loss_curves.png" in hub.model("user/safe-clip").files
+    (tmp_path / "theirs" / "mine").mkdir(parents=True)
+    trainer.push_to_hub(dataset=str(tmp_path / "theirs" / "mine"))
+    assert "- Data: `mine`, licence: not stated; train 24" in read_blocks(pushed_card(hub).text)["training"]
+    assert b"theirs" not in b"".join(hub.model("user/safe-clip").files.values())
+
+
+def test_a_pushed_card_has_the_figures_of_its_weights_and_no_others(processor, rows, hub, tmp_path, monkeypatch):
+    trainer = pushing(processor, rows, tmp_path / "out", hub, monkeypatch)
+    trainer.train()
+    trainer.push_to_hub()
+    measure(tmp_path / "out")
+    trainer.push_to_hub()
+    measured = pushed_card(hub)
+    assert "| unsafe captions | 20.0 [10.0, 30.0] | 40.0 [30.0, 50.0] |" in read_blocks(measured.text)["results"]
+    assert measured.data.eval_results
+    # The same weights in another folder: what the repository knows of them stays.
+    again = pushing(processor, rows, tmp_path / "again", hub, monkeypatch)
+    again.train()
+    again.push_to_hub()
+    card = pushed_card(hub)
+    assert read_blocks(card.text)["results"] == read_blocks(measured.text)["results"]
+    assert "evaluation.json" in hub.model("user/safe-clip").files
+    # Other weights, by a trainer that trains on, and by one that starts anew.
+    again.args.max_steps = 3
+    other = pushing(processor, rows, tmp_path / "other", hub, monkeypatch, learning_rate=1e-3)
+    for run, steps in ((again, 3), (other, 2)):
+        run.train()
+        run.push_to_hub()
+        files, card = hub.model("user/safe-clip").files, pushed_card(hub)
+        assert "Not measured yet" in read_blocks(card.text)["results"]
+        assert "was not measured" in read_blocks(card.text)["worst"] and not card.data.get("eval_results")
+        assert "evaluation.json" not in files and f"for {steps} steps on" in card.text
+        measure(Path(run.args.output_dir))
+        run.push_to_hub()
+        assert "evaluation.json" in hub.model("user/safe-clip").files and pushed_card(hub).data.eval_results
+
+
+def test_pushes_in_training_bring_the_full_card_too(processor, rows, hub, tmp_path, monkeypatch):
+    options = {"save_strategy": "steps", "save_steps": 1, "hub_always_push": True}
+    trainer = pushing(processor, rows, tmp_path, hub, monkeypatch, **options)
+    trainer.card_facts = {"settings": {"shuffle_buffer": 7}}  # as train.py gives them
+    trainer.train()
+    trainer._finish_current_push()
+    cards = [files["README.md"].decode() for files in hub.model("user/safe-clip").commits.values() if len(files) > 1]
+    assert cards
+    for card in cards:
+        assert set(read_blocks(card)) == {"about", "results", "worst", "use", "training"}
+        assert "- `shuffle_buffer`: 7" in card and "- Took: not known" in card
+    trainer.push_to_hub()
+    assert "for 2 steps on" in pushed_card(hub).text
 
 
 def test_files_of_others_in_a_repository_are_told_or_deleted(processor, rows, hub, tmp_path, monkeypatch):
