@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
-from transformers import CLIPProcessor, Trainer
+from transformers import ProcessorMixin, Trainer
 
 from .. import __version__
 from ..card_text import plain
@@ -242,7 +242,7 @@ def _energy(trainer: Trainer) -> str:
     return "not measured (`--report_to codecarbon` does)"
 
 
-def _pictures(processor: CLIPProcessor) -> str:
+def _pictures(processor: ProcessorMixin) -> str:
     name = type(processor.image_processor).__name__
     if name.endswith("Pil"):
         return f"Pillow {importlib.metadata.version('pillow')} (`{name}`)"

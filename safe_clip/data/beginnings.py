@@ -28,12 +28,19 @@ def token_counts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     return [min(len(each), MOST_COUNTED) for each in ids]
 
 
+@lru_cache(maxsize=8)
+def _one_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a run of white space counts as one space."""
+    one, run = tokenizer(["a a", "a \n  a"])["input_ids"]
+    return one == run
+
+
 def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[str]:
     """Texts that have the same first tokens.
 
     Args:
         texts: of any length; those that may need no cut come back as they are.
-        tokenizer: of a CLIP: each run of white space counts as one space, and no token reaches across.
+        tokenizer: of one whose runs of white space count as one space, such as a CLIP's, no token may reach across.
         tokens: how many must be the same.
 
     Returns:
@@ -41,10 +48,12 @@ def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens:
         longer than all of that, the cut may change the tokens just before it.
     """
     most = tokens * (longest_token(tokenizer) + 1)
-    return [text if len(text) <= most else _beginning(text, most) for text in texts]
+    return [text if len(text) <= most else _beginning(text, most, tokenizer) for text in texts]
 
 
-def _beginning(text: str, most: int) -> str:
+def _beginning(text: str, most: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    if not _one_space(tokenizer):
+        return text[:most]
     words, length = [], 0
     for found in WORD.finditer(text):
         start = found.start()

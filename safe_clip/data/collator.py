@@ -22,6 +22,7 @@ class QuadrupletCollator:
 
     Captions are padded to the longest of the batch, not to the text encoder's maximum: CLIP's
     attention is causal and its pooled token precedes the padding, so the embedding is the same.
+    Families that read the padding too get a `multiple` of `max_length`.
 
     Args:
         processor: the model's processor.
@@ -62,7 +63,6 @@ class QuadrupletCollator:
         tokens = tokenizer(
             beginnings(captions, tokenizer, self.max_length),
             padding=True,
-            padding_side="right",
             truncation=True,
             max_length=self.max_length,
             return_attention_mask=True,
@@ -71,7 +71,8 @@ class QuadrupletCollator:
         longest = tokens["input_ids"].shape[1]
         more = min(-(-longest // self.multiple) * self.multiple, self.max_length) - longest
         fillers = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
-        return {name: F.pad(tokens[name], (0, more), value=filler) for name, filler in fillers.items()}
+        sides = (more, 0) if tokenizer.padding_side == "left" else (0, more)
+        return {name: F.pad(tokens[name], sides, value=filler) for name, filler in fillers.items()}
 
     def _pixels(self, pictures: list[Any]) -> Tensor:
         if isinstance(pictures[0], Tensor):
@@ -82,8 +83,8 @@ class QuadrupletCollator:
 def model_inputs(batch: dict[str, Any], safe_only: bool = False) -> dict[str, Tensor]:
     """What a CLIP's `forward` takes, for the items of a batch that there are, or for those of its safe side.
 
-    No mask: captions are padded on the right, after the token that is pooled, which sees only what is before it. And
-    without one, attention is the fast, causal kind.
+    No mask: a CLIP's captions are padded on the right, after the token that is pooled, which sees only what is before
+    it; and without one, attention is the fast, causal kind. SigLIP and its like see the padding, as they always did.
     """
     captions, pictures = batch["layout"].present.sum(axis=0)[::2].tolist() if safe_only else (None, None)
     ends = {"input_ids": captions, "pixel_values": pictures}

@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BaseImageProcessor, ProcessorMixin
 
-from ..data.beginnings import beginnings
 from ..data.content import column_digest
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
@@ -80,7 +78,6 @@ class Embedder:
         self.batch_size, self.precision, self.num_workers = batch_size, precision, num_workers
         self.cache_dir, self.accelerator = cache_dir, accelerator
         self.family = family_of(model)
-        self.max_length = self.family.max_length(model.config)
 
     @property
     def dimension(self) -> int:
@@ -114,7 +111,9 @@ class Embedder:
         texts = list(texts)
         data = Hasher.hash(texts)
 
-        collate = _TextCollator(self.processor.tokenizer, self.max_length, self.family.padding)
+        def collate(some: list[str]) -> dict[str, Tensor]:
+            return self.family.tokenize(self.processor.tokenizer, some, self.model.config)
+
         chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
         return Items(chunks["embeds"], torch.tensor([content_id(text.encode()) for text in texts]))
 
@@ -198,23 +197,6 @@ class Embedder:
         whole = torch.full((len(readable), self.dimension), torch.nan)
         whole[readable] = embeds
         return {"embeds": whole, "ids": ids, "readable": readable}
-
-
-@dataclass
-class _TextCollator:
-    """Texts to tokens."""
-
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    padding: bool | str
-
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        texts = beginnings(texts, self.tokenizer, self.max_length)
-        return dict(
-            self.tokenizer(
-                texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
-            )
-        )
 
 
 class _Pictures(TorchDataset):

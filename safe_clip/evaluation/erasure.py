@@ -16,11 +16,12 @@ from .quadruplets import embed_quadruplets, readable_rows
 def erase_unsafe_direction(
     model: PreTrainedModel, processor: ProcessorMixin, rows: Dataset, batch_size: int = 128
 ) -> PreTrainedModel:
-    """A CLIP whose projections hold nothing that tells unsafe from safe items linearly, at the least change.
+    """A CLIP whose embeddings hold nothing that tells unsafe from safe items linearly, at the least change.
 
     LEACE (Belrose et al., NeurIPS 2023), fitted on the embeddings of each modality and folded into the model's two
-    projections. These have no bias, so that the erasure is about the origin, not about the mean; and embeddings are
-    scaled to length 1 afterwards, which may bring a little of the difference back.
+    projections, or put after its encoders where there are none. A CLIP's have no bias, so that the erasure is about the
+    origin, not about the mean; and embeddings are scaled to length 1 afterwards, which may bring a little of the
+    difference back.
 
     Args:
         model: the original; it is not changed.
@@ -48,6 +49,5 @@ def erase_unsafe_direction(
             continue  # nothing tells the two apart
         labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))]).long()
         eraser = LeaceFitter.fit(torch.cat([safe, unsafe]), labels).eraser
-        projection = tower.projection_of(erased)
-        projection.weight.data = eraser.P.to(projection.weight) @ projection.weight.data
+        tower.map_embeddings(erased, eraser.P)
     return erased

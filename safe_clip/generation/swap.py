@@ -6,7 +6,6 @@ states are still where they were can therefore take its place, and nothing else 
 
 import copy
 import logging
-import re
 from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from ..errors import UserError, first_line, hub_trouble
-from ..models.family import MODEL_NAMES, MODELS, Tower, family_of
+from ..models.family import FAMILIES, MODEL_NAMES, Tower, family_of
 from ..models.load import DEMO, _has_safetensors, load_clip, load_processor, public_name
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def safe_text_to_image(
     painter = open_pipeline(pipeline, **options | _pinned(pipeline_revision))
     what = f"the text encoder of {_label(pipeline)}"
     _check_painter(painter, clip, what, _label(pipeline))
-    if not isinstance(model, MODELS):
+    if isinstance(model, str | PathLike):
         _check_tokenizer(painter, _label(pipeline), str(model), revision)
     painter.register_modules(text_encoder=_remade(painter.text_encoder, family_of(clip).text, clip))
     others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(painter, name, None) is not None]
@@ -77,7 +76,7 @@ def check_text_to_image(
     """Raises what `safe_text_to_image` would raise of a loaded pipeline, and changes nothing."""
     label = _label(pipeline)
     _check_painter(pipeline, _open_clip(model, revision), f"the text encoder of {label}", label)
-    if not isinstance(model, MODELS):
+    if isinstance(model, str | PathLike):
         _check_tokenizer(pipeline, label, str(model), revision)
 
 
@@ -90,7 +89,7 @@ def _check_painter(painter: "DiffusionPipeline", clip: PreTrainedModel, what: st
     _check_shape(what, encoder.config, tower.config_of(clip.config), tower.shape, base)
     _check_depth(what, encoder, tower.config_of(clip.config), base)
     _check_projection(what, encoder, clip, base)
-    _check_base(what, tower.tables(tower.of(encoder)), tower.tables(tower.of(clip)), base)
+    _check_base(what, tower.embedding_tables(tower.of(encoder)), tower.embedding_tables(tower.of(clip)), base)
 
 
 def safe_image_to_text(
@@ -140,7 +139,7 @@ def _check_writer(writer: PreTrainedModel, clip: PreTrainedModel, what: str) -> 
     _check_place(what, encoder)
     base = tower.base(encoder.config)
     _check_shape(what, encoder.config, tower.config_of(clip.config), tower.shape, base)
-    _check_base(what, tower.tables(tower.of(encoder)), tower.tables(tower.of(clip)), base)
+    _check_base(what, tower.embedding_tables(tower.of(encoder)), tower.embedding_tables(tower.of(clip)), base)
 
 
 def _pinned(revision: str | None) -> dict[str, str]:
@@ -160,7 +159,7 @@ def open_generator(source: str | PathLike | PreTrainedModel, **options: Any) -> 
 def _open_clip(model: str | PathLike | PreTrainedModel, revision: str | None) -> PreTrainedModel:
     if isinstance(model, str | PathLike):
         return load_clip(str(model), revision)
-    if not isinstance(model, MODELS):
+    if not isinstance(model, tuple(family.model for family in FAMILIES.values())):
         raise UserError(
             f"the safe model is {_kind(model)}, not a {MODEL_NAMES}: of adapters, call `merge_and_unload()`."
         )
@@ -309,14 +308,8 @@ def _remade(old: PreTrainedModel, tower: Tower, clip: PreTrainedModel) -> PreTra
     """An encoder like the old one, with the weights of the safe model's, as many layers of them as it has."""
     # Of a copy, as a module's configuration is its own to change.
     new = type(old)(copy.deepcopy(old.config))
-    weights = _cut(tower.of(clip).state_dict(), old.config.num_hidden_layers)
-    tower.of(new).load_state_dict(weights)
+    weights = tower.of(clip).state_dict()
+    tower.of(new).load_state_dict({name: weights[name] for name in tower.of(new).state_dict()})
     if (projection := tower.projection_of(new)) is not None:
         projection.load_state_dict(tower.projection_of(clip).state_dict())
     return new.to(old.device, old.dtype).eval()
-
-
-def _cut(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Those of the first layers, and of what belongs to none."""
-    numbers = {name: re.search(r"\.layers\.(\d+)\.", name) for name in weights}
-    return {name: weights[name] for name, number in numbers.items() if not number or int(number[1]) < layers}

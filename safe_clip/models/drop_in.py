@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from .family import family_of
+from .tokens import unset_padding
 
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
@@ -27,7 +28,7 @@ def save_drop_in(
     """
     if dtype not in (None, model.dtype):
         model = copy.deepcopy(model).to(dtype)
-    family_of(model).state_dimension(model)
+    family_of(model).fix_projection_dim(model)
     model.save_pretrained(folder)
     save_processor(processor, folder)
 
@@ -37,9 +38,7 @@ def save_processor(processor: ProcessorMixin, folder: Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = processor.tokenizer
-    # Set by the last call, and no part of the tokenizer.
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
+    unset_padding(tokenizer)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
     tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt

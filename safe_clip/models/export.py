@@ -39,36 +39,40 @@ def export_open_clip(model: PreTrainedModel, processor: ProcessorMixin, output_d
 
 
 class _Both(nn.Module):
-    """Both encoders, with the inputs and outputs that transformers.js expects of a CLIP."""
-
-    inputs = ("input_ids", "attention_mask", "pixel_values")
-    outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
+    """Both encoders, with the inputs and outputs that transformers.js expects of the whole model."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model
+        self.model, family = model, family_of(model)
+        self.inputs = (*family.text_inputs, "pixel_values")
+        self.outputs = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(**dict(zip(self.inputs, inputs, strict=True)))
         return output.logits_per_image, output.logits_per_text, output.text_embeds, output.image_embeds
 
 
 class _Text(_Both):
-    """What transformers.js expects of a `CLIPTextModelWithProjection`: embeddings not yet of length 1.
+    """What transformers.js expects of the text encoder with its projection: embeddings not yet of length 1.
 
-    No mask: captions are padded on the right, after the token that is read, which sees only what is before it.
+    No mask: captions are padded on the right, after the token that is read, which sees only what is before it; or all
+    to one length, and read with their padding.
     """
 
-    inputs, outputs = ("input_ids",), ("text_embeds",)
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.inputs, self.outputs = ("input_ids",), (family_of(model).text.onnx_output,)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.model.get_text_features(input_ids=input_ids).pooler_output
 
 
 class _Vision(_Both):
-    """What transformers.js expects of a `CLIPVisionModelWithProjection`: embeddings not yet of length 1."""
+    """What transformers.js expects of the image encoder with its projection: embeddings not yet of length 1."""
 
-    inputs, outputs = ("pixel_values",), ("image_embeds",)
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.inputs, self.outputs = ("pixel_values",), (family_of(model).image.onnx_output,)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixel_values).pooler_output
@@ -93,25 +97,28 @@ def export_onnx(model: PreTrainedModel, processor: ProcessorMixin, output_dir: P
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("ONNX export wants onnx and onnxscript: pip install 'safe-clip[onnx]'.") from error
-    text = processor.tokenizer(["a dog", "a picture of a cat"], padding=True, return_tensors="pt")
-    size = family_of(model).image_size(model.config)
-    examples = {**text, "pixel_values": torch.zeros(3, 3, size, size)}
+    family = family_of(model)
+    size = family.image_size(model.config)
+    examples = family.tokenize(processor.tokenizer, ["a dog", "a picture of a cat"], model.config)
+    examples["pixel_values"] = torch.zeros(3, 3, size, size)
     (output_dir / "onnx").mkdir(parents=True, exist_ok=True)
     for file, kind in GRAPHS.items():
+        graph = kind(model.eval())
+        shapes = tuple(DYNAMIC[name] for name in graph.inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own exporter about itself
             torch.onnx.export(
-                kind(model.eval()),
-                tuple(examples[name] for name in kind.inputs),
+                graph,
+                tuple(examples[name] for name in graph.inputs),
                 output_dir / "onnx" / file,
-                input_names=kind.inputs,
-                output_names=kind.outputs,
-                dynamic_shapes={name: DYNAMIC[name] for name in kind.inputs},
+                input_names=graph.inputs,
+                output_names=graph.outputs,
+                dynamic_shapes=(shapes,) if kind is _Both else shapes,  # of its one argument *inputs
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
-    family_of(model).state_dimension(model)
+    family.fix_projection_dim(model)
     model.config.save_pretrained(output_dir)
     save_processor(processor, output_dir)
 

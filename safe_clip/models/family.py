@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
+from ..data.beginnings import beginnings
 from ..errors import UserError
 from .tokens import fit_tokenizer
 
@@ -35,35 +36,38 @@ from .tokens import fit_tokenizer
 LAYERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tower:
     """One of the two encoders of a family.
 
     Attributes:
         name: the attribute of a model that holds it.
-        projection: the attribute of a model that holds its projection into the common space; `None` for none.
-        part: the attribute of a model's configuration that describes it.
-        model_type: what the configuration of such an encoder alone calls itself.
-        counts: settings of `part` that are whole numbers over 0.
+        projection: the attribute of a model that holds the linear layer without bias after it; `None` where what the
+            encoder pools is the embedding.
+        sub_config: the attribute of a model's configuration that describes it.
+        model_type: of the configuration of such an encoder alone.
+        positive_ints: settings of `sub_config` that are whole numbers over 0.
         encoders: its classes in generators, the usual one first.
-        shape: settings of `part` that a generator's encoder and one that takes its place have to agree on.
-        tables: the embeddings of an encoder, N x width each, that fine-tuning hardly moves.
-        states: what generators read of an encoder's output, which has the last two `hidden_states`: N x length x
-            width of each layer.
-        base_by: settings of a configuration whose values are the keys of `bases`.
+        shape: settings of `sub_config` in which a generator's encoder and one that takes its place must be equal.
+        embedding_tables: weights of an encoder, N x `hidden_size` each, that fine-tuning hardly moves.
+        states: the hidden states that generators read, N x length x `hidden_size` each, from an encoder's output,
+            which has the last two of `hidden_states`.
+        onnx_output: what transformers.js calls the embeddings in the graph of the encoder alone.
+        base_by: settings of `sub_config` whose values are the keys of `bases`.
         bases: the checkpoint that most generators with these values were made with.
-        example: of generators with such an encoder.
+        example: a generator with such an encoder.
     """
 
     name: str
     projection: str | None
-    part: str
+    sub_config: str
     model_type: str
-    counts: tuple[str, ...]
+    positive_ints: tuple[str, ...]
     encoders: tuple[type[PreTrainedModel], ...]
     shape: tuple[str, ...]
-    tables: Callable[[nn.Module], list[Tensor]]
+    embedding_tables: Callable[[nn.Module], list[Tensor]]
     states: Callable[[BaseModelOutputWithPooling], tuple[Tensor, ...]]
+    onnx_output: str
     base_by: tuple[str, ...]
     bases: Mapping[tuple[int, ...], str]
     example: str
@@ -78,7 +82,7 @@ class Tower:
 
     def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The part of a model's configuration that describes the encoder."""
-        return getattr(config, self.part)
+        return getattr(config, self.sub_config)
 
     def holds(self, name: str) -> bool:
         """Whether a weight of a model, by its name, belongs to the encoder or its projection."""
@@ -88,10 +92,28 @@ class Tower:
         """The model that an encoder's configuration most likely comes from."""
         return self.bases.get(tuple(getattr(config, name) for name in self.base_by))
 
+    def map_embeddings(self, model: nn.Module, matrix: Tensor) -> None:
+        """Has a model multiply this encoder's embeddings by a matrix before they are normalised."""
+        projection = self.projection_of(model)
+        if projection is not None:
+            projection.weight.data = matrix.to(projection.weight) @ projection.weight.data
+            return
+        encoder = self.of(model)
+        encoder.register_buffer("embedding_map", matrix.to(next(encoder.parameters())))
+        encoder.register_forward_hook(_map_pooled)
 
-@dataclass(frozen=True, eq=False)
+
+def _change_nothing(model: PreTrainedModel) -> None:
+    pass
+
+
+def _map_pooled(encoder: nn.Module, inputs: tuple, output: BaseModelOutputWithPooling) -> None:
+    output.pooler_output = output.pooler_output @ encoder.embedding_map.T.to(output.pooler_output)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """Models that differ in size and weights alone.
+    """Models of one architecture, which differ in size and weights alone.
 
     Attributes:
         name: what messages call one.
@@ -99,18 +121,19 @@ class Family:
         model, config, processor, tokenizer: the classes of transformers.
         output: what `model.forward` gives: `text_embeds`, `image_embeds`, `text_model_output`, `vision_model_output`.
         text, image: the two encoders.
-        scale: the attribute of a model that holds the logarithm of the factor before cosines.
+        logit_scale: the attribute of a model that holds the logarithm of the factor before cosines.
         scalars: attributes that hold single weights, which objectives do not train, and which cannot be sharded.
         log_settings: settings of a configuration that are logarithms of factors.
-        counts: settings of a configuration's top that are whole numbers over 0.
+        positive_ints: settings of a configuration, not of its two parts, that are whole numbers over 0.
         dimension: the length of an embedding, by a model's configuration.
-        state_dimension: has a model's configuration say the true length in all places that encoders look at.
+        text_inputs: of what a tokenizer makes of captions, what the text encoder takes.
         padding: of captions, as tokenizers take it: `True` to the longest, `"max_length"` where all have that length.
         fit_tokenizer: has a tokenizer end and pad captions as the text encoder reads them, whose configuration is the
             second argument; raises `UserError` where it cannot.
-        set_pooling: has a model pool captions where its configuration says.
-        lora_targets: suffixes of names for peft's `target_modules`, in every layer.
-        lora_excluded: suffixes for peft's `exclude_modules`.
+        fix_projection_dim: corrects a model's configuration where it does not say the true length of embeddings.
+        sync_eos_token: has a model pool captions at the end token that its configuration names.
+        lora_targets: `target_modules` of peft's `LoraConfig`.
+        lora_excluded: `exclude_modules` likewise.
         exports: formats of `export.py` that models can be written in.
     """
 
@@ -123,17 +146,18 @@ class Family:
     output: type[ModelOutput]
     text: Tower
     image: Tower
-    scale: str
+    logit_scale: str
     scalars: tuple[str, ...]
-    log_settings: tuple[str, ...]
-    counts: tuple[str, ...]
+    log_settings: tuple[str, ...] = ()
+    positive_ints: tuple[str, ...] = ()
     dimension: Callable[[PreTrainedConfig], int]
-    state_dimension: Callable[[PreTrainedModel], None]
+    text_inputs: tuple[str, ...]
     padding: bool | str
     fit_tokenizer: Callable[[PreTrainedTokenizerBase, PreTrainedConfig], None]
-    set_pooling: Callable[[PreTrainedModel], None]
+    fix_projection_dim: Callable[[PreTrainedModel], None] = _change_nothing
+    sync_eos_token: Callable[[PreTrainedModel], None] = _change_nothing
     lora_targets: tuple[str, ...]
-    lora_excluded: tuple[str, ...]
+    lora_excluded: tuple[str, ...] = ()
     exports: tuple[str, ...]
 
     @property
@@ -145,13 +169,31 @@ class Family:
         """Tokens that the text encoder takes, special ones included."""
         return self.text.config_of(config).max_position_embeddings
 
+    def pad_to_multiple_of(self, config: PreTrainedConfig) -> int:
+        """What the lengths of padded captions are multiples of."""
+        return self.max_length(config) if self.padding == "max_length" else 1
+
+    def tokenize(
+        self, tokenizer: PreTrainedTokenizerBase, captions: list[str], config: PreTrainedConfig
+    ) -> dict[str, Tensor]:
+        """What `get_text_features` takes for N captions, cut and padded: N x length each."""
+        length = self.max_length(config)
+        tokens = tokenizer(
+            beginnings(captions, tokenizer, length),
+            padding=self.padding,
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        return {name: tokens[name] for name in self.text_inputs if name in tokens}
+
     def image_size(self, config: PreTrainedConfig) -> int:
         """Pixels on each side of the images that a model takes."""
         return self.image.config_of(config).image_size
 
-    def factor(self, model: PreTrainedModel) -> float:
+    def scale_of(self, model: PreTrainedModel) -> float:
         """What a model learned to multiply cosines by."""
-        return getattr(model, self.scale).exp().item()
+        return getattr(model, self.logit_scale).exp().item()
 
     def hidden_states(self, output: ModelOutput) -> dict[str, tuple[Tensor, ...]]:
         """What generators read, by modality, of the output of `model.forward` with `output_hidden_states`."""
@@ -159,14 +201,14 @@ class Family:
         return {name: self.towers[name].states(each) for name, each in outputs.items() if each is not None}
 
 
-def _state_clip_dimension(model: CLIPModel) -> None:
+def _fix_clip_projection_dim(model: CLIPModel) -> None:
     """Some configurations say it at the top alone, and an encoder that is loaded on its own asks its own part."""
     config, dimension = model.config, model.text_projection.out_features
     config.projection_dim = config.text_config.projection_dim = config.vision_config.projection_dim = dimension
 
 
-def _set_clip_pooling(model: CLIPModel) -> None:
-    """Which a model keeps for itself when it is made."""
+def _sync_clip_eos_token(model: CLIPModel) -> None:
+    """A model has a copy of its own, from when it was made."""
     model.text_model.eos_token_id = model.config.text_config.eos_token_id
 
 
@@ -186,9 +228,9 @@ CLIP = Family(
     text=Tower(
         name="text_model",
         projection="text_projection",
-        part="text_config",
+        sub_config="text_config",
         model_type=CLIPTextConfig.model_type,
-        counts=(*LAYERS, "vocab_size", "max_position_embeddings"),
+        positive_ints=(*LAYERS, "vocab_size", "max_position_embeddings"),
         encoders=(CLIPTextModel, CLIPTextModelWithProjection),
         # Without the number of layers: a generator's encoder may have been cut off after some layer.
         shape=(
@@ -199,7 +241,8 @@ CLIP = Family(
             "vocab_size",
             "max_position_embeddings",
         ),
-        tables=lambda encoder: [encoder.embeddings.token_embedding.weight],
+        embedding_tables=lambda encoder: [encoder.embeddings.token_embedding.weight],
+        onnx_output="text_embeds",
         # SDXL reads the states before the last layer, Stable Diffusion the last ones, normalised.
         states=lambda output: (output.hidden_states[-2], output.last_hidden_state),
         base_by=("hidden_size",),
@@ -213,9 +256,9 @@ CLIP = Family(
     image=Tower(
         name="vision_model",
         projection="visual_projection",
-        part="vision_config",
+        sub_config="vision_config",
         model_type=CLIPVisionConfig.model_type,
-        counts=(*LAYERS, "image_size", "patch_size", "num_channels"),
+        positive_ints=(*LAYERS, "image_size", "patch_size", "num_channels"),
         encoders=(CLIPVisionModel,),
         shape=(
             "hidden_size",
@@ -226,7 +269,8 @@ CLIP = Family(
             "image_size",
             "patch_size",
         ),
-        tables=_clip_image_tables,
+        embedding_tables=_clip_image_tables,
+        onnx_output="image_embeds",
         states=lambda output: (output.hidden_states[-2],),  # which LLaVA reads
         base_by=("hidden_size", "patch_size", "image_size"),
         bases={
@@ -235,18 +279,18 @@ CLIP = Family(
         },
         example="llava-hf/llava-1.5-7b-hf",
     ),
-    scale="logit_scale",
+    logit_scale="logit_scale",
     scalars=("logit_scale",),
     log_settings=("logit_scale_init_value",),
-    counts=("projection_dim",),
+    positive_ints=("projection_dim",),
     dimension=lambda config: config.projection_dim,
-    state_dimension=_state_clip_dimension,
+    fix_projection_dim=_fix_clip_projection_dim,
+    text_inputs=("input_ids", "attention_mask"),
     padding=True,  # attention is causal, and a caption is read at its end token, before the padding
     fit_tokenizer=fit_tokenizer,
-    set_pooling=_set_clip_pooling,
+    sync_eos_token=_sync_clip_eos_token,
     # Of both encoders, as in the paper's script.
     lora_targets=("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"),
-    lora_excluded=(),
     exports=("transformers", "open_clip", "onnx"),
 )
 # By the model_type of their configurations.
@@ -257,8 +301,7 @@ def _either(words: list[str]) -> str:
     return " or ".join(words)
 
 
-MODELS = tuple(family.model for family in FAMILIES.values())
-MODEL_NAMES = _either([model.__name__ for model in MODELS])
+MODEL_NAMES = _either([family.model.__name__ for family in FAMILIES.values()])
 PROCESSOR_NAMES = _either([family.processor.__name__ for family in FAMILIES.values()])
 
 

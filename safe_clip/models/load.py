@@ -99,7 +99,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     model.name_or_path = model.config._name_or_path = path
     if broken := broken_weights(model):
         raise UserError(f"--model {name}: {broken}. Whatever made it went wrong; take a checkpoint from before.")
-    family.state_dimension(model)
+    family.fix_projection_dim(model)
     return model
 
 
@@ -155,7 +155,7 @@ def _check_settings(name: str, path: str, settings: dict) -> Family:
         family = family_named(kind)
     except UserError as error:
         raise UserError(f"--model {name} {error}") from None
-    parts = (settings, *(settings.get(tower.part) for tower in family.towers.values()))
+    parts = (settings, *(settings.get(tower.sub_config) for tower in family.towers.values()))
     if any(isinstance(part, dict) and part.get("quantization_config") for part in parts):
         raise UserError(
             f"--model {name} is quantised (quantization_config in its {CONFIG_NAME}), and rounded weights cannot be "
@@ -281,4 +281,4 @@ def _check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
         )
     check_pixels(processor.image_processor, family.image_size(model.config))
     family.fit_tokenizer(processor.tokenizer, family.text.config_of(model.config))
-    family.set_pooling(model)
+    family.sync_eos_token(model)

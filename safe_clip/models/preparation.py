@@ -50,8 +50,8 @@ def prepare_model(model: PreTrainedModel | PeftModel) -> tuple[PreTrainedModel |
     if broken := broken_weights(clip):
         raise UserError(f"the model's {broken}. Whatever made it went wrong; take one from before.")
     check_config(clip.config)
-    family.state_dimension(clip)
-    family.set_pooling(clip)  # what is saved says where captions are read
+    family.fix_projection_dim(clip)
+    family.sync_eos_token(clip)  # what is saved says where captions are read
     types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
     return model.float(), types.pop() if len(types) == 1 else torch.float32
 

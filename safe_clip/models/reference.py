@@ -142,7 +142,7 @@ class FrozenReference:
     @property
     def logit_scale(self) -> float:
         """The factor that the original learned to put before its cosines (OpenAI's CLIP: 100)."""
-        return self.family.factor(self._model)
+        return self.family.scale_of(self._model)
 
 
 def _weights(layers: list[LoraLayer], factor: str) -> Iterator[nn.Parameter]:

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from ..errors import UserError
 from .family import family_of
-from .tokens import two_captions
+from .tokens import two_captions, unset_padding
 
 ALIKE = 1e-5  # 1 less the cosine of two embeddings of different inputs; of CLIPs, trained or not, it is over 1e-2
 
@@ -24,13 +24,13 @@ def check_config(config: PreTrainedConfig) -> None:
     """
     family = family_of(config)
     config.return_dict = True
-    for name in family.counts:
+    for name in family.positive_ints:
         value = getattr(config, name)
         _require(isinstance(value, int) and value > 0, name, config, "over 0")
     for tower in family.towers.values():
-        part, values = tower.part, tower.config_of(config)
+        part, values = tower.sub_config, tower.config_of(config)
         values.return_dict = True
-        for name in tower.counts:
+        for name in tower.positive_ints:
             value = getattr(values, name)
             _require(isinstance(value, int) and value > 0, name, values, "a whole number over 0", part)
         heads = values.num_attention_heads
@@ -57,15 +57,20 @@ def check_embeddings(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     Raises:
         UserError: embeddings are not finite, or alike, so that there is nothing to compare with.
     """
-    # One by one, since padding would be left set in the tokenizer.
-    captions = [processor.tokenizer(each, return_tensors="pt") for each in two_captions(processor.tokenizer)]
+    tokenizer = processor.tokenizer
+    # One by one, so that captions need no padding but what the model is used to.
+    captions = [family_of(model).tokenize(tokenizer, [each], model.config) for each in two_captions(tokenizer)]
+    unset_padding(tokenizer)
     pixels = processor.image_processor(_two_images(), return_tensors="pt")["pixel_values"]
     training = model.training
     model.eval()
     try:
         made = {
             "captions": torch.cat(
-                [model.get_text_features(**each.to(model.device)).pooler_output for each in captions]
+                [
+                    model.get_text_features(**{name: ids.to(model.device) for name, ids in each.items()}).pooler_output
+                    for each in captions
+                ]
             ),
             "images": model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)).pooler_output,
         }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from torch import Tensor
-from transformers import CLIPTextConfig, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import UserError
 
@@ -29,19 +29,8 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
     Raises:
         UserError: its tokens are not those of the model.
     """
-    tokens, vocabulary, longest = len(tokenizer), text.vocab_size, text.max_position_embeddings
-    largest = max(tokenizer.get_vocab().values())
-    if tokens > vocabulary:
-        raise UserError(f"the tokenizer has {tokens} tokens, but the model's vocabulary only {vocabulary}. {CURE}.")
-    if largest >= vocabulary:
-        raise UserError(
-            f"the tokenizer has a token with the number {largest}, but the model's vocabulary ends at "
-            f"{vocabulary - 1}. {CURE}."
-        )
-    if tokens * 2 < vocabulary:  # a vocabulary may be filled up to a round number, not to twice its size
-        raise UserError(f"the tokenizer has {tokens} tokens, but the model's vocabulary {vocabulary}. {CURE}.")
+    largest = fit_vocabulary(tokenizer, text)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    tokenizer.model_max_length = longest
     around = tokenizer("")["input_ids"]
     if len(around) != 2:
         raise UserError(
@@ -51,17 +40,16 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     # Of old configurations 0, and a number beyond the vocabulary, were never the model's.
-    if text.bos_token_id not in (None, 0, begin) and text.bos_token_id < vocabulary:
+    if text.bos_token_id not in (None, 0, begin) and text.bos_token_id < text.vocab_size:
         raise UserError(
             f"the model's captions begin with token {text.bos_token_id} (bos_token_id of text_config in config.json), "
             f"but the tokenizer begins them with {_shown(tokenizer, begin)}. {CURE}, or set bos_token_id to {begin}."
         )
-    words = two_captions(tokenizer)
+    words, longest = two_captions(tokenizer), text.max_position_embeddings
     batch = tokenizer(
         ["", *words, " ".join(words * longest)], padding=True, truncation=True, max_length=longest, return_tensors="pt"
     )
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
+    unset_padding(tokenizer)
     ids, last = batch["input_ids"], batch["attention_mask"].sum(dim=1) - 1
     read = _place_read(ids, text.eos_token_id)
     if read is None or not (read == last).all():
@@ -82,17 +70,50 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
         text.eos_token_id = end
 
 
+def fit_vocabulary(tokenizer: PreTrainedTokenizerBase, text: PreTrainedConfig) -> int:
+    """Sets the length at which captions are cut, and checks the numbers of tokens.
+
+    Args:
+        tokenizer: it is changed.
+        text: the text encoder's configuration.
+
+    Returns:
+        The largest number of a token.
+
+    Raises:
+        UserError: the encoder has not these numbers, or far more.
+    """
+    tokens, vocabulary, largest = len(tokenizer), text.vocab_size, max(tokenizer.get_vocab().values())
+    if tokens > vocabulary:
+        raise UserError(f"the tokenizer has {tokens} tokens, but the model's vocabulary only {vocabulary}. {CURE}.")
+    if largest >= vocabulary:
+        raise UserError(
+            f"the tokenizer has a token with the number {largest}, but the model's vocabulary ends at "
+            f"{vocabulary - 1}. {CURE}."
+        )
+    if tokens * 2 < vocabulary:  # a vocabulary may be filled up to a round number, not to twice its size
+        raise UserError(f"the tokenizer has {tokens} tokens, but the model's vocabulary {vocabulary}. {CURE}.")
+    tokenizer.model_max_length = text.max_position_embeddings
+    return largest
+
+
+def unset_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Takes back how the last call padded and cut, which is no part of a tokenizer but would be saved with it."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+
+
 def two_captions(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Two different captions of words that the tokenizer knows.
 
     Raises:
         UserError: there are none.
     """
-    end = tokenizer("")["input_ids"][-1]
+    special = {*tokenizer.all_special_ids, *tokenizer("")["input_ids"]}
     found: dict[tuple[int, ...], str] = {}
     for word in chain(("a dog", "a gun"), _vocabulary(tokenizer)):
-        body = tuple(tokenizer(word)["input_ids"][1:-1])
-        if body and end not in body:  # which may stand for what is unknown
+        body = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
+        if body and special.isdisjoint(body):  # one of which may stand for what is unknown
             found.setdefault(body, word)
         if len(found) == 2:
             return list(found.values())
@@ -102,7 +123,7 @@ def two_captions(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Tokens that can be read as words."""
     for token in sorted(tokenizer.get_vocab(), key=len, reverse=True):
-        word = token.removesuffix("</w>")
+        word = token.removesuffix("</w>").lstrip("▁Ġ")  # how tokenizers write the space after or before
         if word.isascii() and word.isalnum():
             yield word
 

@@ -192,7 +192,7 @@ def broken_weights(model: PreTrainedModel) -> str | None:
         name for name, weight in named.items() if weight.dim() > 1 and "lora_" not in name and not weight.any()
     ]:
         return f"tensors hold nothing but zeros ({len(names)}): {_some(names)}"
-    name = family_of(model).scale
+    name = family_of(model).logit_scale
     scale = getattr(model, name).item()
     if not -LARGEST_SCALE <= scale <= LARGEST_SCALE:
         return f"{name} is {scale:g}, the logarithm of a factor, which is 4.6 at most for other CLIPs"

@@ -128,7 +128,7 @@ def settings_of(config: "PreTrainedConfig", processor: "ProcessorMixin") -> list
     return [
         json.dumps({**config.to_dict(), "_name_or_path": None}, sort_keys=True, default=str),
         json.dumps(tokenizer, sort_keys=True),
-        config.text_config.max_position_embeddings,
+        processor.tokenizer.padding_side,
         type(image_processor).__name__,
         json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
         [__version__, *(importlib.metadata.version(name) for name in LIBRARIES)],

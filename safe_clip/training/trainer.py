@@ -150,8 +150,8 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
             tables = [table for table in tables if isinstance(table, Dataset)]
             check_captions(tables, processing_class.tokenizer, max_length)
 
-        multiple = LENGTHS if args.torch_compile else 1
-        if family.padding == "max_length" or any("_text_" in name for name in self.objective.hidden_state_terms):
+        multiple = max(LENGTHS if args.torch_compile else 1, family.pad_to_multiple_of(model.config))
+        if any("_text_" in name for name in self.objective.hidden_state_terms):
             multiple = max_length  # diffusion models read the states of all the padding
         super().__init__(
             model,
@@ -253,7 +253,9 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         if self.args.sides_are_right or self.train_dataset is None or self._sides_checked:
             return
         self._move_model_to_device(self.model, self.args.device)
-        collator = QuadrupletCollator(self.processing_class, self.reference.family.max_length(self.model.config))
+        family, config = self.reference.family, self.reference.config
+        lengths = family.max_length(config), family.pad_to_multiple_of(config)
+        collator = QuadrupletCollator(self.processing_class, *lengths)
         embed = ReferenceEmbedder(self.reference, self.accelerator)
         progress = self.args.process_index == 0 and not self.args.disable_tqdm
         with self.patches:

@@ -17,16 +17,16 @@ def test_all_that_a_family_names_is_in_a_model_of_it(model):
     assert family_of(model) is family_of(config) is CLIP
     assert isinstance(model, CLIP.model) and isinstance(config, CLIP.config)
     assert (CLIP.dimension(config), CLIP.max_length(config), CLIP.image_size(config)) == (24, 77, 16)
-    assert CLIP.factor(model) == pytest.approx(1 / 0.07, rel=1e-3)
-    assert CLIP.scale in CLIP.scalars and all(getattr(model, name).dim() == 0 for name in CLIP.scalars)
-    assert [getattr(config, name) for name in (*CLIP.counts, *CLIP.log_settings)] == [24, pytest.approx(2.6592)]
+    assert CLIP.scale_of(model) == pytest.approx(1 / 0.07, rel=1e-3)
+    assert CLIP.logit_scale in CLIP.scalars and all(getattr(model, name).dim() == 0 for name in CLIP.scalars)
+    assert [getattr(config, name) for name in (*CLIP.positive_ints, *CLIP.log_settings)] == [24, pytest.approx(2.6592)]
     assert set(CLIP.exports) <= set(FORMATS)
     for tower, tables in ((CLIP.text, 1), (CLIP.image, 2)):
         part = tower.config_of(config)
         assert part.model_type == tower.model_type and part.hidden_size == 32
-        assert all(isinstance(getattr(part, name), int) for name in tower.counts)
+        assert all(isinstance(getattr(part, name), int) for name in tower.positive_ints)
         assert all(hasattr(part, name) for name in (*tower.shape, *tower.base_by))
-        projection, found = tower.projection_of(model), tower.tables(tower.of(model))
+        projection, found = tower.projection_of(model), tower.embedding_tables(tower.of(model))
         assert projection.weight.shape == (24, 32) and len(found) == tables
         assert all(table.shape[1] == 32 for table in found)
         for kind in tower.encoders:
@@ -46,13 +46,13 @@ def test_each_weight_belongs_to_one_tower_or_is_a_scalar(processor):
 def test_the_states_are_those_before_the_last_layer_and_the_last_of_text(model):
     tokens, pixels = torch.tensor([[0, 5, 1]]), torch.rand(2, 3, 16, 16)
     output = model(input_ids=tokens, pixel_values=pixels, output_hidden_states=True)
-    states = CLIP.states(output)
-    assert [layer.shape for layer in states.text] == [(1, 3, 32)] * 2
-    assert torch.equal(states.text[0], output.text_model_output.hidden_states[-2])
-    assert torch.equal(states.text[1], output.text_model_output.last_hidden_state)
-    assert [layer.shape for layer in states.image] == [(2, 5, 32)]  # four patches and the class
+    states = CLIP.hidden_states(output)
+    assert [layer.shape for layer in states["text"]] == [(1, 3, 32)] * 2
+    assert torch.equal(states["text"][0], output.text_model_output.hidden_states[-2])
+    assert torch.equal(states["text"][1], output.text_model_output.last_hidden_state)
+    assert [layer.shape for layer in states["image"]] == [(2, 5, 32)]  # four patches and the class
     output.text_model_output = None
-    assert CLIP.states(output).text is None
+    assert CLIP.hidden_states(output).keys() == {"image"}
 
 
 def test_the_default_adapter_is_in_the_modules_that_are_named_and_in_no_others(model):
