@@ -26,14 +26,15 @@ from .drop_in import save_drop_in, save_processor
 from .family import family_of
 from .load import check_processor, load_clip, load_processor, resolve_model
 from .merge import check_strength, merge
-from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE, open_clip_config, to_open_clip
+from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE
 
 
 def export_open_clip(model: PreTrainedModel, processor: ProcessorMixin, output_dir: Path) -> None:
     """Writes `open_clip_config.json`, `open_clip_model.safetensors` and the processor, which `load_clip` reads too."""
-    config = open_clip_config(model, processor)
+    form = family_of(model).open_clip
+    config = form.open_clip_config(model, processor)
     output_dir.mkdir(parents=True, exist_ok=True)
-    save_file(to_open_clip(model), output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(form.to_open_clip(model), output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
     (output_dir / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     save_processor(processor, output_dir)
 

@@ -5,6 +5,7 @@ A further family is a further `Family` in `FAMILIES`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from peft import PeftModel
@@ -30,6 +31,7 @@ from transformers.utils import ModelOutput
 
 from ..data.beginnings import beginnings
 from ..errors import UserError
+from . import open_clip_format
 from .tokens import fit_tokenizer
 
 # Of a configuration: what says how large a layer is.
@@ -135,6 +137,7 @@ class Family:
         lora_targets: `target_modules` of peft's `LoraConfig`.
         lora_excluded: `exclude_modules` likewise.
         exports: formats of `export.py` that models can be written in.
+        open_clip: where `exports` says open_clip, a module with the functions of `open_clip_format`.
     """
 
     name: str
@@ -159,6 +162,7 @@ class Family:
     lora_targets: tuple[str, ...]
     lora_excluded: tuple[str, ...] = ()
     exports: tuple[str, ...]
+    open_clip: ModuleType | None = None
 
     @property
     def towers(self) -> dict[str, Tower]:
@@ -292,6 +296,7 @@ CLIP = Family(
     # Of both encoders, as in the paper's script.
     lora_targets=("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"),
     exports=("transformers", "open_clip", "onnx"),
+    open_clip=open_clip_format,
 )
 # By the model_type of their configurations.
 FAMILIES = {family.config.model_type: family for family in (CLIP,)}

@@ -14,9 +14,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import UserError, first_line, hub_trouble
-from ..models import open_clip_format
 from ..names import public
 from .family import CLIP, FAMILIES, MODEL_NAMES, Family, family_named, family_of
+from .open_clip_format import CONFIG_FILE as OPEN_CLIP_CONFIG
+from .open_clip_format import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from .pixel_range import check_pixels
 from .soundness import check_config, check_embeddings
 from .tokens import CURE
@@ -60,9 +61,9 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         if find_file(path, CONFIG_NAME, **where):
             settings = _settings(path, **where)
         if not settings.get("model_type"):
-            foreign = find_file(path, open_clip_format.CONFIG_FILE, **where)
+            foreign = find_file(path, OPEN_CLIP_CONFIG, **where)
         # Asked for such weights where there are none, transformers would have them made by a bot on the Hub.
-        files = weight_files(path, [open_clip_format.WEIGHTS_FILE if foreign else SAFE_WEIGHTS_NAME], **where)
+        files = weight_files(path, [OPEN_CLIP_WEIGHTS if foreign else SAFE_WEIGHTS_NAME], **where)
     except Damaged as error:
         raise UserError(f"--model {name} {error}") from error
     except Exception as error:
@@ -79,11 +80,11 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         )
     try:
         if foreign:
-            config = open_clip_format.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
+            config = family.open_clip.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
         else:
             config = family.config.from_pretrained(path, **where)
         check_config(config)
-        model = _assemble(config, files, open_clip_format if foreign else None)
+        model = _assemble(config, files, family.open_clip if foreign else None)
     except Misfit as error:
         raise UserError(
             f"--model {name}: its weights are not those of the {family.model.__name__} that its configuration "

@@ -13,8 +13,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from safe_clip import UserError, load_clip, load_processor, merge
 from safe_clip.evaluation.run import Subject
-from safe_clip.models.export import FORMATS, export_open_clip, main, open_clip_config
+from safe_clip.models.export import FORMATS, export_open_clip, main
 from safe_clip.models.load import check_processor
+from safe_clip.models.open_clip_format import open_clip_config
 from safe_clip.models.open_clip_inputs import has_openai_tokens
 
 from ..helpers import build_model

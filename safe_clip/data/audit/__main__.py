@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ... import __version__
 from ...config import parse_arguments
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
-        return CLIPTokenizer.from_pretrained(DEMO_DIR if name == DEMO else name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(DEMO_DIR if name == DEMO else name, trust_remote_code=False)
     except Exception as error:  # no such folder or id, no connection, a broken file: each its own type
         raise UserError(f"--model {name} has no tokenizer of a CLIP to count with ({first_line(error)}).") from error
 
