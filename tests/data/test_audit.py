@@ -26,7 +26,7 @@ from safe_clip.data.audit import reading
 from safe_clip.data.audit.__main__ import main
 from safe_clip.data.audit.classifiers import NUDITY, UNSAFE, PipelineClassifier, open_classifiers, says
 from safe_clip.data.audit.duplicates import near_pictures
-from safe_clip.data.audit.reading import KINDS, PICTURE_FACTS, Items, _Pictures, same_wording
+from safe_clip.data.audit.reading import KINDS, PICTURE_FACTS, ReadColumn, _Pictures, same_wording
 from safe_clip.data.items import LABEL_COLUMNS
 from safe_clip.data.thumbnails import data_url
 from safe_clip.store import tables
@@ -321,10 +321,10 @@ def test_near_pictures_are_those_of_comparing_all():
             later[number] ^= np.uint64(1 << int(bit))
     colours = {"earlier": bytes(48), "later": bytes(48)}
 
-    def items(hashes: np.ndarray, colour: bytes) -> Items:
+    def items(hashes: np.ndarray, colour: bytes) -> ReadColumn:
         facts = dict.fromkeys(PICTURE_FACTS, [None] * len(hashes)) | {"digest": range(1, len(hashes) + 1)}
         facts |= {"phash": hashes.view(np.int64), "colours": [colour] * len(hashes)}
-        return Items("train", "safe_image", None, Dataset.from_dict(facts, features=PICTURE_FACTS))
+        return ReadColumn("train", "safe_image", None, Dataset.from_dict(facts, features=PICTURE_FACTS))
 
     apart = np.bitwise_count(later[:, None] ^ earlier[None])
     found = near_pictures([items(earlier, colours["earlier"])], items(later, colours["later"]))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow.compute as pc
 
-from .reading import FIELDS, Items
+from .reading import FIELDS, ReadColumn
 
 NEAR = 4  # of a perceptual hash's 64 bits that may differ; of unrelated scenes hardly fewer than 8 do
 BANDS = NEAR + 1  # of so many, one at least is the same in two hashes that are as near as that
@@ -13,7 +13,7 @@ SAME_COLOUR = 5.0  # levels of 255 by which the mean colours of fields may diffe
 AT_ONCE = 1 << 22  # pairs compared in one go
 
 
-def repeated_rows(columns: Sequence[Items]) -> np.ndarray:
+def repeated_rows(columns: Sequence[ReadColumn]) -> np.ndarray:
     """For each row of a split, the number of the first row that has the same items, or -1 where it is the first.
 
     Args:
@@ -25,7 +25,7 @@ def repeated_rows(columns: Sequence[Items]) -> np.ndarray:
     return np.where((same < np.arange(len(same))) & digests.any(axis=1), same, -1)
 
 
-def same_captions(earlier: Sequence[Items], later: Items) -> np.ndarray:
+def same_captions(earlier: Sequence[ReadColumn], later: ReadColumn) -> np.ndarray:
     """For each caption, the place of an earlier one of the same wording, or -1.
 
     Args:
@@ -38,7 +38,7 @@ def same_captions(earlier: Sequence[Items], later: Items) -> np.ndarray:
     return np.where((known[places] == wanted) & (wanted != 0), first[places], -1)
 
 
-def near_pictures(earlier: Sequence[Items], later: Items) -> np.ndarray:
+def near_pictures(earlier: Sequence[ReadColumn], later: ReadColumn) -> np.ndarray:
     """For each picture, the place of an earlier one that looks the same, or -1.
 
     Two pictures look the same if their perceptual hashes differ in at most `NEAR` bits, and if their colours do, which
@@ -69,7 +69,7 @@ def near_pictures(earlier: Sequence[Items], later: Items) -> np.ndarray:
     return found
 
 
-def _laid(columns: Sequence[Items]) -> Iterator[tuple[Items, int]]:
+def _laid(columns: Sequence[ReadColumn]) -> Iterator[tuple[ReadColumn, int]]:
     """Columns and the places where they begin when they are laid end to end."""
     begin = 0
     for each in columns:
@@ -77,12 +77,12 @@ def _laid(columns: Sequence[Items]) -> Iterator[tuple[Items, int]]:
         begin += len(each.digest)
 
 
-def at_place(columns: Sequence[Items], place: int) -> tuple[Items, int]:
+def at_place(columns: Sequence[ReadColumn], place: int) -> tuple[ReadColumn, int]:
     """The column that a place lies in, and the row."""
     return next((each, place - begin) for each, begin in _laid(columns) if place < begin + len(each.digest))
 
 
-def _colours(items: Items) -> np.ndarray:
+def _colours(items: ReadColumn) -> np.ndarray:
     width = FIELDS * FIELDS * 3
     cells = pc.fill_null(items.facts.data.column("colours"), bytes(width))
     return np.frombuffer(b"".join(cells.to_pylist()), dtype=np.uint8).reshape(-1, width)

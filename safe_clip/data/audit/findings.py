@@ -14,7 +14,7 @@ from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS,
 from ..minors import TEXT_COLUMNS, speaks_of_minors
 from ..schema import numbered, with_column
 from .duplicates import at_place, near_pictures, repeated_rows, same_captions
-from .reading import KINDS, UNCLEAR, Items
+from .reading import KINDS, UNCLEAR, ReadColumn
 
 NUDITY_FROM = 0.5  # at the latest: where minors are spoken of, a high --threshold is no reason to look away
 SIDES = ("safe", "unsafe")
@@ -32,7 +32,7 @@ class Judged:
         threshold: from which on an item is unsafe.
     """
 
-    items: Items
+    items: ReadColumn
     scores: np.ndarray
     threshold: float
 
@@ -173,7 +173,7 @@ def _side(columns: Sequence[Judged], side: str, numbers: np.ndarray) -> dict[str
     }
 
 
-def _captions(items: Items, numbers: np.ndarray, max_length: int) -> dict[str, Any]:
+def _captions(items: ReadColumn, numbers: np.ndarray, max_length: int) -> dict[str, Any]:
     languages = Counter(items.facts.data.column("language").drop_null().to_pylist())
     main = next((name for name, _ in languages.most_common() if name != UNCLEAR), None)
     other = [row for row, name in enumerate(items.facts["language"]) if name not in (None, UNCLEAR, main)]
@@ -203,7 +203,7 @@ def _repeated(columns: Sequence[Judged], numbers: np.ndarray) -> list[list[int]]
     return np.stack([numbers[rows], numbers[first[rows]]], axis=1).tolist()
 
 
-def _leaks(columns: Sequence[Items], numbers: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _leaks(columns: Sequence[ReadColumn], numbers: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Items of a split that an earlier split has too: where both stand, one of the earlier for each."""
     leaks = []
     for later in columns:

@@ -71,7 +71,7 @@ CAPTION_FACTS = Features(
 
 
 @dataclass(frozen=True)
-class Items:
+class ReadColumn:
     """One column of one split.
 
     Attributes:
@@ -106,7 +106,7 @@ class Items:
 
 def read_items(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, workers: int = 0, progress: bool = True
-) -> list[Items]:
+) -> list[ReadColumn]:
     """Reads every item once. What was read is cached, in pieces, until rows, files or libraries change.
 
     Args:
@@ -128,7 +128,7 @@ def read_items(
 
 def _read(
     split: str, column: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, workers: int, progress: bool
-) -> Items:
+) -> ReadColumn:
     rows = undecoded(rows, [column, *({ROW_COLUMN} & set(rows.column_names))])
     caption = column in CAPTION_COLUMNS
     made_with = [Path(__file__).read_bytes(), *(importlib.metadata.version(name) for name in LIBRARIES)]
@@ -144,7 +144,7 @@ def _read(
 
     features = CAPTION_FACTS if caption else PICTURE_FACTS
     how = (f"Reading {split}, {column}", progress, "audit")
-    return Items(split, column, rows, table_in_chunks(rows, features, arguments, key, _loaded, *how))
+    return ReadColumn(split, column, rows, table_in_chunks(rows, features, arguments, key, _loaded, *how))
 
 
 def _loaded(facts: TorchDataset, workers: int) -> Iterator[dict]:

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset as TorchDataset
 from ...store.tables import table_in_chunks
 from ..rows import read_item
 from .classifiers import Classifier
-from .reading import Items
+from .reading import ReadColumn
 
 FEATURES = Features({"unsafe": Value("float32"), "nudity": Value("float32")})
 
 
 def score_items(
-    columns: Sequence[Items], classifier: Classifier, batch_size: int, workers: int = 0, progress: bool = True
+    columns: Sequence[ReadColumn], classifier: Classifier, batch_size: int, workers: int = 0, progress: bool = True
 ) -> list[np.ndarray]:
     """Scores the items of some columns with one classifier.
 
@@ -58,7 +58,7 @@ def score_items(
 class _Chosen(TorchDataset):
     """Some items of some columns, by their places when the columns are laid end to end."""
 
-    columns: Sequence[Items]
+    columns: Sequence[ReadColumn]
     places: np.ndarray
     digests: np.ndarray
 
