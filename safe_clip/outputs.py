@@ -27,7 +27,6 @@ from .store.known_files import (
     MANIFEST,
     MARKS,
     REPLACED,
-    STAGE,
     WRITTEN,
     WRITTEN_TO,
     file_facts,
@@ -35,9 +34,8 @@ from .store.known_files import (
     has_mark,
     is_checkpoint,
     is_cut_off,
-    make_public_modes,
-    write_whole,
 )
+from .store.writing import STAGE, make_public_modes, remove, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +159,10 @@ class OutputFolder:
     def writing(self, name: str) -> Iterator[Path]:
         """The path of a file that is written by somebody else, and then takes its place beside the model."""
         self.adopt()
-        with tempfile.TemporaryDirectory(prefix=STAGE, dir=self.path) as stage:
-            yield Path(stage, name)
+        with whole_file(self.path / name) as partial:
+            yield partial
             if os.path.lexists(self.path / name) and not self.is_ours(name):
                 self._set_aside(name)
-            os.replace(Path(stage, name), self.path / name)
         self.record(name)
 
     def is_ours(self, name: str) -> bool:
@@ -205,7 +202,7 @@ class OutputFolder:
         put where is written. Under the lock, after `check`."""
         self.adopt()
         for stage in self.path.glob(f"{STAGE}*"):
-            shutil.rmtree(stage, ignore_errors=True)
+            remove(stage)
         for name in self.foreign():
             if fits(name, FIRST_MOVED) or (self.path / name).is_symlink():
                 self._set_aside(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
+from ..store.writing import whole_file
 from .images import CONVERT, LOOKS_LIKE
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def whole_part(path: Path, folder: Path) -> Path:
     if (fault := _fault(path)) is None:
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    unpacked = folder / f"{path.name}.partial"
-    with open(unpacked, "w+b") as file:
+    whole = folder / f"{path.name.split('.')[0]}.tar"
+    with whole_file(whole) as partial, open(partial, "w+b") as file:
         with contextlib.suppress(EOFError, OSError, lzma.LZMAError), opened(path) as packed:
             while part := packed.read1(PART):  # which gives what there is before the end is missed
                 file.write(part)
@@ -99,7 +100,7 @@ def whole_part(path: Path, folder: Path) -> Path:
         file.seek(end)
         file.write(bytes(END_OF_TAR))
     logger.warning("%s: it %s: the %d files that are whole are read.", path, fault, count)
-    return unpacked.replace(folder / f"{path.name.split('.')[0]}.tar")
+    return whole
 
 
 def _fault(path: Path) -> str | None:
@@ -112,11 +113,7 @@ def _fault(path: Path) -> str | None:
     with open(path, "rb") as file:
         if suffix == ".tar":
             file.seek(max(0, size - END_OF_TAR))
-            return (
-                None
-                if size and not any(file.read())
-                else "is cut off, since a tar ends in zeros, and rows may be missing"
-            )
+            return None if size and not any(file.read()) else NO_END
         if suffix == ".parquet":
             file.seek(max(0, size - 4))
             return None if file.read() == b"PAR1" else "is cut off, or is no Parquet file: its end is missing"

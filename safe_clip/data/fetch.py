@@ -19,9 +19,10 @@ from typing import Any
 
 from ..config import OneLineParser
 from ..errors import UserError, run
-from ..outputs import REPLACED, OutputFolder, write_whole
+from ..outputs import REPLACED, OutputFolder
 from ..ranges import COUNT, POSITIVE, check_ranges
 from ..store.fingerprints import short_digest
+from ..store.writing import write_whole
 from .fetching import FetchSettings, fetch_all, finish, without_secrets
 from .minors import refuse_minors
 from .schema import ID_COLUMNS, PICTURES, known_columns, picture_name, picture_names, stored_name

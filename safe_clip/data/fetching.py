@@ -6,9 +6,10 @@ import ipaddress
 import re
 import socket
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..store.fingerprints import secure_digest
+from ..store.damaged import read_kept
+from ..store.fingerprints import digest, secure_digest
+from ..store.writing import whole_file
 from .images import open_image
 from .schema import PICTURES
 
@@ -51,13 +54,16 @@ class _Refused(Exception):
     """What no further try will change."""
 
 
-async def fetch_all(jobs: dict[str, str], folder: Path, settings: FetchSettings | None = None) -> dict[str, str]:
+async def fetch_all(
+    jobs: dict[str, str], folder: Path, settings: FetchSettings | None = None, with_digest: bool = False
+) -> dict[str, str]:
     """Fetches pictures into a folder.
 
     Args:
         jobs: by the name that a picture gets, without an ending, its address.
         folder: gets the pictures.
         settings: how.
+        with_digest: end the names of files in digests of what they hold.
 
     Returns:
         By name, why a picture could not be had.
@@ -79,7 +85,7 @@ async def fetch_all(jobs: dict[str, str], folder: Path, settings: FetchSettings 
             async def work() -> None:
                 for name, address in todo:
                     try:
-                        _keep(await _fetch(session, address, settings), folder, name)
+                        _keep(await _fetch(session, address, settings), folder, name, with_digest)
                     except _Refused as error:
                         failed[name] = without_secrets(str(error))
                     bar.update()
@@ -161,7 +167,7 @@ def _unpacked(content: bytes, encoding: str, most: int) -> bytes:
     return unpacked
 
 
-def _keep(content: bytes, folder: Path, name: str) -> None:
+def _keep(content: bytes, folder: Path, name: str, with_digest: bool) -> None:
     """Writes a picture, whole or not at all, under the ending of what it really is."""
     try:
         picture = open_image(content, 0, "")
@@ -169,12 +175,11 @@ def _keep(content: bytes, folder: Path, name: str) -> None:
         raise _Refused(re.search(r"\((.*)\)", str(error)).group(1)) from error
     suffix = _suffix(content)
     if suffix not in PICTURES:  # which others would not take for a picture
-        picture.save(partial := folder / f"{name}.partial", "PNG")
-        partial.replace(folder / f"{name}.png")
-        return
-    partial = folder / f"{name}.partial"
-    partial.write_bytes(content)
-    partial.replace(folder / f"{name}{suffix}")
+        picture.save(buffer := io.BytesIO(), "PNG")
+        content, suffix = buffer.getvalue(), ".png"
+    name += f"-{digest([content])}" if with_digest else ""
+    with whole_file(folder / f"{name}{suffix}") as file:
+        file.write_bytes(content)
 
 
 def _suffix(content: bytes) -> str:
@@ -199,9 +204,28 @@ def fetched(addresses: list[str], folder: Path, settings: FetchSettings | None =
         By address, the image's file, or why it could not be had.
     """
     names = {address: secure_digest(address) for address in addresses}
-    failed = finish(fetch_all({name: address for address, name in names.items()}, folder, settings))
-    kept = {path.stem: path for path in folder.iterdir() if path.suffix in PICTURES}
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _kept(folder, names.values())
+    missing = {name: address for address, name in names.items() if name not in kept}
+    failed = finish(fetch_all(missing, folder, settings, with_digest=True)) if missing else {}
+    kept |= _kept(folder, missing)
     return {address: failed.get(name) or kept[name] for address, name in names.items()}
+
+
+def _kept(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """By name, the images of a folder that are as they were fetched; others are removed."""
+    found: dict[str, Path] = {}
+    for path in folder.iterdir():
+        name, _, known = path.stem.partition("-")
+        if path.suffix in PICTURES and name in names and read_kept(partial(_is_whole, path, known), path):
+            found[name] = path
+    return found
+
+
+def _is_whole(path: Path, known: str) -> bool:
+    if known and digest([path.read_bytes()]) != known:  # earlier versions noted none
+        raise ValueError("it has been changed")
+    return True
 
 
 def finish(work: Coroutine[Any, Any, Any]) -> Any:

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..outputs import MANIFEST, REPLACED, OutputFolder
 from ..store.fingerprints import short_digest
 from ..store.folders import folder_of
+from ..store.writing import whole_file, write_whole
 from .cells import file_path, short
 from .schema import PICTURES
 
@@ -278,7 +279,7 @@ def with_plain_tables(place: Place, convert: Callable[[list[Path]], list[Path]])
     if said:
         text = f"{TEXT_TABLE.sub('.parquet', head)}{mark}{rest}"
         changed = others[tables[0].absolute()].with_name(f"{short_digest(text)}.md")
-        changed.write_text(text, encoding="utf-8")
+        write_whole(changed, text)
         others[card.absolute()] = changed
     return replace(place, name=str(_beside(path, others=others)))
 
@@ -323,9 +324,9 @@ def _beside(path: Path, data_alone: bool = False, others: Mapping[Path, Path] | 
         if file in others:
             link, file = link.with_name(TEXT_TABLE.sub(others[file].suffix, link.name)), others[file]
         try:
-            link.symlink_to(file)
-        except FileExistsError:  # made before, or by another process
-            pass
+            if not link.is_symlink() or link.readlink() != file:
+                with whole_file(link) as partial:
+                    partial.symlink_to(file)
         except OSError:  # a file system or a system without links
             return path
     return root / plain

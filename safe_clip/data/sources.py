@@ -13,9 +13,10 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, explained, hub_trouble
-from ..store.damaged import made_again
+from ..store.damaged import check_digests, made_again, note_digests
 from ..store.fingerprints import short_digest
 from ..store.folders import folder_of
+from ..store.tables import files_of
 from .confinement import confined
 from .content import cache_of, known_by_content
 from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part
@@ -69,6 +70,8 @@ def load_splits(
         place = _as_parquet(place, option)
 
         def load() -> DatasetDict | IterableDatasetDict | Dataset:
+            if cache:
+                check_digests(cache)
             kept = {"cache_dir": cache and str(cache), "streaming": streaming, **place.options}
             if place.saved:
                 splits = load_from_disk(place.name)
@@ -82,6 +85,9 @@ def load_splits(
             if streaming and place.home:  # what is broken at once is told at once
                 for rows in splits.values() if isinstance(splits, Mapping) else [splits]:
                     next(iter(rows), None)
+            if cache:
+                every = splits.values() if isinstance(splits, DatasetDict) else [splits]
+                note_digests(cache, {file for rows in every for file in files_of(rows)})
             return known_by_content(splits)
 
         splits = made_again(load, cache)

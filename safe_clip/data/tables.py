@@ -7,19 +7,21 @@ columns of a line with a cell too many. Here a whole table is looked at first.
 import csv
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..store.damaged import check_digests, note_digests, read_kept
 from ..store.fingerprints import file_digest, short_digest
 from ..store.folders import folder_of
+from ..store.writing import whole_file
 from .column_names import modality
 from .damage import opened
 
@@ -150,7 +152,7 @@ def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> lis
     key = short_digest(repr([known, together]))
     folder = folder_of("tables") / key
     made = [folder / f"{number:05}" / _plain(path) for number, path in enumerate(paths)]
-    if all(path.is_file() for path in made):
+    if read_kept(partial(check_digests, folder, sys.maxsize), folder):
         return made
     read = [(path, *_looked_at(path, option)) for path in paths]
     if together and not any(kind for _, _, _, own in read for kind in own):
@@ -168,6 +170,7 @@ def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> lis
     for (path, layout, names, _), to in zip(read, made, strict=True):
         held = kinds[frozenset(names)]
         _write(path, layout, names, {name: kind or "text" for name, kind in held.items()}, to)
+    note_digests(folder, made, sys.maxsize)
     return made
 
 
@@ -297,10 +300,9 @@ def _write(path: Path, layout: Layout, names: list[str], kinds: dict[str, str], 
     schema = pa.schema([(name, TYPES[kind]) for name, kind in kinds.items()])
     readers = {"bool": TRUTHS.__getitem__, "integer": int, "number": float, "text": str}
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
     records = layout.records(path)
     next(records)
-    with pq.ParquetWriter(partial, schema) as writer:
+    with whole_file(to) as file, pq.ParquetWriter(file, schema) as writer:
         rows: list[list[str]] = []
 
         def flush() -> None:
@@ -316,4 +318,3 @@ def _write(path: Path, layout: Layout, names: list[str], kinds: dict[str, str], 
             if len(rows) == BATCH:
                 flush()
         flush()
-    partial.replace(to)

@@ -22,7 +22,8 @@ from ..errors import UserError
 from ..evaluation.embedding import Embedder
 from ..models.family import Tower, family_of
 from ..store.chunks import Chunk, in_chunks
-from ..store.fingerprints import vocabulary_digest, weights_digest
+from ..store.fingerprints import file_digest, vocabulary_digest, weights_digest
+from ..store.writing import whole_file
 from .arguments import DEMO, PIECE, GenerationArguments
 from .distances import Inception
 from .grid import blurred
@@ -257,14 +258,24 @@ def paint_all(
         for number, shot, picture, score in zip(numbers, chosen, pictures, scores, strict=True):
             name = f"{number:07}.png"
             hide = not show_unsafe and hidden(shot.item.side, score, generation.flag_threshold, original)
-            (blurred(picture) if hide else picture).save(folder / name)
+            with whole_file(folder / name) as file:
+                (blurred(picture) if hide else picture).save(file)
             item = shot.item
             told = {"split": item.split, "row": item.row, "side": item.side, "category": item.category}
-            records.append(told | {"copy": shot.copy, "prompt": item.prompt, "picture": name, "scores": score})
+            told |= {"copy": shot.copy, "prompt": item.prompt, "picture": name, "scores": score}
+            records.append(told | {"digest": file_digest(folder / name)})
         return tensors, records
 
+    def is_whole(chunk: Chunk) -> bool:
+        for record in chunk[1]:
+            known = file_digest(folder / record["picture"])
+            if record.get("digest", known) != known:  # earlier versions noted none
+                raise ValueError(f"{record['picture']} has been changed")
+        return True
+
     sizes = PIECE, generation.generation_batch_size
-    made = in_chunks(folder, len(shots), partial(map, make), label, *sizes, accelerator=accelerator, main_only=True)
+    options = {"accelerator": accelerator, "is_final": is_whole, "main_only": True}
+    made = in_chunks(folder, len(shots), partial(map, make), label, *sizes, **options)
     return None if made is None else Painted(shots, *made, folder)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from ..config import OneLineParser
 from ..errors import UserError, run
 from ..ranges import AMOUNT, check_ranges
-from .damaged import remove
 from .folders import GENERATED, KINDS, Entry, entries, folder_of
+from .writing import remove
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 AGES = {"day": 86400, "hour": 3600, "minute": 60}  # seconds

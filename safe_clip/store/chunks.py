@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .damaged import read_kept
 from .fingerprints import weights_digest
-from .known_files import whole_file, write_whole
+from .writing import whole_file, write_whole
 
 # Of N items, in order: tensors whose first dimension is N, and N records, which JSON can hold, or none.
 Chunk = tuple[dict[str, Tensor], list[dict[str, Any]]]
@@ -47,7 +48,8 @@ def in_chunks(
         batch_size: items of a batch, at most; no batch is of two chunks.
         accelerator: who shares the chunks; all its processes must call this. By default this one makes all.
         leave: keep the progress bar when it is full.
-        is_final: whether a kept chunk may be used; where it returns False, this call makes it again.
+        is_final: whether a kept chunk may be used; where it returns False, this call makes it again, and also tells
+            that it is damaged where it raises.
         main_only: read the results on the main process alone.
 
     Returns:
@@ -57,10 +59,13 @@ def in_chunks(
     done: dict[range, Chunk] = {}
     quiet = accelerator is not None and not accelerator.is_local_main_process
 
+    def final(items: range) -> Chunk | None:
+        chunk = _load(folder, items)
+        return chunk if is_final(chunk) else None
+
     def work(share: Sequence[range]) -> None:
         for items in share if folder else ():
-            chunk = done.get(items) or read_kept(lambda items=items: _load(folder, items), _file(folder, items))
-            if chunk is not None and is_final(chunk):
+            if items not in done and (chunk := read_kept(partial(final, items), _file(folder, items))):
                 done[items] = chunk
         batches = [
             items[first : first + batch_size]
@@ -135,8 +140,8 @@ def _save(chunk: Chunk, folder: Path, items: range) -> None:
         text = json.dumps(chunk[1], indent=1) + "\n"
         write_whole(file.with_suffix(".json"), text)
         records = text.encode()
-    with whole_file(file) as partial:
-        save_file(tensors, partial, {"digest": _digest(tensors, records)})
+    with whole_file(file) as part:
+        save_file(tensors, part, {"digest": _digest(tensors, records)})
 
 
 def _load(folder: Path, items: range) -> Chunk:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import datasets
 
+from .writing import STAGE
+
 DIGESTS = "digests.json"  # of the files of a table
 KIND = "kind"  # among these, what sort of table it is
 # What is kept, by the name of its kind.
@@ -29,7 +31,7 @@ TABLES = ("reference_embeddings", "pixels", "audit", "demo", "earlier")  # which
 GENERATED = "generated"  # in the folder of a run
 KEY = re.compile(r"[0-9a-f]{16}")
 NAMES = {
-    "fetched": re.compile(r"[0-9a-f]{64}\.\w+"),
+    "fetched": re.compile(rf"[0-9a-f]{{64}}(-[0-9a-f]{{32}})?\.\w+|{re.escape(STAGE)}\w+\.\w+"),
     **dict.fromkeys(TABLES, re.compile(rf"default-fingerprint={KEY.pattern}")),
 }
 

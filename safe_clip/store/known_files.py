@@ -1,8 +1,6 @@
 """Files by their names and marks: what is written here, what others load, what is nobody's matter."""
 
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from .fingerprints import file_digest
 
 MANIFEST = "safe_clip.json"  # says what this package wrote
 LOCK = ".safe_clip.lock"
-STAGE = ".safe_clip-"  # begins the name of a folder whose files are not whole yet
 REPLACED = "replaced"  # a folder with what was in the way
 
 # What others read of a model's folder: a file of these that is left over changes what they load.
@@ -61,35 +58,6 @@ WRITTEN_TO = (
     "trainer_state.json",
 )
 WRITTEN_TO += ("*_results.json",)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a file to write in place of another, whose place it takes when all is written."""
-    partial = path.with_name(f"{STAGE}{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_bytes(text.encode())
-
-
-def make_public_modes(files: Collection[Path] | Iterator[Path]) -> None:
-    """Gives files the mode that the umask says, which safetensors does not ask."""
-    mode = None
-    for path in files:
-        if mode is None:
-            probe = path.with_name(f"{STAGE}{os.getpid()}.mode")
-            probe.touch()
-            mode = probe.stat().st_mode & 0o777
-            probe.unlink()
-        path.chmod(mode)
 
 
 def is_checkpoint(folder: Path) -> bool:

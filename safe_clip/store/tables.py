@@ -1,6 +1,5 @@
 """Tables that `datasets` keeps and maps into memory, in chunks, so that an interruption costs one chunk."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 from datasets import Dataset, Features, concatenate_datasets
+from datasets.config import DATASET_INFO_FILENAME
 from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from ..errors import UserError
 from .chunks import share_out
-from .damaged import made_again
-from .fingerprints import WHOLE_FILE, file_digest
-from .folders import DIGESTS, KIND, folder_of
-from .known_files import write_whole
+from .damaged import check_digests, made_again, note_digests
+from .fingerprints import WHOLE_FILE
+from .folders import folder_of
 
 CHUNK = 1000  # rows that a file of the cache holds: what an interruption can cost
 MOST_CHUNKS = 500
@@ -101,21 +100,19 @@ def kept_table(
     folder = folder_of(kind) / f"default-fingerprint={fingerprint}"
 
     def make() -> Dataset:
-        _check_files(folder, whole)
+        noted = check_digests(folder, whole)
         rows = Dataset.from_generator(generator, fingerprint=fingerprint, **options)
         if count is not None and len(rows) != count:
             raise ValueError(f"it has {len(rows):,} rows and not {count:,}")
-        if not (folder / DIGESTS).exists():
-            known = {path.relative_to(folder).as_posix(): file_digest(path, whole) for path in folder.rglob("*.arrow")}
-            write_whole(folder / DIGESTS, json.dumps({KIND: kind} | known))
+        if not noted:
+            note_digests(folder, files_of(rows), whole, kind)
         return rows
 
     return made_again(make, folder)
 
 
-def _check_files(folder: Path, whole: int) -> None:
-    """Raises `ValueError` where a file of a cache is not as it was made, be it one that can be read."""
-    if (folder / DIGESTS).exists():
-        for name, digest in json.loads((folder / DIGESTS).read_text(encoding="utf-8")).items():
-            if name != KIND and file_digest(folder / name, whole) != digest:
-                raise ValueError(f"{name} has been changed")
+def files_of(rows: Dataset) -> set[Path]:
+    """The files that `datasets` has written of rows, and will not change."""
+    tables = {Path(file["filename"]) for file in rows.cache_files}
+    infos = {path.with_name(DATASET_INFO_FILENAME) for path in tables}
+    return tables | {path for path in infos if path.is_file()}

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
 from ..errors import first_line
-from ..store.known_files import file_facts, write_whole
+from ..store.known_files import file_facts
+from ..store.writing import write_whole
 from .run_identity import OLD_FILE, RUN_FILE
 
 STATE_FILE = "trainer_state.json"

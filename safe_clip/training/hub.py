@@ -26,7 +26,8 @@ from ..models.family import family_of
 from ..models.load import public_name
 from ..names import public
 from ..outputs import OutputFolder
-from ..store.known_files import CARD, make_public_modes, write_whole
+from ..store.known_files import CARD
+from ..store.writing import make_public_modes, write_whole
 from .checkpoints import seal
 from .hub_folder import HubFolder, look
 from .run_identity import RUN_FILE, facts_of
