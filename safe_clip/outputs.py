@@ -69,7 +69,7 @@ class OutputFolder:
         check_writable(self.path, self.option)
         here = self.path.resolve()
         for each in reads:
-            if each is None or not _exists(Path(each)):
+            if each is None or not os.path.exists(Path(each)):
                 continue
             read = Path(each).resolve()
             if read.is_dir() and (here == read or here in read.parents or read in here.parents):
@@ -93,7 +93,7 @@ class OutputFolder:
 
     def foreign(self, files: Sequence[str] | None = None) -> list[str]:
         """Names of what is there and not ours, as far as it matters; see `check`."""
-        if not _exists(self.path):
+        if not os.path.exists(self.path):
             return []
         if files is not None:
             return [name for name in files if os.path.lexists(self.path / name) and not self.is_ours(name)]
@@ -357,10 +357,3 @@ def check_writable(path: Path, option: str = "--output_dir") -> None:
         raise UserError(f"{option} {path} cannot be written ({there} is no folder). {cure}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{option} {path} cannot be written ({error}). {cure}") from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is no path
-        return False

@@ -73,7 +73,7 @@ def _of_text(text: str) -> bytes:
             "a data set from elsewhere names a file that does not lie in it, which is not opened; download the data "
             "set and name its folder, or name a folder of the images with --safe_images and --unsafe_images"
         )
-    if text.startswith(INLINE) or (BASE64.match(text) and not _is_there(text)):
+    if text.startswith(INLINE) or (BASE64.match(text) and not os.path.exists(text)):
         return _inline(text)
     if text.startswith(IN_ZIP):
         name, _, archive = text.removeprefix(IN_ZIP).partition("::")
@@ -144,13 +144,6 @@ def open_archive(path: str, process: int) -> zipfile.ZipFile:
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError("the archive is a folder, a device, a pipe or a socket, not a file")
     return zipfile.ZipFile(path)
-
-
-def _is_there(text: str) -> bool:
-    try:
-        return os.path.exists(text)
-    except (OSError, ValueError):
-        return False
 
 
 def _inline(text: str) -> bytes:

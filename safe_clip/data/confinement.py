@@ -9,15 +9,16 @@ import datasets
 import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DownloadConfig, Image, IterableDataset, IterableDatasetDict, Value
+from datasets import Dataset, DatasetDict, DownloadConfig, Image, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable
 from datasets.utils.file_utils import xopen
 from huggingface_hub.file_download import repo_folder_name
 
 from .cells import MOST_BYTES, OUTSIDE, is_inline
+from .features import is_text
+from .schema import with_column
 
-NEW = "_placed"  # a column, for a while
 ON_HUB = re.compile(r"hf://datasets/([^@]+?)(?:@([^/]+))?/(.*)")
 
 
@@ -123,20 +124,16 @@ def changed_cells(
     """Rows whose cells of text, or of stored images of a stream, were changed."""
     feature = (rows.features or {}).get(column)
     if isinstance(rows, IterableDataset):
-        if rows.features is not None and not _is_text(feature) and not isinstance(feature, Image):
+        if rows.features is not None and not is_text(feature) and not isinstance(feature, Image):
             return rows
         return rows.map(lambda row: {column: change(row[column])} if column in row else {}, features=rows.features)
-    if not _is_text(feature):
+    if not is_text(feature):
         return rows
     before = list(rows[column])
     after = [change(cell) for cell in before]
     if after == before:
         return rows
-    return rows.add_column(NEW, after).remove_columns([column]).rename_column(NEW, column)
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    return with_column(rows, column, after)
 
 
 def _changed_paths(rows: Dataset, column: str, change: Callable[[str], str]) -> Dataset:

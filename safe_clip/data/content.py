@@ -1,5 +1,6 @@
 """Data known by what they hold, whatever the times of their files say."""
 
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,7 @@ from datasets.fingerprint import Hasher
 from ..store.fingerprints import WHOLE_FILE, digest, file_digest
 from ..store.folders import folder_of
 from .cells import IN_ZIP, source_file
-
-# Files that a table is not made of: `datasets` keeps no more of them than where they are.
-NOT_TABLES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from .schema import PICTURES
 
 
 def column_digest(rows: Dataset, column: str) -> str:
@@ -45,7 +44,7 @@ def _known_by(cell: Any, archives: dict[str, dict[str, str]]) -> Iterator[bytes]
         yield view
     elif isinstance(cell, str) and cell.startswith(IN_ZIP):
         yield _in_zip(cell, archives).encode()
-    elif isinstance(cell, str) and _is_file(file := source_file(cell)):
+    elif isinstance(cell, str) and os.path.isfile(file := source_file(cell)):  # a pipe would never end
         yield _file_known_by(file).encode()
     else:
         yield repr(cell).encode(errors="surrogatepass")
@@ -55,13 +54,6 @@ def _file_known_by(file: str | Path) -> str:
     """What a file holds; of what is too large to be read, samples and its time, since these may miss a change."""
     status = Path(file).stat()
     return file_digest(file) + (f" {status.st_mtime_ns}" if status.st_size > WHOLE_FILE else "")
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()  # a pipe would never end
-    except (OSError, ValueError):  # too long, or with NUL characters
-        return False
 
 
 def _in_zip(cell: str, archives: dict[str, dict[str, str]]) -> str:
@@ -84,9 +76,9 @@ def cache_of(files: Sequence[Path]) -> Path | None:
     themselves it knows no more than their times. `None` where there are none."""
     if not files:
         return None
+    # Of images, `datasets` keeps no more than where they are.
     known = [
-        (str(path), path.stat().st_size if path.suffix.lower() in NOT_TABLES else _file_known_by(path))
-        for path in files
+        (str(path), path.stat().st_size if path.suffix.lower() in PICTURES else _file_known_by(path)) for path in files
     ]
     return folder_of("rows") / Hasher.hash(known)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
 
 TEXTS = ("string", "large_string", "string_view")
 
@@ -53,3 +53,11 @@ def cell_name(feature: Any, cell: Any) -> str:
     if isinstance(cell, list | tuple | np.ndarray | Mapping):
         return ", ".join(filter(None, (text.strip() for text in texts_in(feature, cell))))
     return str(cell).strip()
+
+
+def stored_images(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows whose images are read as they are stored, and not decoded."""
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows

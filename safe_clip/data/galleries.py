@@ -14,6 +14,7 @@ from ..store.folders import folder_of
 from .cells import short, storable
 from .fetching import FetchSettings, fetched, without_secrets
 from .items import ROW_COLUMN
+from .places import SAVED
 from .sources import load_splits
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".urls")
@@ -58,7 +59,7 @@ def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset,
 
 def _picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder at any depth, whatever else lies there; none in a saved data set."""
-    if not folder.is_dir() or any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+    if not folder.is_dir() or any((folder / name).exists() for name in SAVED):
         return []
     suffixes = PILImage.registered_extensions()
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from .column_names import folded
-from .features import inner_feature
+from .features import inner_feature, stored_images
 from .items import ABOUT_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS
 from .schema import with_column
 
@@ -74,9 +74,7 @@ def _taken(
         for name, path in named.items():
             rows = with_column(rows, name, [_part(cell, path) for cell in cells], kinds[name])
         return rows.remove_columns([column]) if column in rows.column_names and column not in named else rows
-    for name, feature in rows.features.items():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(name, Image(decode=False))
+    rows = stored_images(rows)
     features = Features({**{name: kind for name, kind in rows.features.items() if name != column}, **kinds})
     return rows.map(
         lambda row: {name: _part(row[column], path) for name, path in named.items()},

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from PIL import Image
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
 
-from ..errors import UserError
-from ..store.tables import table_in_chunks
+from ..store.tables import one_by_one, table_in_chunks
 from .content import column_digest
 from .images import open_image
 from .items import IMAGE_COLUMNS, ROW_COLUMN, items_there
@@ -92,13 +89,13 @@ def cache_pixels(
     features = Features({column: Value("binary") for column in columns})
 
     def arguments(piece: Dataset, first: int) -> dict[str, Any]:
-        return {"levels": _Levels(piece, first, columns, image_processor), "workers": workers}
+        return {"rows": _Levels(piece, first, columns, image_processor), "workers": workers}
 
     def key(piece: Dataset) -> str:
         return Hasher.hash([[(column, column_digest(piece, column)) for column in columns], made])
 
     how = ("Decoding pictures, once", progress, "pixels", accelerator)
-    pixels = table_in_chunks(rows, features, arguments, key, _loaded, *how)
+    pixels = table_in_chunks(rows, features, arguments, key, one_by_one, *how)
     return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)
 
 
@@ -124,11 +121,3 @@ class _Levels(TorchDataset):
             else None
             for column in self.columns
         }
-
-
-def _loaded(levels: TorchDataset, workers: int) -> Iterator[dict[str, bytes | None]]:
-    try:
-        yield from DataLoader(levels, batch_size=None, num_workers=workers)
-    except UserError as error:
-        # Whose frames would keep the workers alive until garbage is collected, when each is waited for in vain.
-        raise error.with_traceback(None) from None

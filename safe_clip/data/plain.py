@@ -11,7 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
 from ..errors import UserError, first_line
-from .features import inner_feature, is_text, texts_in
+from .features import inner_feature, is_text, stored_images, texts_in
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN
 from .schema import numbered, with_column
 
@@ -214,9 +214,7 @@ def _read(rows: Dataset, odd: Mapping[str, Any], where: str, how: str) -> Datase
 
 
 def _read_stream(rows: IterableDataset, odd: Mapping[str, Any], how: str) -> IterableDataset:
-    for column, feature in (rows.features or {}).items():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(column, Image(decode=False))
+    rows = stored_images(rows)
 
     def read(batch: dict[str, list]) -> dict[str, list]:
         cells = {column: [_captions(feature, cell) for cell in batch[column]] for column, feature in odd.items()}

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, Value
 from ..errors import UserError
 from .column_names import folded, guess_columns, says_unsafe
 from .confinement import confined_images, local_images
-from .features import is_text
+from .features import is_text, stored_images
 from .flags import flag_columns
 from .items import ABOUT_COLUMNS, CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
@@ -123,9 +123,7 @@ def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
     """The first rows, out of a stream too, whose pictures are not decoded yet."""
     if isinstance(rows, Dataset):
         return rows.select(range(min(count, len(rows))))
-    for column, feature in (rows.features or {}).items():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(column, Image(decode=False))
+    rows = stored_images(rows)
     first = Dataset.from_list(list(rows.take(count)), features=rows.features)
     for column, feature in first.features.items():
         if isinstance(feature, Image):

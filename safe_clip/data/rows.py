@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor
@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor
 from ..errors import UserError
 from ..store.fingerprints import captions_digest, digest
 from .content import column_digest
+from .features import stored_images
 from .images import open_image
 from .items import (
     ABOUT_COLUMNS,
@@ -233,11 +234,7 @@ def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Datase
     kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, *ABOUT_COLUMNS, ROW_COLUMN}
     if isinstance(rows, IterableDataset):
         kept |= set(STREAM_IDS)
-    rows = rows.select_columns([name for name in columns if name in kept])
-    for column in IMAGE_COLUMNS:
-        if rows.features and isinstance(rows.features.get(column), Image):
-            rows = rows.cast_column(column, Image(decode=False))
-    return rows
+    return stored_images(rows.select_columns([name for name in columns if name in kept]))
 
 
 def read_item(value: Any, row: int | str, column: str | None, shape: tuple[int, ...] | None = None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, Image
+from datasets import Dataset
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor, ProcessorMixin
 
 from ..data.content import column_digest
+from ..data.features import stored_images
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
 from ..errors import UserError
@@ -207,8 +208,7 @@ class _Pictures(TorchDataset):
 
     def __init__(self, rows: Dataset, column: str, transform: Callable | None, image_processor: BaseImageProcessor):
         keep = [name for name in (column, ROW_COLUMN) if name in rows.column_names]
-        rows = rows.select_columns(keep)
-        self.rows = rows.cast_column(column, Image(decode=False)) if isinstance(rows.features[column], Image) else rows
+        self.rows = stored_images(rows.select_columns(keep))
         self.column, self.transform, self.image_processor = column, transform, image_processor
 
     def __len__(self) -> int:

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 
 from ..data.allowance import check_bad_share
 from ..data.arguments import DataArguments
 from ..data.captions import leave_out_bad_captions
-from ..data.features import cell_name
+from ..data.features import cell_name, stored_images
 from ..data.galleries import load_pictures
 from ..data.images import open_image
 from ..data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, NOWHERE, ROW_COLUMN, layout_of
@@ -206,11 +206,7 @@ def _some(items: list[Item], generation: GenerationArguments, part: str, none: s
 def _undecoded(rows: Dataset) -> Dataset:
     """The columns of pictures, as they are stored, and the rows' numbers."""
     kept = [name for name in (*IMAGE_COLUMNS, "image", ROW_COLUMN) if name in rows.column_names]
-    rows = rows.select_columns(kept)
-    for column in kept:
-        if isinstance(rows.features[column], Image):
-            rows = rows.cast_column(column, Image(decode=False))
-    return rows
+    return stored_images(rows.select_columns(kept))
 
 
 def _listed(name: str, column: str, sides: Sequence[str], max_samples: int | None) -> list[Item]:

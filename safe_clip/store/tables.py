@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.config import DATASET_INFO_FILENAME
 from datasets.exceptions import DatasetGenerationError
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ..errors import UserError
@@ -76,6 +78,15 @@ def table_in_chunks(
         if not quiet:
             datasets.enable_progress_bars()
     return concatenate_datasets([done[first] for first in firsts])
+
+
+def one_by_one(rows: TorchDataset, workers: int) -> Iterator[dict]:
+    """For `generator`: what a data set gives, read by so many processes beside this one."""
+    try:
+        yield from DataLoader(rows, batch_size=None, num_workers=workers)
+    except UserError as error:
+        # Whose frames would keep the workers alive until garbage is collected, when each is waited for in vain.
+        raise error.with_traceback(None) from None
 
 
 def kept_table(

@@ -4,7 +4,7 @@ import importlib.metadata
 import io
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePath
@@ -16,13 +16,12 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets.fingerprint import Hasher
 from PIL import Image
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...store.fingerprints import captions_digest, content_id
-from ...store.tables import table_in_chunks
+from ...store.tables import one_by_one, table_in_chunks
 from ..beginnings import token_counts
 from ..cells import content, short, stored
 from ..content import column_digest
@@ -136,7 +135,7 @@ def _read(
 
     def arguments(piece: Dataset, first: int) -> dict[str, Any]:
         facts = _Captions(piece, first, column, tokenizer) if caption else _Pictures(piece, first, column)
-        return {"facts": facts, "workers": workers}
+        return {"rows": facts, "workers": workers}
 
     def key(piece: Dataset) -> str:
         held = captions_digest([piece[column]]) if caption else column_digest(piece, column)
@@ -144,11 +143,7 @@ def _read(
 
     features = CAPTION_FACTS if caption else PICTURE_FACTS
     how = (f"Reading {split}, {column}", progress, "audit")
-    return ReadColumn(split, column, rows, table_in_chunks(rows, features, arguments, key, _loaded, *how))
-
-
-def _loaded(facts: TorchDataset, workers: int) -> Iterator[dict]:
-    yield from DataLoader(facts, batch_size=None, num_workers=workers)
+    return ReadColumn(split, column, rows, table_in_chunks(rows, features, arguments, key, one_by_one, *how))
 
 
 class _Captions(TorchDataset):
