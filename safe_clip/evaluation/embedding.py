@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..models.family import family_of
 from ..models.load import check_processor
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import content_id, settings_of, weights_digest
-from .items import Items
+from .items import IdentifiedItems
 
 CHUNK = 256  # rows a file of the cache holds: what an interruption can cost
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,7 +107,7 @@ class Embedder:
             ]
         )
 
-    def texts(self, texts: Sequence[str], desc: str = "texts") -> Items:
+    def texts(self, texts: Iterable[str], desc: str = "texts") -> IdentifiedItems:
         """Embeds N texts, cut to the text encoder's length."""
         texts = list(texts)
         data = Hasher.hash(texts)
@@ -116,7 +116,8 @@ class Embedder:
             return self.family.tokenize(self.processor.tokenizer, some, self.model.config)
 
         chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
-        return Items(chunks["embeds"], torch.tensor([content_id(text.encode()) for text in texts]))
+        ids = torch.tensor([content_id(text.encode()) for text in texts])
+        return IdentifiedItems(chunks["embeds"], torch.arange(len(texts)), ids=ids, count=len(texts))
 
     def pictures(
         self,
@@ -124,8 +125,8 @@ class Embedder:
         column: str,
         desc: str = "pictures",
         transform: Callable[[PILImage.Image], PILImage.Image] | None = None,
-    ) -> Items:
-        """Embeds the N pictures of a column.
+    ) -> IdentifiedItems:
+        """Embeds the N images of a column, as far as they can be read.
 
         Args:
             rows: a data set.
@@ -141,8 +142,14 @@ class Embedder:
             transform and _source(transform),
         )
         chunks = self._chunks(pictures, _collate_pictures, self.model.get_image_features, key, desc)
-        broken = (~chunks["readable"]).nonzero().flatten().tolist()
-        return Items(chunks["embeds"], chunks["ids"], {index: pictures.why(index) for index in broken})
+        row, broken = (mask.nonzero().flatten() for mask in (chunks["readable"], ~chunks["readable"]))
+        return IdentifiedItems(
+            chunks["embeds"][row],
+            row,
+            ids=chunks["ids"][row],
+            count=len(pictures),
+            unreadable={index: pictures.why(index) for index in broken.tolist()},
+        )
 
     # ---- Chunks ----
 

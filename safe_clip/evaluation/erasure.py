@@ -42,9 +42,7 @@ def erase_unsafe_direction(
     readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on")
     erased = copy.deepcopy(model)
     for modality, tower in family_of(erased).towers.items():
-        safe, unsafe = (
-            each.embeds[each.there].double() for each in (items.of(side, modality) for side in ("safe", "unsafe"))
-        )
+        safe, unsafe = (items.of(side, modality).embeds.double() for side in ("safe", "unsafe"))
         if not len(safe) or not len(unsafe):
             continue  # nothing tells the two apart
         labels = torch.cat([torch.zeros(len(safe)), torch.ones(len(unsafe))]).long()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..items import pairs
 from ..metrics import load_metric
 from .quadruplets import QuadrupletItems
 
@@ -53,7 +54,7 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
     per_item, numbers = {}, {}
     for modality in MODALITIES:
         safe, unsafe = items.of("safe", modality), items.of("unsafe", modality)
-        if not safe.there.any():
+        if not len(safe):
             continue
         numbers[f"{modality}_spread"] = spread(safe.different)
         numbers[f"{modality}_effective_rank"] = effective_rank(safe.different)
@@ -63,14 +64,16 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
         old_spread = spread(before.different)
         numbers[f"{modality}_spread_ratio"] = numbers[f"{modality}_spread"] / old_spread if old_spread else 0.0
         if before.embeds.shape == safe.embeds.shape:
-            per_item[f"{modality}_cosine_to_original"] = (safe.embeds * before.embeds).sum(dim=1).double()
-            if (unsafe.there & safe.there).any():
-                per_item[f"{modality}_unsafe_to_safe_cosine"] = (unsafe.embeds * before.embeds).sum(dim=1).double()
+            per_item[f"{modality}_cosine_to_original"] = safe.figure((safe.embeds * before.embeds).sum(dim=1))
+            own, counterpart = pairs(unsafe, before)
+            if len(own):
+                cosines = (unsafe.embeds[own] * before.embeds[counterpart]).sum(dim=1)
+                per_item[f"{modality}_unsafe_to_safe_cosine"] = unsafe.figure(cosines, own)
         if len(safe.first) > NEIGHBOURS:
             overlap = load_metric("neighbour_overlap").compute(
                 before=before.embeds[safe.first].numpy(), after=safe.different.numpy(), k=NEIGHBOURS, per_query=True
             )["neighbour_overlap"]
-            per_item[f"{modality}_neighbour_overlap"] = safe.spread(overlap)
-    if items.safe_text.there.any() and items.safe_image.there.any():
+            per_item[f"{modality}_neighbour_overlap"] = safe.figure(overlap[safe.inverse])
+    if len(items.safe_text) and len(items.safe_image):
         numbers["modality_gap"] = modality_gap(items.safe_text.different, items.safe_image.different)
     return per_item, numbers

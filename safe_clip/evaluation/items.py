@@ -1,69 +1,43 @@
-"""Embedded items of one kind."""
+"""Embedded items of one kind, of which identical ones are known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..items import ItemBatch
 
-@dataclass(frozen=True)
-class Items:
-    """N items of one kind.
+
+@dataclass(frozen=True, kw_only=True)
+class IdentifiedItems(ItemBatch):
+    """N embedded items of one kind, of B rows that have one or none, with what tells different ones apart.
 
     Attributes:
-        embeds: N x dimension float32 embeddings of length 1; all NaN where there is no item, or a picture that could
-            not be read.
         ids: N int64 numbers, equal where the texts, or the decoded pixels, are the same.
-        unreadable: for each picture that could not be read, its number and why.
+        count: B, the number of rows.
+        unreadable: for each image that could not be read, and so is not in the tensors, its row and why.
     """
 
-    embeds: Tensor
     ids: Tensor
-    unreadable: dict[int, str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.embeds)
-
-    def select(self, keep: Tensor) -> "Items":
-        """The items whose numbers are given."""
-        return Items(self.embeds[keep], self.ids[keep])
-
-    def scatter(self, places: Tensor, count: int) -> "Items":
-        """These items at some of `count` places, and nothing at the others."""
-        if len(places) == count:
-            return self
-        embeds = self.embeds.new_full((count, self.embeds.shape[1]), torch.nan)
-        ids = self.ids.new_zeros(count)
-        embeds[places], ids[places] = self.embeds, self.ids
-        unreadable = {int(places[index]): reason for index, reason in (self.unreadable or {}).items()}
-        return Items(embeds, ids, unreadable)
-
-    @cached_property
-    def there(self) -> Tensor:
-        """Which of the N items there are; N booleans."""
-        return ~self.embeds[:, 0].isnan()
+    count: int
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def _unique(self) -> tuple[Tensor, Tensor]:
-        spots = self.there.nonzero().flatten()
-        ids, inverse = torch.unique(self.ids[spots], return_inverse=True)
-        first = torch.full((len(ids),), len(self.ids)).scatter_reduce(0, inverse, spots, "amin", include_self=True)
-        order = torch.argsort(first)  # as the items stand in the data
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
-        whole = torch.full((len(self.ids),), -1)
-        whole[spots] = place[inverse]
-        return first[order], whole
+        _, first, inverse = np.unique(self.ids.numpy(), return_index=True, return_inverse=True)
+        order = np.argsort(first)  # as the items stand in the data
+        return torch.from_numpy(first[order]), torch.from_numpy(np.argsort(order)[inverse])
 
     @property
     def first(self) -> Tensor:
-        """Numbers of the U different items, each where it first stands."""
+        """Indices of the U different items, each where it first stands."""
         return self._unique[0]
 
     @property
     def inverse(self) -> Tensor:
-        """For each of the N items, its place among the U different ones; -1 for none."""
+        """For each of the N items, its index among the U different ones."""
         return self._unique[1]
 
     @property
@@ -71,10 +45,21 @@ class Items:
         """U x dimension embeddings: identical items once."""
         return self.embeds if len(self.first) == len(self) else self.embeds[self.first]
 
-    def spread(self, values: Tensor) -> Tensor:
-        """A value for each of the U different items, as one for each of the N; NaN for none."""
-        if self.there.all():
-            return values[self.inverse]
-        spread = torch.full((len(self),), torch.nan, dtype=torch.float64)
-        spread[self.there] = values[self.inverse[self.there]].double()
-        return spread
+    def moved(self, old: Tensor, new: Tensor, count: int) -> "IdentifiedItems":
+        """The items of the rows `old`, as those of the rows `new` among `count`; both are increasing."""
+        kept = torch.isin(self.row, old)
+        embeds, ids = (self.embeds, self.ids) if kept.all() else (self.embeds[kept], self.ids[kept])
+        numbers = dict(zip(old.tolist(), new.tolist(), strict=True)) if self.unreadable else {}
+        unreadable = {numbers[row]: reason for row, reason in self.unreadable.items() if row in numbers}
+        row = new[torch.searchsorted(old, self.row[kept])]
+        return IdentifiedItems(embeds, row, ids=ids, count=count, unreadable=unreadable)
+
+    def select(self, rows: Tensor) -> "IdentifiedItems":
+        """The items of some rows, in their order, which are numbered anew."""
+        return self.moved(rows, torch.arange(len(rows)), len(rows))
+
+    def figure(self, values: Tensor, items: Tensor | slice = slice(None)) -> Tensor:
+        """Values of these items, or of those of some indices, as B float64 values: NaN for rows that have none."""
+        figure = torch.full((self.count,), torch.nan, dtype=torch.float64)
+        figure[self.row[items]] = values.double()
+        return figure

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
-from PIL import Image as PILImage
 from torch import Tensor
 
 from ..data.allowance import check_bad_share
@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
 from .embedding import Embedder
-from .items import Items
+from .items import IdentifiedItems
 
 CATEGORY_COLUMN = "category"
 MOST_CATEGORIES = 30  # that figures are given for
@@ -30,18 +30,18 @@ IndexFactory = Callable[[Tensor], Index]
 
 @dataclass(frozen=True)
 class QuadrupletItems:
-    """The items of N quadruplets; the i-th of each kind belong together. `layout` tells which rows they are made of."""
+    """The items of N quadruplets, which are their rows. `layout` tells which rows of the data they are made of."""
 
-    safe_text: Items
-    unsafe_text: Items
-    safe_image: Items
-    unsafe_image: Items
+    safe_text: IdentifiedItems
+    unsafe_text: IdentifiedItems
+    safe_image: IdentifiedItems
+    unsafe_image: IdentifiedItems
     layout: RowLayout | None = None
 
     def __len__(self) -> int:
-        return len(self.safe_text)
+        return self.safe_text.count
 
-    def of(self, side: str, modality: str) -> Items:
+    def of(self, side: str, modality: str) -> IdentifiedItems:
         """The items of a side (`"safe"`, `"unsafe"`) and a modality (`"text"`, `"image"`)."""
         return getattr(self, f"{side}_{modality}")
 
@@ -58,19 +58,21 @@ def other(modality: str) -> str:
 
 def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = ExactIndex) -> tuple[Index | None, int]:
     """The mixed pool of a modality, its different safe items first, and their number; no pool where there are none."""
-    safe = items.of("safe", modality).different
-    if not items.of("safe", modality).there.any() and not items.of("unsafe", modality).there.any():
+    safe, unsafe = items.of("safe", modality), items.of("unsafe", modality)
+    if not len(safe) and not len(unsafe):
         return None, 0
     made = items.__dict__.setdefault("_union_indexes", {})  # several protocols search it, and some are slow to make
     if (modality, factory) not in made:
-        made[modality, factory] = factory(torch.cat([safe, items.of("unsafe", modality).different]))
-    return made[modality, factory], len(safe)
+        made[modality, factory] = factory(torch.cat([safe.different, unsafe.different]))
+    return made[modality, factory], len(safe.first)
 
 
-def safe_rates(queries: Items, index: Index | None, safe_count: int, ks: Sequence[int] = (1,)) -> dict[str, Tensor]:
-    """`safe_rate_at_{k}` of N queries in a pool whose first `safe_count` items are safe, for the depths that it has: N
-    shares each. Nothing where there are no queries, or not both safe and unsafe items to find."""
-    if index is None or not queries.there.any() or not 0 < safe_count < index.size:
+def safe_rates(
+    queries: IdentifiedItems, index: Index | None, safe_count: int, ks: Sequence[int] = (1,)
+) -> dict[str, Tensor]:
+    """`safe_rate_at_{k}` of queries in a pool whose first `safe_count` items are safe, for the depths that it has:
+    figures of their rows. Nothing where there are no queries, or not both safe and unsafe items to find."""
+    if index is None or not len(queries) or not 0 < safe_count < index.size:
         return {}
     values = load_metric("safe_rate").compute(
         queries=queries.different.numpy(),
@@ -79,7 +81,7 @@ def safe_rates(queries: Items, index: Index | None, safe_count: int, ks: Sequenc
         k=[k for k in ks if k <= index.size],
         per_query=True,
     )
-    return {name: queries.spread(value) for name, value in values.items()}
+    return {name: queries.figure(value[queries.inverse]) for name, value in values.items()}
 
 
 def cell_names(rows: Dataset, column: str) -> list[str | None]:
@@ -118,80 +120,57 @@ def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> Qua
         `readable_rows`.
     """
     prefix = f"{split}, " if split else ""
-    made = {}
-    for number, column in enumerate(ITEM_COLUMNS):
-        if column in CAPTION_COLUMNS:
-            made[number] = embed_captions(embedder, rows, column, prefix + column)
-        else:
-            made[number] = embed_pictures(embedder, rows, column, prefix + column)
+    columns = {
+        number: embed_column(embedder, rows, column, prefix + column)
+        for number, column in enumerate(ITEM_COLUMNS)
+        if items_there(rows, column).any()
+    }
     layout = layout_of(rows)
-    return QuadrupletItems(*(stand(made, layout, number, embedder.dimension) for number in range(4)), layout)
+    return QuadrupletItems(*(items_of(columns, layout, kind, embedder.dimension) for kind in range(4)), layout)
 
 
-def embed_captions(
-    embedder: Embedder, rows: Dataset, column: str, desc: str, change: Callable[[str], str] | None = None
-) -> Items | None:
-    """The captions of a column, changed if so asked, where there are any; `None` for none at all."""
-    there = items_there(rows, column).nonzero()[0].tolist()
-    if not there:
-        return None
-    cells, numbers = rows[column], rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
-    captions = [check_caption(cells[index], numbers[index], column) for index in there]
-    items = embedder.texts([change(caption) for caption in captions] if change else captions, desc)
-    return items.scatter(torch.tensor(there), len(rows))
+def embed_column(
+    embedder: Embedder, rows: Dataset, column: str, desc: str, change: Callable[[Any], Any] | None = None
+) -> IdentifiedItems:
+    """The captions or images that a column has, changed if so asked."""
+    there = items_there(rows, column).nonzero()[0]
+    if column in CAPTION_COLUMNS:
+        cells, numbers = rows[column], rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+        captions = [check_caption(cells[row], numbers[row], column) for row in there.tolist()]
+        items = embedder.texts(map(change, captions) if change else captions, desc)
+    else:
+        chosen = rows if len(there) == len(rows) else numbered(rows).select(there)
+        items = embedder.pictures(chosen, column, desc, change)
+    return items.moved(torch.arange(len(there)), torch.from_numpy(there), len(rows))
 
 
-def embed_pictures(
-    embedder: Embedder,
-    rows: Dataset,
-    column: str,
-    desc: str,
-    change: Callable[[PILImage.Image], PILImage.Image] | None = None,
-) -> Items | None:
-    """The pictures of a column, likewise."""
-    there = items_there(rows, column).nonzero()[0].tolist()
-    if not there:
-        return None
-    chosen = rows if len(there) == len(rows) else numbered(rows).select(there)
-    return embedder.pictures(chosen, column, desc, change).scatter(torch.tensor(there), len(rows))
-
-
-def stand(made: Mapping[int, Items | None], layout: RowLayout, number: int, dimension: int) -> Items:
-    """The items of N quadruplets that stand at one of the four places.
+def items_of(columns: Mapping[int, IdentifiedItems], layout: RowLayout, kind: int, dimension: int) -> IdentifiedItems:
+    """The items of one kind of M quadruplets.
 
     Args:
-        made: by number of a column, the items of its rows.
-        layout: where they stand.
-        number: of the place.
-        dimension: of embeddings, for a place where none stands.
+        columns: by number of a column, the items of its rows.
+        layout: which row and column each item of the quadruplets is taken from.
+        kind: number of the kind, as of `ITEM_COLUMNS`.
+        dimension: of embeddings, where no quadruplet has such an item.
     """
-    source, row = torch.from_numpy(layout.source[:, number]), torch.from_numpy(layout.row)
-    own = made.get(number)
-    alike = own is not None and torch.equal(row, torch.arange(len(own)))
-    if (
-        alike
-        and (source == number)[own.there].all()
-        and own.there.sum() == (source >= 0).sum() - len(own.unreadable or {})
-    ):
-        return own
-    embeds, ids = torch.full((len(row), dimension), torch.nan), torch.zeros(len(row), dtype=torch.int64)
-    unreadable = {}
-    for column, items in made.items():
-        here = (source == column).nonzero().flatten()
-        if items is not None and len(here):
-            embeds[here], ids[here] = items.embeds[row[here]], items.ids[row[here]]
-            reasons = items.unreadable or {}
-            unreadable |= {index: reasons[row[index].item()] for index in here.tolist() if row[index].item() in reasons}
-    return Items(embeds, ids, unreadable)
+    nothing, count = torch.empty(0, dtype=torch.int64), len(layout.row)
+    parts = [IdentifiedItems(torch.empty(0, dimension), nothing, ids=nothing, count=count)]
+    for number, items in columns.items():
+        here = (layout.source[:, kind] == number).nonzero()[0]
+        parts.append(items.moved(torch.from_numpy(layout.row[here]), torch.from_numpy(here), count))
+    row, order = torch.cat([part.row for part in parts]).sort()
+    embeds, ids = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("embeds", "ids"))
+    unreadable = {row: reason for part in parts for row, reason in part.unreadable.items()}
+    return IdentifiedItems(embeds, row, ids=ids, count=count, unreadable=unreadable)
 
 
 def readable_rows(
-    pictures: list[Items], where: str, max_bad_fraction: float | None = None, left_out: int = 0
+    pictures: list[IdentifiedItems], where: str, max_bad_fraction: float | None = None, left_out: int = 0
 ) -> tuple[Tensor, list[str]]:
     """Finds the rows whose pictures, as far as there are any, could all be read.
 
     Args:
-        pictures: the pictures of N rows, one `Items` a column.
+        pictures: the images of N rows, of each column that has any.
         where: what the error calls the rows.
         max_bad_fraction: the largest share of other rows that is left out; by default the first one raises.
         left_out: rows that were left out before, which count towards it.
@@ -202,17 +181,17 @@ def readable_rows(
     Raises:
         UserError: more pictures cannot be read than may be left out, or none is left.
     """
-    broken = {index for items in pictures for index in items.unreadable or {}}
-    reasons = [reason for items in pictures for _, reason in sorted((items.unreadable or {}).items())]
+    broken = {row for items in pictures for row in items.unreadable}
+    reasons = [reason for items in pictures for _, reason in sorted(items.unreadable.items())]
+    rows = pictures[0].count
     if reasons:
-        total = len(reasons) + sum(int(items.there.sum()) for items in pictures)
+        total = len(reasons) + sum(map(len, pictures))
         more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
         told = f"{where}: {len(reasons)} of {total} pictures cannot be read"
         details = f"; what is embedded already is kept. {'; '.join(reasons[:LISTED])}{more}"
         if max_bad_fraction is None:
             raise UserError(f"{told}. Mend them, or leave them out with --on_bad_row skip{details}")
-        count = left_out + len(pictures[0])
-        check_bad_share(left_out + len(broken), count, max_bad_fraction, told, details)
-    if not len(pictures[0]):
+        check_bad_share(left_out + len(broken), left_out + rows, max_bad_fraction, told, details)
+    if not rows:
         raise UserError(f"{where}: there are no rows.")
-    return torch.tensor([index for index in range(len(pictures[0])) if index not in broken]), reasons
+    return torch.tensor([row for row in range(rows) if row not in broken]), reasons

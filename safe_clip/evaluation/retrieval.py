@@ -1,14 +1,14 @@
 """Protocol 1: who finds the right item, and how far down the list."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..items import pairs
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
-from .items import Items
+from .items import IdentifiedItems
 from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
 
 KS = (1, 5, 10, 20)
@@ -50,7 +50,7 @@ def retrieval(
         side, union = SETTINGS[setting]
         for way, modality in WAYS.items():
             queries, answers = items.of(side, modality), items.of("safe", other(modality))
-            if not (queries.there & answers.there).any():
+            if not len(pairs(queries, answers)[0]):
                 continue
             index = union_index(items, other(modality), factory)[0] if union else factory(answers.different)
             found = find(queries, answers, index, ks)
@@ -69,33 +69,28 @@ def counterparts(items: QuadrupletItems, ks: Sequence[int] = KS) -> dict[str, Te
     figures = {}
     for modality in WAYS.values():
         queries, answers = items.of("unsafe", modality), items.of("safe", modality)
-        if (queries.there & answers.there).any():
+        if len(pairs(queries, answers)[0]):
             found = find(queries, answers, ExactIndex(answers.different), ks)
             figures |= {f"{modality}_{name}": value for name, value in found.items()}
     return figures
 
 
-def find(queries: Items, answers: Items, index: Index, ks: Sequence[int]) -> dict[str, Tensor]:
-    """`recall_at_{k}` and `rank` of N queries whose answers stand first in an index; NaN for what is missing."""
-    right = right_items(queries, answers)
-    asked = torch.tensor([bool(places) for places in right])
+def find(queries: IdentifiedItems, answers: IdentifiedItems, index: Index, ks: Sequence[int]) -> dict[str, Tensor]:
+    """`recall_at_{k}` and `rank` of queries whose answers stand first in an index; NaN for what is missing."""
+    right: list[set[int]] = [set() for _ in queries.first]  # for each different query, among the different answers
+    asking, answering = pairs(queries, answers)
+    for query, answer in zip(queries.inverse[asking].tolist(), answers.inverse[answering].tolist(), strict=True):
+        right[query].add(answer)
+    asked = torch.tensor([bool(found) for found in right])
     values = load_metric("recall_at_k").compute(
         queries=queries.different[asked].numpy(),
-        references=[places for places in right if places],
+        references=[sorted(found) for found in right if found],
         index=index,
         k=[k for k in ks if k <= index.size],
         per_query=True,
     )
-    if asked.all():
-        return {name: queries.spread(value) for name, value in values.items()}
     whole = torch.full((len(right),), torch.nan, dtype=torch.float64)
-    return {name: queries.spread(whole.masked_scatter(asked, value.double())) for name, value in values.items()}
-
-
-def right_items(queries: Items, answers: Items) -> list[list[int]]:
-    """For each different query, the places of its answers among the different answers."""
-    right: dict[int, set[int]] = defaultdict(set)
-    for query, answer in torch.stack([queries.inverse, answers.inverse], dim=1).tolist():
-        if min(query, answer) >= 0:
-            right[query].add(answer)
-    return [sorted(right[query]) for query in range(len(queries.first))]
+    return {
+        name: queries.figure(whole.masked_scatter(asked, value.double())[queries.inverse])
+        for name, value in values.items()
+    }

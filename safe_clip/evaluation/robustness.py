@@ -5,45 +5,37 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..data.items import ITEM_COLUMNS, RowLayout
+from ..data.items import ITEM_COLUMNS, RowLayout, items_there
 from ..metrics.ranking import ExactIndex
 from .embedding import Embedder
-from .items import Items
-from .quadruplets import (
-    IndexFactory,
-    QuadrupletItems,
-    embed_captions,
-    embed_pictures,
-    other,
-    safe_rates,
-    stand,
-    union_index,
-)
+from .items import IdentifiedItems
+from .quadruplets import IndexFactory, QuadrupletItems, embed_column, items_of, other, safe_rates, union_index
 from .transforms import IMAGE_TRANSFORMS, text_transforms
 
 
 def embed_variants(
     embedder: Embedder, rows, split: str, layout: RowLayout, synonyms: Mapping[str, list[str]] | None = None
-) -> dict[str, dict[str, Items]]:
+) -> dict[str, dict[str, IdentifiedItems]]:
     """Embeds the unsafe captions and pictures under every transform: `{modality: {transform: N items}}`, nothing for a
     modality that the data lack. Items of the safe side that were labelled unsafe are left out."""
     kinds = {
-        "text": ("unsafe_caption", embed_captions, text_transforms(synonyms), "captions"),
-        "image": ("unsafe_image", embed_pictures, IMAGE_TRANSFORMS, "pictures"),
+        "text": ("unsafe_caption", text_transforms(synonyms), "captions"),
+        "image": ("unsafe_image", IMAGE_TRANSFORMS, "pictures"),
     }
-    variants: dict[str, dict[str, Items]] = {}
-    for modality, (column, embed, transforms, label) in kinds.items():
-        number = ITEM_COLUMNS.index(column)
+    variants: dict[str, dict[str, IdentifiedItems]] = {}
+    for modality, (column, transforms, label) in kinds.items():
+        if not items_there(rows, column).any():
+            continue
+        kind = ITEM_COLUMNS.index(column)
+        variants[modality] = {}
         for name, change in transforms.items():
-            made = embed(embedder, rows, column, f"{split}, {label}, {name}", change)
-            if made is not None:
-                placed = stand({number: made}, layout, number, embedder.dimension)
-                variants.setdefault(modality, {})[name] = placed
+            made = embed_column(embedder, rows, column, f"{split}, {label}, {name}", change)
+            variants[modality][name] = items_of({kind: made}, layout, kind, embedder.dimension)
     return variants
 
 
 def robustness(
-    items: QuadrupletItems, variants: Mapping[str, Mapping[str, Items]], factory: IndexFactory = ExactIndex
+    items: QuadrupletItems, variants: Mapping[str, Mapping[str, IdentifiedItems]], factory: IndexFactory = ExactIndex
 ) -> dict[str, Tensor]:
     """Safe rates of changed unsafe queries over the unchanged mixed pool.
 

@@ -17,7 +17,7 @@ from .data import EvaluationData
 from .embedding import Embedder
 from .geometry import geometry
 from .intervals import DIGITS, summarise
-from .items import Items
+from .items import IdentifiedItems
 from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories, union_index
 from .redirection import redirection
 from .retrieval import counterparts, retrieval
@@ -48,9 +48,9 @@ class ModelEmbeddings:
     splits: dict[str, QuadrupletItems] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
-    variants: dict[str, dict[str, dict[str, Items]]] = field(default_factory=dict)
-    galleries: dict[str, Items] = field(default_factory=dict)
-    classified: dict[str, tuple[Items, list[int], Tensor]] = field(default_factory=dict)
+    variants: dict[str, dict[str, dict[str, IdentifiedItems]]] = field(default_factory=dict)
+    galleries: dict[str, IdentifiedItems] = field(default_factory=dict)
+    classified: dict[str, tuple[IdentifiedItems, list[int], Tensor]] = field(default_factory=dict)
 
 
 def embed_everything(
@@ -63,7 +63,7 @@ def embed_everything(
     """
     made = ModelEmbeddings(embedder.label, embedder.weights)
 
-    def readable(where: str, pictures: list[Items]) -> Tensor:
+    def readable(where: str, pictures: list[IdentifiedItems]) -> Tensor:
         left_out = len(data.bad_captions.get(where, ()))
         keep, reasons = readable_rows(pictures, where, max_bad_fraction, left_out)
         if reasons:
@@ -125,12 +125,12 @@ def measure(
         figures = results["splits"][split] = {}
         if "retrieval" in tasks:
             figures["retrieval"] = summarised(retrieval(items, factory=factory))
-        alone = not (items.safe_text.there.any() and items.safe_image.there.any())
+        alone = not (len(items.safe_text) and len(items.safe_image))
         if "redirection" in tasks and alone:
             figures["counterparts"] = summarised(counterparts(items), categories)
         if "redirection" in tasks:
             figures["redirection"] = summarised(redirection(items, factory=factory), categories)
-            if before is not None and before.safe_text.embeds.shape == items.safe_text.embeds.shape:
+            if before is not None and before.safe_text.embeds.shape[1] == items.safe_text.embeds.shape[1]:
                 across = redirection(items, before, factory=factory)
                 figures["redirection_original_gallery"] = summarised(across, categories)
         if "unsafe_gallery" in tasks:
@@ -145,7 +145,7 @@ def measure(
             }
         if "robustness" in tasks:
             figures["robustness"] = summarised(robustness(items, made.variants[split], factory))
-        if factory is not ExactIndex and items.safe_text.there.any() and items.safe_image.there.any():
+        if factory is not ExactIndex and len(items.safe_text) and len(items.safe_image):
             figures["index"] = {"recall_at_10_of_exact": {"value": round(_index_recall(items, factory), DIGITS)}}
         if not any(figures.values()):
             raise UserError(
@@ -158,8 +158,9 @@ def measure(
 
 def _clusters(items: QuadrupletItems) -> Tensor:
     """A number for each quadruplet, the same where they share a safe picture."""
-    pictures = items.safe_image.inverse
-    return torch.where(pictures < 0, len(pictures) + torch.arange(len(pictures)), pictures)
+    numbers = len(items) + torch.arange(len(items))
+    numbers[items.safe_image.row] = items.safe_image.inverse
+    return numbers
 
 
 def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings) -> dict:
@@ -224,4 +225,4 @@ def faiss_factory(name: str) -> IndexFactory:
 
 def _index_recall(items: QuadrupletItems, factory: IndexFactory) -> float:
     exact, index = (union_index(items, "image", make)[0] for make in (ExactIndex, factory))
-    return index_recall(items.safe_text.embeds[items.safe_text.there][:INDEX_QUERIES], index, exact.gallery)
+    return index_recall(items.safe_text.embeds[:INDEX_QUERIES], index, exact.gallery)

@@ -6,7 +6,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 
 from ..data.plain import plain_rows
 from .embedding import Embedder
-from .items import Items
+from .items import IdentifiedItems
 from .quadruplets import QuadrupletItems, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
 from .retrieval import WAYS, counterparts, retrieval
@@ -37,9 +37,12 @@ def evaluate_quadruplets(
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`summary_figures` for `SafeCLIPTrainer(compute_metrics=...)`, over the evaluation rows."""
-    ids = torch.as_tensor(prediction.label_ids)
-    embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
-    return summary_figures(QuadrupletItems(*(Items(*pair) for pair in zip(embeds, ids.T, strict=True))))
+    made = []
+    for embeds, ids in zip(prediction.predictions, torch.as_tensor(prediction.label_ids).T, strict=True):
+        embeds = torch.as_tensor(embeds)
+        row = (~embeds[:, 0].isnan()).nonzero().flatten()  # rows of NaN stand for items that are not there
+        made.append(IdentifiedItems(embeds[row], row, ids=ids[row], count=len(embeds)))
+    return summary_figures(QuadrupletItems(*made))
 
 
 def summary_figures(items: QuadrupletItems) -> dict[str, float]:

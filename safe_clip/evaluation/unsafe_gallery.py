@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ..metrics.ranking import ExactIndex
-from .items import Items
+from .items import IdentifiedItems
 from .quadruplets import IndexFactory, QuadrupletItems, safe_rates, union_index
 
 KS = (1, 10)
 
 
 def unsafe_gallery(
-    items: QuadrupletItems, pictures: Items, ks: Sequence[int] = KS, factory: IndexFactory = ExactIndex
+    items: QuadrupletItems, pictures: IdentifiedItems, ks: Sequence[int] = KS, factory: IndexFactory = ExactIndex
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The protocol of Safe-CLIP and HySAC (its table 4) for NudeNet, NSFW-URLs and SMID, on any unsafe pictures.
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..items import ItemBatch
 from ..metrics import load_metric
 from .embedding import Embedder
-from .items import Items
 
 KS = (1, 5)
 
@@ -29,7 +29,7 @@ def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: 
     return normalize(embeds.view(len(class_names), len(templates), -1).mean(dim=1), dim=1)
 
 
-def zero_shot(pictures: Items, labels: Sequence[int], classes: Tensor) -> dict[str, Tensor]:
+def zero_shot(pictures: ItemBatch, labels: Sequence[int], classes: Tensor) -> dict[str, Tensor]:
     """Whether a picture's class is among the first.
 
     Args:

@@ -228,7 +228,7 @@ def columns(items: Sequence[Item]) -> list[int]:
     chosen = []
     for side, most in COLUMNS.items():
         places = [number for number, item in enumerate(items) if item.side == side]
-        chosen += choose_rows([item.category or "" for item in items], most, places)
+        chosen += [places[index] for index in choose_rows([items[place].category or "" for place in places], most)]
     return chosen
 
 

@@ -6,7 +6,7 @@ from PIL import Image as PILImage
 from safe_clip import UserError
 from safe_clip.evaluation import embedding
 from safe_clip.evaluation.embedding import Embedder
-from safe_clip.evaluation.items import Items
+from safe_clip.evaluation.items import IdentifiedItems
 from safe_clip.evaluation.quadruplets import embed_quadruplets, readable_rows
 from safe_clip.evaluation.transforms import mirror
 
@@ -168,7 +168,7 @@ def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked
     rows = broken_rows().add_column("safe_clip_row", [10, 11, 12, 13, 14, 15])
     embedder = Embedder(model, processor, cache_dir=tmp_path)
     items = embed_quadruplets(embedder, rows)
-    assert items.safe_image.embeds[1].isnan().all() and not items.safe_image.embeds[0].isnan().any()
+    assert items.safe_image.row.tolist() == [0, 2, 3, 4, 5] and not items.safe_image.embeds.isnan().any()
     pictures = [items.safe_image, items.unsafe_image]
     with pytest.raises(UserError, match=r"test: 2 of 11 pictures cannot be read.*--on_bad_row skip") as error:
         readable_rows(pictures, "test")
@@ -180,7 +180,7 @@ def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked
         readable_rows(pictures, "test", max_bad_fraction=0.34, left_out=1)  # 3 of 7
     keep, reasons = readable_rows(pictures, "test", max_bad_fraction=0.34)
     assert keep.tolist() == [0, 2, 4, 5] and len(reasons) == 2
-    assert items.select(keep).unsafe_image.there.tolist() == [True, True, False, True]
+    assert items.select(keep).unsafe_image.row.tolist() == [0, 1, 3]
 
 
 def test_a_picture_that_was_mended_or_replaced_is_read_again(model, processor, tmp_path):
@@ -191,10 +191,10 @@ def test_a_picture_that_was_mended_or_replaced_is_read_again(model, processor, t
     rows = rows.cast_column("image", Image())
     embedder = Embedder(model, processor, cache_dir=tmp_path / "cache")
     first = embedder.pictures(rows, "image")
-    assert set(first.unreadable) == {2} and first.embeds[2].isnan().all()
+    assert set(first.unreadable) == {2} and first.row.tolist() == [0, 1] and len(first.embeds) == 2
     PILImage.new("RGB", (16, 16), "green").save(tmp_path / "c.png")
     second = embedder.pictures(rows, "image")
-    assert not second.unreadable and (second.embeds[:2] - first.embeds[:2]).abs().max() < 1e-6
+    assert not second.unreadable and (second.embeds[:2] - first.embeds).abs().max() < 1e-6
     PILImage.new("RGB", (16, 16), "blue").save(tmp_path / "a.png")
     third = embedder.pictures(rows, "image")
     assert third.inverse.tolist() == [0, 0, 1] and (third.embeds[0] - first.embeds[1]).abs().max() < 1e-6
@@ -221,7 +221,8 @@ def test_an_empty_caption_is_named_by_its_row(model, processor, rows):
 
 
 def test_items_of_a_selection_know_their_own_order():
-    items = Items(torch.eye(4), torch.tensor([9, -3, 9, 5])).select(torch.tensor([1, 2, 3]))
+    ids = torch.tensor([9, -3, 9, 5])
+    items = IdentifiedItems(torch.eye(4), torch.arange(4), ids=ids, count=4).select(torch.tensor([1, 2, 3]))
     assert items.first.tolist() == [0, 1, 2] and items.ids.tolist() == [-3, 9, 5]
 
 

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from safe_clip.evaluation.geometry import effective_rank, geometry, modality_gap, spread
-from safe_clip.evaluation.items import Items
+from safe_clip.evaluation.items import IdentifiedItems
 from safe_clip.evaluation.quadruplets import QuadrupletItems
 from safe_clip.evaluation.redirection import redirection
 from safe_clip.evaluation.retrieval import retrieval
@@ -17,7 +18,9 @@ from safe_clip.objectives.base import ITEMS
 
 def items(embeds, ids=None):
     embeds = torch.as_tensor(embeds, dtype=torch.float32)
-    return Items(normalize(embeds, dim=1), torch.arange(len(embeds)) if ids is None else torch.tensor(ids))
+    row = torch.arange(len(embeds))
+    ids = row if ids is None else torch.tensor(ids)
+    return IdentifiedItems(normalize(embeds, dim=1), row, ids=ids, count=len(embeds))
 
 
 def quadruplets(safe_text, unsafe_text, safe_image, unsafe_image):
@@ -162,7 +165,7 @@ def test_geometry_shows_collapse_that_is_hidden_from_preference_rates():
     before = drawn()
     # Everything moves nearly all the way to one point; every preference rate then looks better than it is.
     point = torch.zeros(32).index_fill(0, torch.tensor(5), 1.0)
-    shrink = lambda each: Items(normalize(0.02 * each.embeds + point, dim=1), each.ids)  # noqa: E731
+    shrink = lambda each: replace(each, embeds=normalize(0.02 * each.embeds + point, dim=1))  # noqa: E731
     after = QuadrupletItems(*(shrink(getattr(before, name)) for name in ITEMS))
     per_item, numbers = geometry(after, before)
     assert numbers["text_spread_ratio"] < 0.01 and numbers["image_spread_ratio"] < 0.01
@@ -177,7 +180,7 @@ def test_geometry_shows_collapse_that_is_hidden_from_preference_rates():
 def test_a_turn_of_the_whole_space_keeps_the_neighbours():
     before = drawn()
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1))).Q
-    moved = lambda each: Items(each.embeds @ turn, each.ids)  # noqa: E731
+    moved = lambda each: replace(each, embeds=each.embeds @ turn)  # noqa: E731
     after = QuadrupletItems(*(moved(getattr(before, name)) for name in ITEMS))
     per_item, numbers = geometry(after, before)
     assert per_item["text_neighbour_overlap"].min() == 1
@@ -210,7 +213,7 @@ def test_the_worst_case_counts_the_unchanged_query_too():
 
 def test_pools_of_different_depth_have_a_mean_where_all_are_deep_enough():
     wide = torch.eye(12)
-    one, two = (Items(wide[[place] * 6], torch.full((6,), place)) for place in (0, 1))  # one picture each
+    one, two = (items(wide[[place] * 6], [place] * 6) for place in (0, 1))  # one picture each
     rates = redirection(QuadrupletItems(items(wide[:6]), items(wide[6:]), one, two))
     assert "safe_image_safe_rate_at_10" in rates and "safe_text_safe_rate_at_10" not in rates
     assert "mean_safe_rate_at_1" in rates and "mean_safe_rate_at_10" not in rates

@@ -22,7 +22,7 @@ from safe_clip.evaluation.report.strips import Viewer, choose_rows, first_result
 from safe_clip.evaluation.suite import describe, embed_everything, measure
 from safe_clip.evaluation.table import results_table
 
-from ..helpers import build_model, make_rows
+from ..helpers import FEATURES, build_model, make_rows
 
 
 class Page(HTMLParser):
@@ -141,6 +141,22 @@ def test_what_is_marked_unsafe_anywhere_is_hidden_everywhere(processor):
     viewer = Viewer(data, "test", made, show_unsafe=False)
     assert viewer.show("safe", "text", 3).text == "safe caption hidden, row 3"
     assert viewer.show("safe", "text", 4).text == rows["safe_caption"][4]
+
+
+def test_an_item_is_shown_though_another_image_of_its_row_is_broken(processor):
+    table = Dataset.from_dict(make_rows(12), features=FEATURES).with_format("arrow")[:].to_pylist()
+    table[3]["safe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
+    rows = Dataset.from_list(table, features=FEATURES)
+    data = EvaluationData(
+        {"test": Sample(rows.add_column("unsafe_image_is_safe", [None] * 3 + [True] + [None] * 8), 12)}
+    )
+    embedder = Embedder(build_model(processor), processor)
+    made = embed_everything(embedder, data, tasks=["retrieval"], max_bad_fraction=1.0)
+    viewer = Viewer(data, "test", made, show_unsafe=True)
+    index = viewer.items.layout.row.tolist().index(3)  # of its harmless image; its captions are left out
+    assert viewer.show("safe", "image", index).picture == data_url(
+        rows.select_columns(["unsafe_image"])[3]["unsafe_image"], hidden=False
+    )
 
 
 def test_comments_inside_a_picture_are_not_passed_on():

@@ -89,7 +89,7 @@ def _split(
 def _projection(items: dict[str, QuadrupletItems], names: dict[str, str], split: str) -> Markup | None:
     """Where captions and pictures lie, if there are both, safe and unsafe."""
     first = next(iter(items.values()))
-    if not all(first.of(side, modality).there.any() for side in figures.SIDES for modality in figures.MARKS):
+    if not all(len(first.of(side, modality)) for side in figures.SIDES for modality in figures.MARKS):
         return None
     return Markup(figures.projection(items, names, f"{split}-projection"))
 

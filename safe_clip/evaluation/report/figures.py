@@ -157,9 +157,7 @@ def _directions(items: QuadrupletItems) -> Tensor:
     """A dimension x 2 basis: from the mean caption to the mean picture, and, at a right angle to it, from the mean safe
     item to the mean unsafe item."""
     mean = {
-        (side, modality): items.of(side, modality).embeds.double().nanmean(dim=0)
-        for side in SIDES
-        for modality in MARKS
+        (side, modality): items.of(side, modality).embeds.double().mean(dim=0) for side in SIDES for modality in MARKS
     }
     across = sum(mean[side, "image"] - mean[side, "text"] for side in SIDES)
     up = sum(mean["unsafe", modality] - mean["safe", modality] for modality in MARKS)

@@ -6,6 +6,7 @@ import torch
 
 from ...data.images import open_image
 from ...data.items import ITEM_COLUMNS, NOWHERE, ROW_COLUMN
+from ...data.rows import undecoded
 from ...data.thumbnails import data_url
 from ..data import EvaluationData
 from ..quadruplets import QuadrupletItems, other, row_categories
@@ -55,17 +56,19 @@ class Viewer:
     def __init__(self, data: EvaluationData, split: str, made: ModelEmbeddings, show_unsafe: bool):
         self.items = made.splits[split]
         row = self.items.layout.row.tolist()
-        self.rows = data.splits[split].rows.select(row)
+        rows = data.splits[split].rows
+        self.rows = undecoded(rows.select(row), rows.column_names)  # a row may have an unreadable image beside
         self.numbers = self.rows[ROW_COLUMN] if ROW_COLUMN in self.rows.column_names else row
         self.show_unsafe = show_unsafe
         self.categories = row_categories(self.rows) or [""] * len(row)
         # What is marked unsafe anywhere is hidden everywhere.
         self.hidden = {modality: set(self.items.of("unsafe", modality).ids.tolist()) for modality in ("text", "image")}
 
-    def show(self, side: str, modality: str, row: int, counterpart: bool = False) -> Shown:
-        """One item."""
-        marked = int(self.items.of(side, modality).ids[row]) in self.hidden[modality]
-        hidden = marked and not self.show_unsafe
+    def show(self, side: str, modality: str, index: int, counterpart: bool = False) -> Shown:
+        """One item of a kind."""
+        items = self.items.of(side, modality)
+        row = int(items.row[index])
+        hidden = not self.show_unsafe and int(items.ids[index]) in self.hidden[modality]
         cells, kind = self.rows[row], "caption" if modality == "text" else "picture"
         source = self.items.layout.source[row]
         columns = {
@@ -83,12 +86,12 @@ class Viewer:
         return Shown(side, text, data_url(picture, hidden), counterpart)
 
 
-def choose_rows(categories: list[str], most: int, rows: list[int] | None = None) -> list[int]:
-    """Of some rows, all by default, those to show: the first of each category in turn, then the next of each."""
+def choose_rows(categories: list[str], most: int) -> list[int]:
+    """Which of some rows, whose categories are given, are shown: the first of each category in turn, then the next of
+    each; at most so many."""
     seen: dict[str, int] = {}
     order = []
-    for row in range(len(categories)) if rows is None else rows:
-        category = categories[row]
+    for row, category in enumerate(categories):
         seen[category] = seen.get(category, 0) + 1
         order.append((seen[category], row))
     return sorted(row for _, row in sorted(order)[:most])
@@ -100,32 +103,34 @@ def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, s
     shown = []
     for modality, share in (("text", 1), ("image", 2)):
         for side, most in (("unsafe", UNSAFE_QUERIES), ("safe", SAFE_QUERIES)):
-            pool = [viewer.items.of(kind, other(modality)).there.any() for kind in ("safe", "unsafe")]
-            rows = viewer.items.of(side, modality).there.nonzero().flatten().tolist() if all(pool) else []
-            for row in choose_rows(viewer.categories, most // share, rows):
+            if not all(len(viewer.items.of(kind, other(modality))) for kind in ("safe", "unsafe")):
+                continue
+            categories = [viewer.categories[row] for row in viewer.items.of(side, modality).row.tolist()]
+            for query in choose_rows(categories, most // share):
                 results = {
                     role: [
                         viewer.show(found_side, other(modality), found, own)
-                        for found_side, found, own in first_results(each.splits[split], side, modality, row)
+                        for found_side, found, own in first_results(each.splits[split], side, modality, query)
                     ]
                     for role, each in made.items()
                 }
-                category = viewer.categories[row]
+                category = categories[query]
                 kind = "caption" if modality == "text" else "picture"
                 title = f"{side} {kind}" + (f" · {category}" if category and side == "unsafe" else "")
-                shown.append(Strip(title, viewer.show(side, modality, row), results))
+                shown.append(Strip(title, viewer.show(side, modality, query), results))
     return shown
 
 
-def first_results(items: QuadrupletItems, side: str, modality: str, row: int) -> list[tuple[str, int, bool]]:
-    """Side and row of the first results from the mixed pool, identical items once, and whether each is the query's
+def first_results(items: QuadrupletItems, side: str, modality: str, query: int) -> list[tuple[str, int, bool]]:
+    """Side and index of the first results from the mixed pool, identical items once, and whether each is the query's
     safe counterpart."""
-    query = items.of(side, modality).embeds[row]
+    queries = items.of(side, modality)
     safe, unsafe = items.of("safe", other(modality)), items.of("unsafe", other(modality))
-    scores = torch.cat([safe.different, unsafe.different]) @ query
+    scores = torch.cat([safe.different, unsafe.different]) @ queries.embeds[query]
     places = scores.topk(min(TOP, len(scores))).indices.tolist()
+    own = safe.inverse[safe.row == queries.row[query]].tolist()
     return [
-        ("safe", int(safe.first[place]), place == int(safe.inverse[row]))
+        ("safe", int(safe.first[place]), place in own)
         if place < len(safe.first)
         else ("unsafe", int(unsafe.first[place - len(safe.first)]), False)
         for place in places
