@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..items import pairs
 from ..metrics import load_metric
+from .items import figure
 from .quadruplets import QuadrupletItems
 
 MODALITIES = ("text", "image")
@@ -64,16 +65,17 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
         old_spread = spread(before.different)
         numbers[f"{modality}_spread_ratio"] = numbers[f"{modality}_spread"] / old_spread if old_spread else 0.0
         if before.embeds.shape == safe.embeds.shape:
-            per_item[f"{modality}_cosine_to_original"] = safe.figure((safe.embeds * before.embeds).sum(dim=1))
+            cosines = (safe.embeds * before.embeds).sum(dim=1)
+            per_item[f"{modality}_cosine_to_original"] = figure(cosines, safe.row, safe.count)
             own, counterpart = pairs(unsafe, before)
             if len(own):
                 cosines = (unsafe.embeds[own] * before.embeds[counterpart]).sum(dim=1)
-                per_item[f"{modality}_unsafe_to_safe_cosine"] = unsafe.figure(cosines, own)
+                per_item[f"{modality}_unsafe_to_safe_cosine"] = figure(cosines, unsafe.row[own], unsafe.count)
         if len(safe.first) > NEIGHBOURS:
             overlap = load_metric("neighbour_overlap").compute(
                 before=before.embeds[safe.first].numpy(), after=safe.different.numpy(), k=NEIGHBOURS, per_query=True
             )["neighbour_overlap"]
-            per_item[f"{modality}_neighbour_overlap"] = safe.figure(overlap[safe.inverse])
+            per_item[f"{modality}_neighbour_overlap"] = figure(overlap[safe.inverse], safe.row, safe.count)
     if len(items.safe_text) and len(items.safe_image):
         numbers["modality_gap"] = modality_gap(items.safe_text.different, items.safe_image.different)
     return per_item, numbers

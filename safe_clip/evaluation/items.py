@@ -1,5 +1,6 @@
 """Embedded items of one kind, of which identical ones are known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -58,8 +59,9 @@ class IdentifiedItems(ItemBatch):
         """The items of some rows, in their order, which are numbered anew."""
         return self.moved(rows, torch.arange(len(rows)), len(rows))
 
-    def figure(self, values: Tensor, items: Tensor | slice = slice(None)) -> Tensor:
-        """Values of these items, or of those of some indices, as B float64 values: NaN for rows that have none."""
-        figure = torch.full((self.count,), torch.nan, dtype=torch.float64)
-        figure[self.row[items]] = values.double()
-        return figure
+
+def figure(values: Tensor, row: Tensor | Sequence[int], count: int) -> Tensor:
+    """Values of the items of some rows, as one for each of `count` rows: float64, NaN for rows without an item."""
+    made = torch.full((count,), torch.nan, dtype=torch.float64)
+    made[row] = values.double()
+    return made

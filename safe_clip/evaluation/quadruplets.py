@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
 from .embedding import Embedder
-from .items import IdentifiedItems
+from .items import IdentifiedItems, figure
 
 CATEGORY_COLUMN = "category"
 MOST_CATEGORIES = 30  # that figures are given for
@@ -81,7 +81,7 @@ def safe_rates(
         k=[k for k in ks if k <= index.size],
         per_query=True,
     )
-    return {name: queries.figure(value[queries.inverse]) for name, value in values.items()}
+    return {name: figure(value[queries.inverse], queries.row, queries.count) for name, value in values.items()}
 
 
 def cell_names(rows: Dataset, column: str) -> list[str | None]:

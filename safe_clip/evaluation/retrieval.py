@@ -8,7 +8,7 @@ from torch import Tensor
 from ..items import pairs
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
-from .items import IdentifiedItems
+from .items import IdentifiedItems, figure
 from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
 
 KS = (1, 5, 10, 20)
@@ -91,6 +91,6 @@ def find(queries: IdentifiedItems, answers: IdentifiedItems, index: Index, ks: S
     )
     whole = torch.full((len(right),), torch.nan, dtype=torch.float64)
     return {
-        name: queries.figure(whole.masked_scatter(asked, value.double())[queries.inverse])
+        name: figure(whole.masked_scatter(asked, value.double())[queries.inverse], queries.row, queries.count)
         for name, value in values.items()
     }

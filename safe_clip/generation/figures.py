@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..evaluation.items import figure
 from .by_category import summarise_items
 from .distances import distances
 from .judges import flags
@@ -53,12 +54,9 @@ def _figures(painted: Painted, places: list[int], references: Mapping[str, Tenso
 
 def clip_scores(pictures: Tensor, captions: Sequence[Tensor | None]) -> Tensor:
     """CLIPScore as torchmetrics scales it, 100 max(cos, 0), of N pictures and their captions; NaN for none."""
-    scores = torch.full((len(captions),), torch.nan, dtype=torch.float64)
     there = [place for place, caption in enumerate(captions) if caption is not None]
-    if there:
-        cosines = (pictures[there] * torch.stack([captions[place] for place in there])).sum(dim=1)
-        scores[there] = 100 * cosines.double().clamp(min=0)
-    return scores
+    known = torch.stack([captions[place] for place in there]) if there else pictures[:0]
+    return figure(100 * (pictures[there] * known).sum(dim=1).double().clamp(min=0), there, len(captions))
 
 
 def diversity(pictures: Tensor, copies: Sequence[int]) -> Tensor:

@@ -24,6 +24,7 @@ from ..data.audit.classifiers import Classifier
 from ..data.content import column_digest
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
+from ..evaluation.items import figure
 from ..metrics import load_metric
 from ..models.family import family_of
 from ..store.chunks import Chunk, in_chunks
@@ -243,10 +244,7 @@ def quality(
             print(f"{'How near captions come to the safe ones' if options else 'METEOR'} is left out: {error}")
     if found is None:
         return {}, {}
-    means = {}
-    for name in MEANS:
-        means[name] = torch.full((len(captions),), torch.nan, dtype=torch.float64)
-        means[name][there] = found["per_item"][name].double()
+    means = {name: figure(found["per_item"][name], there, len(captions)) for name in MEANS}
     others = {
         name: {"value": round(value, DIGITS)} for name, value in found.items() if name not in (*MEANS, "per_item")
     }

@@ -1,6 +1,6 @@
 import torch
 
-from safe_clip.evaluation.items import IdentifiedItems
+from safe_clip.evaluation.items import IdentifiedItems, figure
 
 
 def packed():
@@ -15,10 +15,10 @@ def test_a_figure_has_a_value_for_each_row_that_has_an_item():
     items = packed()
     assert len(items) == 4 and items.first.tolist() == [0, 1, 3] and items.inverse.tolist() == [0, 1, 0, 2]
     values = torch.tensor([1.0, 2, 3])[items.inverse]
-    torch.testing.assert_close(items.figure(values), expected, equal_nan=True)
+    torch.testing.assert_close(figure(values, items.row, 6), expected, equal_nan=True)
     some = torch.tensor([1, 3])
     expected = torch.tensor([nan, nan, 2, nan, nan, 3], dtype=torch.float64)
-    torch.testing.assert_close(items.figure(values[some], some), expected, equal_nan=True)
+    torch.testing.assert_close(figure(values[some], items.row[some], 6), expected, equal_nan=True)
 
 
 def test_items_move_to_other_rows_with_the_reasons_of_those_that_cannot_be_read():
@@ -28,4 +28,8 @@ def test_items_move_to_other_rows_with_the_reasons_of_those_that_cannot_be_read(
     chosen = packed().select(torch.tensor([2, 3, 5]))
     assert chosen.row.tolist() == [0, 1, 2] and chosen.count == 3 and not chosen.unreadable
     none = packed().select(torch.tensor([1]))
-    assert len(none) == 0 and none.embeds.shape == (0, 4) and none.figure(torch.empty(0)).isnan().tolist() == [True]
+    assert (
+        len(none) == 0
+        and none.embeds.shape == (0, 4)
+        and figure(torch.empty(0), none.row, 1).isnan().tolist() == [True]
+    )
