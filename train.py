@@ -128,7 +128,7 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     if trainer.is_world_process_zero() and not script.streaming:
         print(trainer.train_dataset.layout.told(trainer.term_rows), flush=True)
 
-    trainer.checkpoint_for(args.resume_from_checkpoint)  # which is told before anything is measured
+    trainer.run.checkpoint(args.resume_from_checkpoint)  # which is told before anything is measured
     trainer.check_sides()
 
     def figures(model: Any, when: str) -> dict[str, dict[str, float]]:

@@ -130,6 +130,12 @@ class OutputFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return empty
 
+    @property
+    def has_card(self) -> bool:
+        """Whether the card is of the weights that are here, as far as it is known."""
+        manifest = self.manifest
+        return manifest["weights"] is not None and manifest["weights"] == manifest.get("card")
+
     def update(self, **facts: Any) -> None:
         """Writes facts into the manifest."""
         written = self.manifest | {"safe_clip": __version__} | facts

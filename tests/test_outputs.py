@@ -170,7 +170,7 @@ def test_a_disk_that_fills_up_leaves_the_old_model_whole(processor, rows, tmp_pa
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer, "_save_args", full)  # the last file
+    monkeypatch.setattr("safe_clip.training.saving.save_settings", full)  # the last file
     with pytest.raises(UserError, match="No space left"):
         trainer.save_model()
     after = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}

@@ -8,7 +8,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 
+from ..card_text import forget_facts
 from ..errors import UserError
+from ..outputs import OutputFolder
 from ..store.known_files import CARD, FIGURES, LOADED, MARKS, WRITTEN, fits
 
 # Of a model that was there before, what a new one may leave over.
@@ -35,6 +37,16 @@ class HubFolder:
         """Patterns of what goes in the commit that brings weights with a digest, unless it brings another such file."""
         figures = () if weights is not None and weights == self.weights else FIGURES
         return [*MODEL, *figures, *self.foreign]
+
+    def bring_card(self, output: OutputFolder) -> None:
+        """Writes the card that was there beside a model that has none, with its figures where they are of it."""
+        if self.card is None or (output.path / CARD).exists():
+            return
+        if self.weights is not None and self.weights == output.manifest["weights"]:
+            output.write(CARD, self.card, editable=True)
+            output.write("evaluation.json", self.figures)
+        else:
+            output.write(CARD, forget_facts(self.card), editable=True)
 
 
 def look(api: HfApi, repo: str, revision: str | None, overwrite: bool) -> HubFolder:

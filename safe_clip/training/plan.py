@@ -1,7 +1,9 @@
 """Whether a training that was asked for would train anything, asked before it and after."""
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from ..data.items import ITEM_COLUMNS
 from ..data.streams import QuadrupletStream
 from ..errors import UserError, first_line
 from ..items import ITEMS, Layout
+from ..models.patches import casts_kept
 from ..objectives.base import Objective
 from ..store.fingerprints import weights_digest
 from .arguments import SafeCLIPTrainingArguments
@@ -141,13 +144,22 @@ class Moved:
             )
 
 
-def check_trained(trainer: Any, moved: Moved | None) -> None:
-    """Raises `UserError` where a training that came to its end has trained nothing, or redirected nothing.
-
-    Args:
-        trainer: after its training.
-        moved: from before it, where the weights can be known.
-    """
+@contextlib.contextmanager
+def checked_training(trainer: Any) -> Iterator[None]:
+    """Raises `UserError` where what a trainer trains in this context comes to its end and has trained nothing, or
+    redirected nothing; errors leave no progress bar and no logger open."""
+    moved = Moved(trainer.model) if Moved.knowable(trainer.model) and not trainer.is_sharded else None
+    try:
+        with contextlib.nullcontext() if trainer.is_sharded else casts_kept(trainer.model):
+            yield
+    except Exception as error:
+        # So that the error is the last thing shown and nothing logged is lost; before training began there is nothing
+        # to close.
+        with contextlib.suppress(Exception):
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        if isinstance(error, KeyError) and "metric_for_best_model" in str(error):
+            raise UserError(f"--metric_for_best_model: {error.args[0]}") from error
+        raise
     trainer.step.pop_term_means("train")  # of the steps since the last log line
     state, first = trainer.state, trainer.resumed_from
     if state.global_step == 0:

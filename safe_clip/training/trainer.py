@@ -1,53 +1,46 @@
 """Training a CLIP to be safe."""
 
-import contextlib
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import Future
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from datasets import Dataset, IterableDataset
+from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import (
-    TrainOutput,
-)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
-from ..data.augmentation import RandomCrop
-from ..data.captions import check_captions
-from ..data.collator import QuadrupletCollator
-from ..data.pixels import cache_size, has_room, pixel_shape
+from ..card import write_model_card
+from ..data.collator import item_ids
 from ..data.rows import QuadrupletRows
 from ..data.sampling import SimilarLengths
 from ..data.streams import QuadrupletStream, StreamLoader
 from ..errors import UserError
 from ..items import Quadruplets
-from ..models.family import PROCESSOR_NAMES, family_of
-from ..models.load import check_processor, load_clip, load_processor
-from ..models.patches import casts_kept, training_patches
-from ..models.preparation import prepare_model, train_towers
+from ..models.patches import training_patches
 from ..models.reference import FrozenReference
 from ..objectives import build_objective
+from ..outputs import OutputFolder
+from . import construction, saving
 from .arguments import SafeCLIPTrainingArguments
-from .construction import check_adapter, check_callback, check_given, with_adapter
-from .evaluating import EvaluationMixin, as_evaluated
-from .hub import PublishingMixin
-from .plan import Moved, check_plan, check_trained, warn_of_unfed
-from .reference_cache import ReferenceEmbedder, table_size
-from .resuming import ResumingMixin, step_at, step_of
-from .sharding import ShardingMixin
+from .caching import compute_once
+from .hub import login_explained, push_checkpoint, push_explained, upload
+from .hub_folder import HubFolder, look
+from .plan import check_plan, checked_training
+from .reference_cache import ReferenceEmbedder
+from .resuming import Run, step_at
+from .run_identity import facts_of
 from .sides import check_sides
 from .step import ContrastiveStep, Reader
 from .targets import Targets
 
-LENGTHS = 8  # of captions are multiples of this where each new one would have to be compiled
 
-
-class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingMixin, Trainer):
+class SafeCLIPTrainer(Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
     Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
@@ -74,10 +67,17 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         >>> trainer = SafeCLIPTrainer("openai/clip-vit-large-patch14", args, train_dataset=rows)
         >>> trainer.train()
         >>> trainer.save_model("safe-clip")
+
+    Attributes:
+        resumed_from: the step at which the last training began.
+        nothing_left: whether the last `train()` found its run at the end.
+        term_rows: how many quadruplets of the training data feed each term; `None` for a stream.
+        card_facts: of the data and the command, as arguments of `safe_clip.write_model_card`.
     """
 
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
+    hub: HubFolder | None = None  # what was in the repository when the trainer was built
 
     def __init__(
         self,
@@ -89,45 +89,13 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         peft_config: PeftConfig | Literal["default"] | None = "default",
         **kwargs,
     ):
-        check_given(kwargs)
-        check_adapter(peft_config)
+        construction.check_given(peft_config, kwargs)
         args = SafeCLIPTrainingArguments() if args is None else args
-        eval_dataset = as_evaluated(eval_dataset)
-        if isinstance(train_dataset, IterableDataset):
-            train_dataset = QuadrupletStream(train_dataset, getattr(args, "seed", 0))
-        streamed = isinstance(train_dataset, QuadrupletStream)
-        if train_dataset is not None and not streamed and not isinstance(train_dataset, QuadrupletRows):
-            train_dataset = QuadrupletRows(train_dataset)
+        eval_dataset = construction.as_evaluated(eval_dataset)
+        train_dataset = construction.as_trained(train_dataset, args)
         check_plan(args, train_dataset, eval_dataset)
-        model = load_clip(str(model)) if isinstance(model, str | PathLike) else model
-        model, self.stored_dtype = prepare_model(model)
-        name = model.config._name_or_path
-        if processing_class is None and not name:
-            raise UserError(
-                f"the model does not say where it came from; pass its {PROCESSOR_NAMES} as processing_class."
-            )
-        processing_class = processing_class or load_processor(name)
-        check_processor(model, processing_class)
-        family = family_of(model)
-        max_length = family.max_length(model.config)
-        if train_dataset is not None and args.random_crop is not None:
-            train_dataset.augment = RandomCrop(args.random_crop)
-
-        # The objective fixes the scale; left trainable it would get no gradient, which DDP refuses.
-        for scalar in family.scalars:
-            getattr(model, scalar).requires_grad_(False)
-        if peft_config is not None and not isinstance(model, PeftModel):
-            set_seed(args.seed)  # adapters draw their weights
-            model = with_adapter(model, peft_config)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
-        layout, mixed = None if train_dataset is None else train_dataset.layout, False
-        if layout is not None:
-            text, image = layout.present[:, :2].any(axis=1), layout.present[:, 2:].any(axis=1)
-            train_towers(model, bool(text.any()), bool(image.any()))
-            mixed = bool(text.any() and image.any() and (streamed or not (text & image).all()))
-            if mixed and args.ddp_find_unused_parameters is None:
-                args.ddp_find_unused_parameters = True  # a process may be dealt rows of one modality
+        model, processing_class, self.stored_dtype = construction.open_model(model, processing_class, peft_config, args)
+        mixed = construction.train_what_rows_show(model, train_dataset, args)
         self.patches = training_patches(model, args.device)  # entered wherever the model is run, and left afterwards
         with self.patches:  # which a copy keeps
             self.reference = FrozenReference(model)
@@ -136,27 +104,16 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         self.objective = build_objective(
             args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
         )
-        self._may_write: set[Path] = set()  # folders that were looked at
-        self.term_rows = None  # how many quadruplets of the training data have the items of each term
-        if layout is not None:
-            counts = self.objective.term_rows(layout)
-            self.term_rows = None if streamed else counts
-
-        if args.process_index == 0:
-            if layout is not None:
-                warn_of_unfed(self.objective, layout, getattr(train_dataset, "columns", None))
-            evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-            tables = [data.rows for data in (train_dataset, *evaluated) if data is not None]
-            tables = [table for table in tables if isinstance(table, Dataset)]
-            check_captions(tables, processing_class.tokenizer, max_length)
-
-        multiple = max(LENGTHS if args.torch_compile else 1, family.pad_to_multiple_of(model.config))
-        if any("_text_" in name for name in self.objective.hidden_state_terms):
-            multiple = max_length  # diffusion models read the states of all the padding
+        self.run = Run(args, lambda: facts_of(self), [self.reference.config._name_or_path or None])
+        self.nothing_left, self.resumed_from, self._sides_checked = False, 0, False
+        self.card_facts: dict[str, Any] = {}
+        self.term_rows = construction.count_term_rows(self.objective, train_dataset, args)
+        collator = construction.make_collator(processing_class, model, self.objective, args.torch_compile)
+        construction.check_all_captions(train_dataset, eval_dataset, collator, args)
         super().__init__(
             model,
             args,
-            data_collator=kwargs.pop("data_collator", QuadrupletCollator(processing_class, max_length, multiple)),
+            data_collator=kwargs.pop("data_collator", collator),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -165,13 +122,10 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         # `PeftModel.forward` takes **kwargs, which older Trainers read as a loss that is normalised already.
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self._prepare_sharding(mixed)
-        if self.stored_dtype != torch.float32:
-            self._say(f"The model is in {self.stored_dtype}: it is trained in float32, and saved as it was.")
-        self._sides_checked = False
-        self.resumed_from = 0  # the step at which the last training began
+            construction.prepare_sharding(self.model, self.accelerator.state, mixed, args.strength != 1)
+            self._move_model_to_device(self.model, args.device)  # the original embeds the rows before there are shards
         self.targets = Targets(self.reference, self.objective, self.accelerator)
-        self.step = ContrastiveStep(self.objective, self.targets, self.accelerator, self.not_finite)
+        self.step = ContrastiveStep(self.objective, self.targets, self.accelerator, self._not_finite)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -189,55 +143,58 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         """
         if self.train_dataset is None:
             raise UserError("train() requires a train_dataset, which this trainer was not given.")
-        with self.patches, self._as_run(resume_from_checkpoint) as checkpoint:
-            return self._train(checkpoint, *args, **kwargs)
+        with self.patches, self.run.begin(resume_from_checkpoint) as checkpoint:
+            if self.place_model_on_device:  # which comes later under --bf16_full_eval
+                self._move_model_to_device(self.model, self.args.device)
+            output = self._load_finished(checkpoint) if checkpoint else None
+            self.nothing_left = output is not None
+            if output is None:
+                output = self._train_on(checkpoint, *args, **kwargs)
+                self.run.note_end(self.state, self.callback_handler.callbacks, self.resumed_from)
+            if self.args.strength != 1:
+                self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
+            return output
 
-    def _train(self, checkpoint: Path | None, *args, **kwargs) -> TrainOutput:
-        if self.place_model_on_device:  # which comes later under --bf16_full_eval
-            self._move_model_to_device(self.model, self.args.device)
-        output = self._finished(checkpoint, self._all_steps()) if checkpoint else None
-        self.nothing_left = output is not None
-        if output is None:
-            output = self._train_on(checkpoint, *args, **kwargs)
-            self._note_end(self.state.max_steps)
-        if self.args.strength != 1:
-            self.reference.scale_update(self.accelerator.unwrap_model(self.model), self.args.strength)
+    def _load_finished(self, checkpoint: Path) -> TrainOutput | None:
+        """Takes the model from a checkpoint of a run that is at its end; gives `None`, and does nothing, for others."""
+        steps = self.args.max_steps
+        if steps <= 0:
+            steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        ended = self.run.ended(checkpoint, steps, self.is_sharded)
+        if ended is None:
+            return None
+        self.state, self.resumed_from, output = ended
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.run.best(self.state):
+            self._load_best_model()
         return output
+
+    def _load_best_model(self) -> None:
+        if best := self.run.best(self.state):  # wherever it lay when it was saved
+            self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has the whole model while it is trained."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _train_on(self, checkpoint: Path | None, *args, **kwargs) -> TrainOutput:
         """Trains from the beginning, or from a checkpoint."""
         self.check_sides()
-        self._cache_pictures()
-        self.targets.prepare(
-            self.train_dataset,
-            self.data_collator,
-            self.args.eval_batch_size,
-            self.args.dataloader_num_workers,
-            progress=not self.args.disable_tqdm,
-            cache=self._may_cache_reference(),
+        compute_once(
+            self.train_dataset, self.processing_class, self.data_collator, self.targets, self.args, self.accelerator
         )
         self.resumed_from = step_at(checkpoint) if checkpoint else 0
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         self.step.trained.clear()
-        moved = Moved(self.model) if Moved.knowable(self.model) and not self.is_sharded else None
-        try:
-            with contextlib.nullcontext() if self.is_sharded else casts_kept(self.model):
-                output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
-        except Exception as error:
-            # Closes progress bars and loggers, so that the error is the last thing shown and nothing logged is
-            # lost; before training began there is nothing to close.
-            with contextlib.suppress(Exception):
-                self.callback_handler.on_train_end(self.args, self.state, self.control)
-            if isinstance(error, KeyError) and "metric_for_best_model" in str(error):
-                raise UserError(f"--metric_for_best_model: {error.args[0]}") from error
-            raise
-        check_trained(self, moved)
-        return output
+        with checked_training(self):
+            return super().train(checkpoint and str(checkpoint), *args, **kwargs)
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """As `Trainer.add_callback`."""
-        check_callback(callback)
+        construction.check_callback(callback)
         super().add_callback(callback)
 
     def hyperparameter_search(self, *args, **kwargs) -> NoReturn:
@@ -245,60 +202,17 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         raise UserError("hyperparameter_search is not supported: make a SafeCLIPTrainer for each trial.")
 
     def check_sides(self) -> None:
-        """Asks the training rows and the original, once, whether the safe and the unsafe side are swapped.
-
-        Raises:
-            UserError: they look so, and `sides_are_right` is not set.
-        """
+        """Raises `UserError` where the safe and the unsafe side look swapped to the original, which is asked once."""
         if self.args.sides_are_right or self.train_dataset is None or self._sides_checked:
             return
         self._move_model_to_device(self.model, self.args.device)
-        family, config = self.reference.family, self.reference.config
-        lengths = family.max_length(config), family.pad_to_multiple_of(config)
-        collator = QuadrupletCollator(self.processing_class, *lengths)
+        collator = construction.make_collator(self.processing_class, self.model)
         embed = ReferenceEmbedder(self.reference, self.accelerator)
         progress = self.args.process_index == 0 and not self.args.disable_tqdm
         with self.patches:
             check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
         self.reference.put_away()
         self._sides_checked = True
-
-    def _cache_pictures(self) -> None:
-        """Has the training pictures decoded once, where that is asked for or costs nobody anything."""
-        rows, image_processor = self.train_dataset, self.processing_class.image_processor
-        wanted, streamed = self.args.cache_pictures, isinstance(rows, QuadrupletStream)
-        whole = not streamed and rows.layout is not None and rows.augment is None
-        shape = pixel_shape(image_processor) if wanted != "off" and whole else None
-        if wanted == "on" and shape is None:
-            raise UserError(
-                "--cache_pictures on wants rows of a data set, no stream, no --random_crop, and an image processor "
-                "whose pixels are levels from 0 to 255."
-            )
-        if shape is None or (wanted == "auto" and not has_room(cache_size(rows.rows, shape))):
-            return
-        progress = not self.args.disable_tqdm and self.args.process_index == 0
-        rows.cache_pictures(image_processor, self.args.dataloader_num_workers, progress, self.accelerator)
-
-    def _may_cache_reference(self) -> bool:
-        """Whether the original's embeddings of the training rows may be computed once; says so if not."""
-        if self.args.reference_cache == "off":
-            return False
-        why = None
-        if self.args.random_crop is not None:
-            why = "pictures are cropped at random (--random_crop), so that the original has to see each crop"
-        elif self.train_dataset.augment is not None:
-            why = "pictures are changed as they are read, so that the original has to see each change"
-        elif isinstance(self.train_dataset, QuadrupletStream):
-            why = "rows come in a stream, without numbers to find them by"
-        elif not has_room(size := table_size(self.targets.embed, len(self.train_dataset))):
-            why = f"what it says of the training rows, {size / 1e9:,.0f} GB, would take over half of the free disk"
-        if why is not None:
-            self._say(f"The original is run at every step: {why}.")
-        return why is None
-
-    def _say(self, what: str) -> None:
-        if self.args.process_index == 0 and not self.args.disable_tqdm:
-            print(what, flush=True)
 
     def get_train_dataloader(self) -> DataLoader | StreamLoader:
         """Batches of the training rows; of a stream, the first after those that were trained on."""
@@ -355,17 +269,130 @@ class SafeCLIPTrainer(EvaluationMixin, ShardingMixin, PublishingMixin, ResumingM
         """Nothing: the trainer's estimate, for language models, goes through all weights at every step."""
         return 0
 
-    def not_finite(self, what: str) -> UserError:
-        """The error for a loss or gradient that is infinite or not a number."""
-        saved = [folder for folder in self._checkpoints(self.run) if step_of(folder) <= self.state.global_step]
-        # DeepSpeed steps as it goes backward.
-        moved = "weights may have moved by it" if self.is_deepspeed_enabled else "no weight was moved by it"
-        resume = f", or go on with --resume_from_checkpoint {saved[-1]} and --max_grad_norm 1" if saved else ""
-        return UserError(
-            f"the {what} is not a finite number after step {self.state.global_step}; {moved}. Start "
-            f"anew with a lower --learning_rate or with --bf16 in place of --fp16{resume}."
-        )
+    def _not_finite(self, what: str) -> UserError:
+        return self.run.not_finite(what, self.state.global_step, moved=self.is_deepspeed_enabled)  # as it goes backward
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the mean of every loss term beside the total."""
         super().log(logs | (self.step.pop_term_means("train") if "loss" in logs else {}), start_time)
+
+    # ---- Evaluation ----
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, for rows as at construction; raises `UserError` where there are none to use."""
+        if not isinstance(eval_dataset, str):
+            eval_dataset = construction.as_evaluated(eval_dataset)
+        self.eval_dataset = construction.as_evaluated(self.eval_dataset)  # where somebody set it anew
+        if eval_dataset is None and self.eval_dataset is None:
+            raise UserError("evaluate() requires rows: pass some, or give the trainer an eval_dataset.")
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of some rows, or of those that the trainer has."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            # Kept with its worker processes, a loader would be taken for that of other rows.
+            return self.get_test_dataloader(eval_dataset)
+        self.eval_dataset = construction.as_evaluated(self.eval_dataset, eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Batches of some rows."""
+        return super().get_test_dataloader(construction.as_evaluated(test_dataset, one=True))
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
+        """Loss and, where metrics are asked for, the embeddings of a batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, embeds = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        # The Trainer computes metrics only where there are labels; a quadruplet's are numbers by which its items
+        # can be told apart, since a caption or picture that occurs twice has several right answers.
+        return loss, tuple(items.dense(len(embeds)) for items in embeds), item_ids(inputs).to(loss.device)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """Adds the mean of every loss term to the metrics."""
+        self.step.forget_terms("eval")
+        with self.patches:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self.step.pop_term_means("eval")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    # ---- Saving and pushing ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the drop-in: a plain `CLIPModel` or the like, adapters merged, with its tokenizer and image processor.
+
+        An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original. Nothing is
+        uploaded: that is `push_to_hub()`'s.
+        """
+        with saving.explained(output_dir or self.args.output_dir):
+            if _internal_call and output_dir is not None:  # a checkpoint
+                super().save_model(output_dir, _internal_call=True)
+                if self.args.should_save:
+                    saving.save_settings(self.args, Path(output_dir))
+                    self.run.mark(Path(output_dir))
+                    saving.make_public(Path(output_dir))
+            elif (model := saving.whole_model(self.accelerator, self.model, self.args)) is not None:
+                output = self.run.folder(output_dir)
+                saving.save_merged(model, self.processing_class, output, self.stored_dtype, self.args)
+                if self.hub is not None and output.path.resolve() == Path(self.args.output_dir).resolve():
+                    self.hub.bring_card(output)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with self.run.saving(folder, self.state, self.accelerator):
+            super()._save_checkpoint(model, trial)
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Creates the repository, when the trainer is built: what cannot be pushed is better known before training."""
+        with login_explained():
+            super().init_hf_repo(*args, **kwargs)
+            if self.is_world_process_zero():
+                api = HfApi(token=kwargs.get("token") or self.args.hub_token)
+                self.hub = look(api, self.hub_model_id, self.args.hub_revision, self.args.overwrite_output_dir)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """Saves the drop-in and uploads it with its card (`kwargs` as of `create_model_card`), and nothing else.
+
+        Raises:
+            UserError: the upload failed; what is on disk is whole, and the message says how to push it again.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        with push_explained(self.args, self.hub_model_id, revision):
+            self._finish_current_push()
+            return upload(self.args, self.hub_model_id, self.hub, commit_message, token, revision, not blocking)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the card of the model that was saved, by `safe_clip.write_model_card`; one of its weights stays.
+
+        Args:
+            **kwargs: `dataset`, the name of the training data, and `license`, `language` and `tags` of the card's
+                metadata. What else `Trainer.create_model_card` takes, the card finds out itself.
+        """
+        told = ("dataset", "license", "language", "tags")
+        facts = {name: kwargs[name] for name in told if kwargs.get(name) is not None}
+        if facts or not OutputFolder(self.args.output_dir).has_card:
+            write_model_card(self, **(self.card_facts | facts))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The Trainer would put the adapter's files at the root, and `from_pretrained` would take them for the model.
+        self.run.seal(Path(checkpoint_folder), self.accelerator)
+        push_checkpoint(self, Path(checkpoint_folder))

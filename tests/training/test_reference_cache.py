@@ -232,7 +232,7 @@ def test_cropped_pictures_are_embedded_as_they_come_and_it_says_why(processor, r
 
 
 def test_a_table_that_the_disk_has_no_room_for_is_not_made(processor, rows, tmp_path, monkeypatch, capsys):
-    from safe_clip.training import trainer as module
+    from safe_clip.training import caching as module
 
     monkeypatch.setattr(module, "has_room", lambda size: size < 24 * 2 * 24 * 4)  # of two items of 24 numbers a row
     trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip", disable_tqdm=False)

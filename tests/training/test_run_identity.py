@@ -187,7 +187,7 @@ def test_a_checkpoint_has_nothing_of_one_that_was_there_before(processor, rows, 
 def test_a_checkpoint_says_what_it_is_of_and_not_where(processor, rows, tmp_path):
     trainer = run(processor, rows, tmp_path, max_steps=2)
     facts = json.loads((tmp_path / "checkpoint-2" / RUN_FILE).read_text())
-    assert facts["run"] == trainer.run and facts["is"]["the original model"] == trainer.reference.weights
+    assert facts["run"] == trainer.run.id and facts["is"]["the original model"] == trainer.reference.weights
     assert facts["data"] == trainer.train_dataset.digest and str(Path(tmp_path).parent) not in json.dumps(facts)
     assert build_model(processor).config._name_or_path == ""
 

@@ -577,7 +577,7 @@ def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
 
 
 def test_pictures_are_cached_where_there_is_room_or_where_asked_for(processor, rows, tmp_path, monkeypatch):
-    from safe_clip.training import trainer as module
+    from safe_clip.training import caching as module
 
     def cached(**settings):
         trainer = make_trainer(processor, rows, tmp_path, max_steps=1, **settings)
