@@ -65,10 +65,12 @@ def write_model_card(
         base_model=facts.base.page,
         base_model_relation="finetune" if facts.base.page else None,
         datasets=[facts.data.name] if facts.data.page else None,
-        tags=["clip", "safe-clip", "safety", *metadata.pop("tags", ())],
+        tags=[trainer.reference.family.config.model_type, "safe-clip", "safety", *metadata.pop("tags", ())],
         model_name=model,
     )
-    card = ModelCard.from_template(data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE)
+    card = ModelCard.from_template(
+        data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE, family=trainer.reference.family
+    )
     if path.exists():
         card = _renewed(_read(path), card)
     card.data.__dict__.update(metadata)

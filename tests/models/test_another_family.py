@@ -36,6 +36,7 @@ from safe_clip import (
     lora_config,
     merge,
 )
+from safe_clip.card import write_model_card
 from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.erasure import erase_unsafe_direction
 from safe_clip.evaluation.quadruplets import embed_quadruplets
@@ -198,8 +199,10 @@ def test_a_long_caption_keeps_its_white_space_which_this_tokenizer_counts(folder
 
 
 def test_the_drop_in_is_a_model_of_the_same_class_in_a_process_without_this_package(folder, rows, tmp_path):
-    trainer = train(folder, tmp_path / "run", rows)
-    trainer.save_model(tmp_path / "safe")
+    trainer = train(folder, tmp_path, rows)
+    trainer.save_model()
+    card = write_model_card(trainer).read_text()
+    assert "a plain\n`SiglipModel`" in card and "- siglip\n" in card and "CLIPModel" not in card
     code = """if True:
         import json, sys, torch
         from transformers import AutoModel, AutoProcessor
@@ -211,11 +214,11 @@ def test_the_drop_in_is_a_model_of_the_same_class_in_a_process_without_this_pack
         print(json.dumps([type(model).__name__, loaded, embeds.tolist()]))
     """
     captions = list(rows["safe_caption"][:2])
-    command = [sys.executable, "-I", "-c", code, str(tmp_path / "safe"), *captions]
+    command = [sys.executable, "-I", "-c", code, str(tmp_path), *captions]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     name, loaded, embeds = json.loads(told.splitlines()[-1])
     assert name == "SiglipModel" and not loaded
-    safe, processor = load_clip(str(tmp_path / "safe")), load_processor(str(tmp_path / "safe"))
+    safe, processor = load_clip(str(tmp_path)), load_processor(str(tmp_path))
     ours = Embedder(safe, processor).texts(captions).embeds
     torch.testing.assert_close(normalize(torch.tensor(embeds), dim=1), ours)
     trained = Embedder(trainer.model, trainer.processing_class).texts(captions).embeds
