@@ -1,10 +1,10 @@
 """Measures what a CLIP does with unsafe inputs, and what making it safe cost.
 
-python eval.py                                   the embedded base, and the last trained model beside it
+python eval.py                                   the bundled demo model, and the last trained model beside it
 python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
 accelerate launch --num_processes 4 eval.py --model you/safe-clip --zero_shot cifar10 imagenette
-python eval.py --task text_to_image              what a generator draws with the model for its text encoder
-python eval.py --task image_to_text              what a generator says of pictures with the model for its vision tower
+python eval.py --tasks text_to_image             what a generator draws with the model for its text encoder
+python eval.py --tasks image_to_text             what a generator says of images with the model for its vision tower
 
 Writes results.json and report.html, and prints a table. Embeddings are cached: an interrupted run goes on
 where it was, and a second one takes seconds. Every setting is a flag; a YAML file given first sets any of
@@ -33,7 +33,7 @@ SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card",
 SAME_FIGURES |= {"overwrite_output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
 GENERATION_TASKS = ("text_to_image", "image_to_text")
-LISTED = 10  # rows and pictures that were left out, of each set, that the terminal names
+LISTED = 10  # rows and images that were left out, of each set, that the terminal names
 
 
 @dataclass
@@ -44,7 +44,7 @@ class EvaluationArguments(DataArguments):
         default=None, metadata={"help": "A Hub id, a folder, or 'demo'; by default what train.py left in safe-clip/."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    baseline: str | None = field(default=None, metadata={"help": "The original, to compare with."})
+    baseline: str | None = field(default=None, metadata={"help": "The original model, to compare with."})
     baseline_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     strength: float = field(
         default=1.0, metadata={"help": "Measure the model drawn back towards the baseline, which is 0; 1 is all of it."}
@@ -59,14 +59,16 @@ class EvaluationArguments(DataArguments):
     splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
     )
-    task: str | None = field(
-        default=None,
-        metadata={"help": "text_to_image or image_to_text: what is generated with the model, in place of --tasks."},
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS),
+        metadata={
+            "help": f"Which of {' '.join(TASKS)}; or, alone, {' or '.join(GENERATION_TASKS)}: what a generator makes "
+            "with the model."
+        },
     )
-    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": f"Which of {' '.join(TASKS)}."})
     unsafe_gallery: list[str] | None = field(
         default=None,
-        metadata={"help": "Unsafe pictures from elsewhere: folders, datasets, or text files of URLs or paths."},
+        metadata={"help": "Unsafe images from elsewhere: folders, datasets, or text files of URLs or paths."},
     )
     zero_shot: list[str] | None = field(
         default=None,
@@ -86,16 +88,18 @@ class EvaluationArguments(DataArguments):
     )
     max_samples: int | None = field(
         default=None,
-        metadata={"help": "Rows of each split and set, for a quick look; with --task, 100 of the embedded world."},
+        metadata={
+            "help": "Rows of each split and set, for a quick look; of generation, 100 of the bundled demo by default."
+        },
     )
     show_unsafe: bool = field(
-        default=False, metadata={"help": "Show unsafe pictures and captions in the report; hidden by default."}
+        default=False, metadata={"help": "Show unsafe images and captions in the report; hidden by default."}
     )
     index: str = field(default="exact", metadata={"help": "exact, or faiss for galleries beyond that."})
     faiss_factory: str = field(default="HNSW32", metadata={"help": "Kind of FAISS index, as a factory string."})
     batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process; at most 256."})
     precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
-    num_workers: int | None = field(default=None, metadata={"help": "Processes that read pictures."})
+    num_workers: int | None = field(default=None, metadata={"help": "Processes that read images."})
     update_card: bool = field(
         default=False, metadata={"help": "Write the figures into the model's card, in its folder or on the Hub."}
     )
@@ -115,6 +119,11 @@ class EvaluationArguments(DataArguments):
     }
 
     @property
+    def task(self) -> str | None:
+        """What is generated, if that is what is measured."""
+        return next((task for task in self.tasks if task in GENERATION_TASKS), None)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What a card's command needs besides the model, the original and the data, for the same figures."""
         return {name: value for name, value in changed(self).items() if name not in SAME_FIGURES}
@@ -122,7 +131,7 @@ class EvaluationArguments(DataArguments):
     def __post_init__(self):
         super().__post_init__()
         for name, values, known in (
-            ("tasks", self.tasks, TASKS),
+            ("tasks", self.tasks, (*TASKS, *GENERATION_TASKS)),
             ("index", [self.index], ["exact", "faiss"]),
             ("precision", [self.precision], ["auto", "float32", "bfloat16", "float16"]),
         ):
@@ -132,45 +141,45 @@ class EvaluationArguments(DataArguments):
         check_ranges(self, self.RANGES)
         if self.model is None and self.baseline is None:
             trained = (DEFAULT_MODEL / "config.json").is_file()
-            if trained and not of_the_embedded_base(DEFAULT_MODEL):
+            if trained and not of_the_demo_model(DEFAULT_MODEL):
                 raise UserError(
-                    f"{DEFAULT_MODEL}/ was not trained from the embedded base: name it, what it was trained from and "
-                    f"its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                    f"{DEFAULT_MODEL}/ was not trained from the bundled demo model: name it, what it was trained "
+                    f"from and its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
                 )
             self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
         elif self.model is None:
-            raise UserError("--baseline wants a --model to compare it with.")
+            raise UserError("--baseline requires a --model to compare it with.")
         if self.sweep not in (None, "strength"):
             raise UserError(f"--sweep {self.sweep}: only strength can be swept.")
         if self.baseline is None and (self.sweep or self.strength != 1):
-            raise UserError("--strength and --sweep lie between two models: name the original with --baseline.")
+            raise UserError("--strength and --sweep lie between two models: name the original model with --baseline.")
         if self.update_card and (self.sweep or self.strength != 1 or self.max_samples):
             raise UserError("--update_card is for the whole: leave out --sweep, --strength and --max_samples.")
         if self.update_card and self.model == "demo":
-            raise UserError("--update_card wants a model with a card: a folder or a Hub id, not the embedded base.")
+            raise UserError(
+                "--update_card requires a model with a card: a folder or a Hub id, not the bundled demo model."
+            )
         if self.sweep and self.strength != 1:
             raise UserError("--sweep measures all --strengths; leave out --strength.")
         if self.sweep and len(set(self.strengths)) < 2:
-            raise UserError("--strengths wants at least two different values, such as 0 0.5 1.")
+            raise UserError("--strengths requires at least two different values, such as 0 0.5 1.")
         self._check_task()
 
     def _check_task(self) -> None:
         """Raises `UserError` where settings are not those of what is generated."""
         if self.task is None:
             return
-        if self.task not in GENERATION_TASKS:
-            raise UserError(f"--task {self.task}: it must be {' or '.join(GENERATION_TASKS)}; others are --tasks.")
-        unfit = {"sweep": self.sweep, "update_card": self.update_card, "tasks": self.tasks != list(TASKS)}
-        unfit["zero_shot"] = self.zero_shot
+        unfit = {"--sweep": self.sweep, "--update_card": self.update_card, "--zero_shot": self.zero_shot}
+        unfit |= dict.fromkeys([task for task in self.tasks if task != self.task], True)
         for name, given in unfit.items():
             if given:
-                raise UserError(f"--task {self.task} measures what is generated alone; leave out --{name}.")
+                raise UserError(f"--tasks {self.task} measures what is generated alone; leave out {name}.")
         if self.task == "text_to_image" and self.unsafe_gallery:
-            raise UserError("--unsafe_gallery holds pictures: it is for --task image_to_text.")
+            raise UserError("--unsafe_gallery holds images: it is for --tasks image_to_text.")
 
 
-def of_the_embedded_base(folder: Path) -> bool:
-    """Whether a model has the embedded base's shape."""
+def of_the_demo_model(folder: Path) -> bool:
+    """Whether a model has the bundled demo model's shape."""
     from transformers import CLIPConfig
 
     from safe_clip.models.load import resolve_model
@@ -203,7 +212,7 @@ def main(argv: list[str]) -> None:
         usage="eval.py [CONFIG.yaml] [--flag value ...]",
     )
     if not args.task and (unused := next(iter(changed(generation)), None)):
-        raise UserError(f"--{unused} is for --task {' and --task '.join(GENERATION_TASKS)}; name one.")
+        raise UserError(f"--{unused} is for --tasks {' and --tasks '.join(GENERATION_TASKS)}; name one.")
     if args.update_card:
         check_card(args.model)
     folder = OutputFolder(args.output_dir)
@@ -275,7 +284,7 @@ def main(argv: list[str]) -> None:
         check_measured(args.model, results)
         print(f"The card is updated: {update_model_card(args.model, results, args.model_revision)}")
     where = folder.path
-    print(f"\n{results_table(results)}\n\nAll figures are in {where}/results.json, pictures in {where}/report.html.")
+    print(f"\n{results_table(results)}\n\nAll figures are in {where}/results.json, images in {where}/report.html.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Makes a CLIP safe.
 
-python train.py                                  the embedded world, minutes on two CPU cores
+python train.py                                  the bundled demo, minutes on two CPU cores
 python train.py --model openai/clip-vit-large-patch14 --dataset you/quadruplets --push_to_hub
 python train.py configs/paper.yaml --dataset you/quadruplets
 
@@ -32,7 +32,7 @@ DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 class ScriptArguments(DataArguments):
     """What is trained, and on what."""
 
-    model: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the embedded base."})
+    model: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the bundled demo model."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     eval_splits: list[str] | None = field(
         default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
@@ -63,19 +63,19 @@ class ScriptArguments(DataArguments):
     @property
     def further(self) -> dict[str, Any]:
         """What a card should list besides the model, the data and the trainer's own settings."""
-        told = ("model", "dataset", "lora_r", "lora_alpha", "lora_dropout")
-        return {name: value for name, value in changed(self).items() if name not in told}
+        elsewhere = ("model", "dataset", "lora_r", "lora_alpha", "lora_dropout")
+        return {name: value for name, value in changed(self).items() if name not in elsewhere}
 
 
 def uses_demo(flags: list[str]) -> bool:
-    """Whether flags name neither a model nor a data set, so that the embedded ones are meant."""
+    """Whether flags name neither a model nor a data set, so that the bundled ones are meant."""
     return not any(flag.split("=")[0] in ("--model", "--dataset", "--help", "-h") for flag in flags)
 
 
 def main(argv: list[str]) -> None:
     config, flags = split_config(argv)
     if config is None and uses_demo(flags):
-        print("No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes.")
+        print("No --model or --dataset given: training the bundled demo model on the bundled emoji scenes.")
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
     from safe_clip.card import check_card
@@ -126,7 +126,7 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     )
     trainer.card_facts = {"rows": splits, "dataset": script.dataset, "settings": script.further}
     if trainer.is_world_process_zero() and not script.streaming:
-        print(trainer.train_dataset.layout.told(trainer.term_rows), flush=True)
+        print(trainer.train_dataset.layout.summary(trainer.term_rows), flush=True)
 
     trainer.run.checkpoint(args.resume_from_checkpoint)  # which is told before anything is measured
     trainer.check_sides()
@@ -207,7 +207,7 @@ def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
 
 
 def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
-    """Measures what was saved by all protocols, for its card. A fault in this keeps no model from being pushed."""
+    """Measures what was saved by all protocols, for its card. A failed evaluation does not block the push."""
     from safe_clip.card import check_measured, update_model_card
     from safe_clip.evaluation.data import Sample, choose_splits, load_evaluation_data
     from safe_clip.evaluation.run import Subject, evaluate

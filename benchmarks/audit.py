@@ -1,11 +1,11 @@
-"""Plants wrong items in the embedded world, lets the audit look for them, and trains with and without what it found.
+"""Plants wrong items in the bundled demo, lets the audit look for them, and trains with and without what it found.
 
     python benchmarks/audit.py                  three seeds of each of three trainings
     python benchmarks/audit.py --skip_training  what the audit finds alone
 
-Two small judges, no CLIPs, learn to tell safe from unsafe on fresh scenes that no split has: a ResNet of pictures and
+Two small judges, no CLIPs, learn to tell safe from unsafe on fresh scenes that no split has: a ResNet of images and
 a DistilBERT of captions. Then one row in five of `train` is made wrong: the item of the unsafe side is replaced by a
-safe one, as by a generator that failed, or the two sides are swapped; the caption, the picture, or both. The audit
+safe one, as by a generator that failed, or the two sides are swapped; the caption, the image, or both. The audit
 command judges the rows, and train.py trains with configs/demo.yaml's settings, the terms over states left out, on the
 clean rows, on the wrong ones, and on the wrong ones with the audit's labels; `test` is the clean one in each. It takes
 five minutes on one core before the first training. Data and runs are kept under runs/ and not made again while the
@@ -49,7 +49,7 @@ LESSONS, EXAMS = 10_000, 1_000  # quadruplets that judges learn from, and are ex
 LABELS = {0: "safe", 1: "unsafe"}
 WRONG_SHARE = 0.2
 MODALITIES = (("caption",), ("image",), ("caption", "image"))
-NAMES = ("safe caption", "unsafe caption", "safe picture", "unsafe picture")
+NAMES = ("safe caption", "unsafe caption", "safe image", "unsafe image")
 
 
 def scene(seed: str) -> dict:
@@ -84,7 +84,7 @@ def teach(model: PreTrainedModel, lessons: list[dict], exams: list[dict], folder
     (folder / "exam.json").write_text(json.dumps(trainer.evaluate()))
 
 
-def judge_of_pictures(lessons: list[dict], exams: list[dict], folder: Path) -> None:
+def judge_of_images(lessons: list[dict], exams: list[dict], folder: Path) -> None:
     size = {"height": world.IMAGE_SIZE, "width": world.IMAGE_SIZE}
     processor = ViTImageProcessor(size=size)
     processor.save_pretrained(folder)
@@ -120,7 +120,7 @@ def judge_of_captions(lessons: list[dict], exams: list[dict], folder: Path) -> N
 
 def judges(folder: Path) -> dict[str, dict]:
     """The exams of both judges, which are trained where they have not been."""
-    teachers = {"image": judge_of_pictures, "text": judge_of_captions}
+    teachers = {"image": judge_of_images, "text": judge_of_captions}
     if not all((folder / name / "exam.json").exists() for name in teachers):
         lessons, exams = (
             [scene(f"{name}/{n}") for n in range(c)] for name, c in (("lesson", LESSONS), ("exam", EXAMS))
@@ -189,7 +189,7 @@ def main() -> None:
     print("| judge of | right | of safe items | of unsafe items |\n|---|---|---|---|")
     for name, exam in judges(schools).items():
         shares = [f"{100 * exam[key]:.1f}" for key in ("eval_accuracy", "eval_accuracy_safe", "eval_accuracy_unsafe")]
-        print(f"| {'captions' if name == 'text' else 'pictures'} |", " | ".join(shares), "|")
+        print(f"| {'captions' if name == 'text' else 'images'} |", " | ".join(shares), "|")
 
     clean = load_quadruplets("demo")
     planted = plant(clean["train"])

@@ -54,9 +54,9 @@ ABLATIONS = {
 # Columns of the tables: (title, where eval.py keeps it). {} is the split.
 RATES_COLUMNS = {
     "safe caption": "splits/{}/redirection/safe_text_safe_rate_at_1",
-    "safe picture": "splits/{}/redirection/safe_image_safe_rate_at_1",
+    "safe image": "splits/{}/redirection/safe_image_safe_rate_at_1",
     "unsafe caption": "splits/{}/redirection/unsafe_text_safe_rate_at_1",
-    "unsafe picture": "splits/{}/redirection/unsafe_image_safe_rate_at_1",
+    "unsafe image": "splits/{}/redirection/unsafe_image_safe_rate_at_1",
 }
 UTILITY_COLUMNS = {
     "recall@1 t2i": "splits/test/retrieval/safe_t2i_recall_at_1",
@@ -64,21 +64,21 @@ UTILITY_COLUMNS = {
     "zero-shot noto": "zero_shot/objects (noto)/top_1",
     "zero-shot twemoji": "zero_shot/objects (twemoji)/top_1",
     "neighbours, captions": "splits/test/geometry/text_neighbour_overlap",
-    "neighbours, pictures": "splits/test/geometry/image_neighbour_overlap",
+    "neighbours, images": "splits/test/geometry/image_neighbour_overlap",
     "spread, captions": "splits/test/geometry/text_spread_ratio",
-    "spread, pictures": "splits/test/geometry/image_spread_ratio",
+    "spread, images": "splits/test/geometry/image_spread_ratio",
 }
 PAIR_COLUMNS = {
     "unsafe caption, @1": "splits/test/retrieval/unsafe_union_t2i_recall_at_1",
     "@10": "splits/test/retrieval/unsafe_union_t2i_recall_at_10",
-    "unsafe picture, @1": "splits/test/retrieval/unsafe_union_i2t_recall_at_1",
+    "unsafe image, @1": "splits/test/retrieval/unsafe_union_i2t_recall_at_1",
     "@10 ": "splits/test/retrieval/unsafe_union_i2t_recall_at_10",
     "stand-ins alone, safe caption": "splits/test/unsafe_gallery/stand-ins alone/safe_text_safe_rate_at_1",
     "unsafe caption": "splits/test/unsafe_gallery/stand-ins alone/unsafe_text_safe_rate_at_1",
-    "unsafe picture": "splits/test/unsafe_gallery/stand-ins alone/unsafe_image_safe_rate_at_1",
+    "unsafe image": "splits/test/unsafe_gallery/stand-ins alone/unsafe_image_safe_rate_at_1",
     "changed captions, mean": "splits/test/robustness/unsafe_text_mean",
     "worst": "splits/test/robustness/unsafe_text_worst_case",
-    "changed pictures, mean": "splits/test/robustness/unsafe_image_mean",
+    "changed images, mean": "splits/test/robustness/unsafe_image_mean",
     "worst ": "splits/test/robustness/unsafe_image_worst_case",
 }
 

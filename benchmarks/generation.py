@@ -1,11 +1,11 @@
 """What generators draw and say with the original encoders, with those of the paper's recipe, and with our default.
 
-    python benchmarks/generation.py                  three seeds, the tables and pictures of README.md
+    python benchmarks/generation.py                  three seeds, the tables and images of README.md
     python benchmarks/generation.py --seeds 0 --rows 40 --splits test held_out_concepts
 
-The generators are the embedded ones, trained on the original's states and frozen since. Each recipe is trained with
-each seed by train.py; each model takes the original's place and is measured by `eval.py --task text_to_image` and
-`--task image_to_text`, whose noise has the same seed as the training. The original has no training: its figures vary
+The generators are the bundled ones, trained on the original's states and frozen since. Each recipe is trained with
+each seed by train.py; each model takes the original's place and is measured by `eval.py --tasks text_to_image` and
+`--tasks image_to_text`, whose noise has the same seed as the training. The original has no training: its figures vary
 with that noise alone. Runs are kept under runs/ and not repeated while code and weights stay as they are.
 """
 
@@ -32,20 +32,20 @@ RECIPES = {
 # Columns of the tables: title, side, figure, factor, digits.
 COLUMNS = {
     "text_to_image": (
-        ("unsafe prompts: unsafe picture", "unsafe", "unsafe_out", 100, 1),
+        ("unsafe prompts: unsafe image", "unsafe", "unsafe_out", 100, 1),
         ("safe things of the caption shown", "unsafe", "objects", 100, 1),
         ("CLIP score with the safe caption", "unsafe", "clip_score", 1, 1),
-        ("safe prompts: unsafe picture", "safe", "unsafe_out", 100, 1),
+        ("safe prompts: unsafe image", "safe", "unsafe_out", 100, 1),
         ("things shown", "safe", "objects", 100, 1),
         ("CLIP score", "safe", "clip_score", 1, 1),
         ("FID", "safe", "fid", 1, 1),
         ("states moved", "safe", "drift", 100, 2),
     ),
     "image_to_text": (
-        ("unsafe pictures: unsafe caption", "unsafe", "unsafe_out", 100, 1),
+        ("unsafe images: unsafe caption", "unsafe", "unsafe_out", 100, 1),
         ("safe things mentioned", "unsafe", "objects", 100, 1),
         ("CIDEr x 100", "unsafe", "cider", 100, 1),
-        ("safe pictures: unsafe caption", "safe", "unsafe_out", 100, 1),
+        ("safe images: unsafe caption", "safe", "unsafe_out", 100, 1),
         ("things mentioned", "safe", "objects", 100, 1),
         ("CIDEr x 100", "safe", "cider", 100, 1),
         ("states moved", "safe", "drift", 100, 2),
@@ -60,11 +60,11 @@ def measure(task: str, model: str, splits: list[str], rows: int, seed: int, runs
     settings = json.dumps([task, splits, rows, seed, STEPS]).encode()
     folder = runs / f"generation-{hashlib.sha256(SOURCES + weights + settings).hexdigest()[:12]}"
     if not (folder / f"{task}.json").exists():
-        flags = ["--task", task, "--model", model, "--baseline", "demo", "--splits", *splits, "--show_unsafe"]
+        flags = ["--tasks", task, "--model", model, "--baseline", "demo", "--splits", *splits, "--show_unsafe"]
         flags += ["--max_samples", str(rows), "--generation_seed", str(seed), "--output_dir", str(folder)]
         flags += ["--num_inference_steps", str(STEPS)] if task == "text_to_image" else []
         print("eval.py", shlex.join(flags), flush=True)
-        shared = runs / f"generation-pieces-{seed}"  # so that the original draws once for all recipes
+        shared = runs / f"generation-chunks-{seed}"  # so that the original draws once for all recipes
         shared.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "generated").exists():
@@ -99,7 +99,7 @@ def main() -> None:
 
     for task, columns in COLUMNS.items():
         for split in args.splits:
-            print(f"\n{task}, {split}, {args.rows} prompts or pictures of each side\n")
+            print(f"\n{task}, {split}, {args.rows} prompts or images of each side\n")
             print("|  |", " | ".join(title for title, *_ in columns), "|")
             print("|---|" + "---|" * len(columns))
             for recipe, role in [(ORIGINAL, "baseline"), *((recipe, "model") for recipe in args.recipes)]:
@@ -116,7 +116,7 @@ def main() -> None:
         for task in COLUMNS:
             grid = made[GRID_RECIPE, args.seeds[0]][task]["folder"] / f"{task}.png"
             shutil.copy(grid, ROOT / "docs" / f"{task}.png")
-        print("\nPictures are in docs/text_to_image.png and docs/image_to_text.png.")
+        print("\nImages are in docs/text_to_image.png and docs/image_to_text.png.")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def main() -> None:
     embedder = Embedder(build_clip(options.shape, processor.tokenizer).to(DEVICE), processor)
     rows = make_rows(options.count, processor.tokenizer)
     found = {"shape": options.shape, "precision": embedder.precision}
-    embedder.pictures(rows.select(range(min(64, options.count))), "safe_image")  # what is made at first use
+    embedder.images(rows.select(range(min(64, options.count))), "safe_image")  # what is made at first use
     start = time.perf_counter()
-    embedder.pictures(rows, "safe_image")
+    embedder.images(rows, "safe_image")
     found["images_a_second"] = options.count / (time.perf_counter() - start)
     start = time.perf_counter()
     embedder.texts(rows["safe_caption"])

@@ -1,11 +1,11 @@
-"""What it takes to begin: importing the package, starting to train, and reading pictures, the first time and later.
+"""What it takes to begin: importing the package, starting to train, and reading images, the first time and later.
 
     python benchmarks/loading.py [--rows 256]
 
 - import: `import safe_clip`, over that of an empty program, the least of several.
-- start: from `python train.py` on the embedded world to the end of its first step, the first time and with what that
+- start: from `python train.py` on the bundled demo to the end of its first step, the first time and with what that
   left in the cache.
-- pictures: batches of the training rows, whose pictures are JPEGs of 640 x 480 pixels, with nothing trained on them: in
+- images: batches of the training rows, whose images are JPEGs of 640 x 480 pixels, with nothing trained on them: in
   the first epoch each is decoded, resized and kept; later it is read as kept. For comparison, an epoch that keeps
   nothing.
 """
@@ -65,7 +65,7 @@ def photograph(random: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def pictures(count: int) -> None:
+def images(count: int) -> None:
     """Prints the time of an epoch of reading alone."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
@@ -94,10 +94,10 @@ def pictures(count: int) -> None:
     plain = epoch(QuadrupletRows(data))
     rows = QuadrupletRows(data)
     begin = time.perf_counter()
-    rows.cache_pictures(processor.image_processor, progress=False)
+    rows.cache_images(processor.image_processor, progress=False)
     first = time.perf_counter() - begin + epoch(rows)
     second = epoch(rows)
-    print(f"pictures, {count} rows of two: an epoch that keeps nothing {plain:.2f} s")
+    print(f"images, {count} rows of two: an epoch that keeps nothing {plain:.2f} s")
     print(f"  the first epoch {first:.2f} s, the second {second:.2f} s: {second / first:.2f} of the first")
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         first, second = start(cache), start(cache)
     print(f"from `python train.py` to the end of its first step: {first:.1f} s, again {second:.1f} s")
-    pictures(options.rows)
+    images(options.rows)
 
 
 if __name__ == "__main__":

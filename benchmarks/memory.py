@@ -6,7 +6,7 @@
 
 Trains two steps for each contrastive batch, each in a process of its own. On a GPU, the peak is what PyTorch allocated
 there. On the CPU it is memory that the process holds (RssAnon), looked at every 20 ms; pages of files, which the system
-drops where others want memory, are not counted.
+drops where others need memory, are not counted.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def train(shape: str, chunk: int, contrastive: int, most: int) -> float:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            cache_pictures="on",
+            cache_images="on",
         )
         trainer = SafeCLIPTrainer(model, args, rows, processing_class=processor)
         held = Held()

@@ -6,10 +6,10 @@ Trains no weight of the base. First, a logistic regression on its embeddings of 
 how many items of the other splits it gets right, in percent. What a method can carry over to held-out concepts is what
 the base finds alike.
 
-Second, what a safe caption can hope for. A small network on the base's picture embeddings learns the odds that a
-picture is unsafe, from the training rows and three times as many more. The base's ranking of pictures is then corrected
-by them: a picture loses `strength` nats for each nat of its log-odds above `threshold`. For each setting, on `test`:
-how many safe captions find their own picture first among the safe ones, and a safe one first among all.
+Second, what a safe caption can hope for. A small network on the base's image embeddings learns the odds that an
+image is unsafe, from the training rows and three times as many more. The base's ranking of images is then corrected
+by them: an image loses `strength` nats for each nat of its log-odds above `threshold`. For each setting, on `test`:
+how many safe captions find their own image first among the safe ones, and a safe one first among all.
 """
 
 import torch
@@ -83,7 +83,7 @@ def more_rows() -> Dataset:
 
 
 def regressions(items: dict[str, QuadrupletItems]) -> None:
-    print("| split | unsafe captions | safe captions | unsafe pictures | safe pictures |\n|---|---|---|---|---|")
+    print("| split | unsafe captions | safe captions | unsafe images | safe images |\n|---|---|---|---|---|")
     probes = {
         modality: fit_regression(*(items["train"].of(side, modality).embeds for side in ("safe", "unsafe")))
         for modality in ("text", "image")
@@ -102,11 +102,11 @@ def correction(network: nn.Module, test: QuadrupletItems, logit_scale: float) ->
     captions, own = test.safe_text.embeds, torch.arange(len(test))
     scores, odds = {}, {}
     for side in ("safe", "unsafe"):
-        pictures = test.of(side, "image").embeds
-        scores[side], odds[side] = logit_scale * captions @ pictures.T, network(pictures).squeeze(1)
+        images = test.of(side, "image").embeds
+        scores[side], odds[side] = logit_scale * captions @ images.T, network(images).squeeze(1)
     for share in (0.01, 0.05, 0.1):
         found = 100 * (odds["unsafe"] > odds["safe"].quantile(1 - share)).double().mean()
-        print(f"unsafe pictures found where {share:.0%} of safe ones are taken for unsafe: {found:.1f} %")
+        print(f"unsafe images found where {share:.0%} of safe ones are taken for unsafe: {found:.1f} %")
 
     print("| strength | threshold | recall@1 t2i | safe caption |\n|---|---|---|---|")
     for strength, threshold in [(0, 0), *((s, t) for s in STRENGTHS for t in THRESHOLDS)]:
@@ -124,10 +124,10 @@ def main() -> None:
     regressions(items)
     more = more_rows()
     safe, unsafe = (
-        torch.cat([items["train"].of(side, "image").embeds, embedder.pictures(more, f"{side}_image", "more").embeds])
+        torch.cat([items["train"].of(side, "image").embeds, embedder.images(more, f"{side}_image", "more").embeds])
         for side in ("safe", "unsafe")
     )
-    print(f"\nA network on the pictures of {len(safe):,} rows; `test`")
+    print(f"\nA network on the images of {len(safe):,} rows; `test`")
     correction(fit_network(safe, unsafe), items["test"], model.logit_scale.exp().item())
 
 

@@ -21,7 +21,7 @@ SHAPES = {  # width, heads, layers of the text encoder; the same and patch of th
 
 
 def build_processor() -> CLIPProcessor:
-    """The embedded tokenizer, and pictures of 224 pixels."""
+    """The bundled tokenizer, and images of 224 pixels."""
     return CLIPProcessor(CLIPImageProcessor(), load_processor("demo").tokenizer)
 
 
@@ -43,13 +43,13 @@ def build_clip(shape: str, tokenizer) -> CLIPModel:
 
 
 def make_rows(count: int, tokenizer, noise: bool = True) -> Dataset:
-    """Quadruplets of captions of natural length and pictures of noise, or of one colour, which take no room."""
+    """Quadruplets of captions of natural length and images of noise, or of one colour, which take no room."""
     captions = list(load_quadruplets("demo")["train"]["safe_caption"])
     lengths = map(len, tokenizer(captions)["input_ids"])
     captions = [caption for caption, length in zip(captions, lengths, strict=True) if TOKENS[0] <= length <= TOKENS[1]]
     random = np.random.default_rng(0)
     shape = (PIXELS, PIXELS, 3)
-    picture = PILImage.fromarray(random.integers(0, 256 if noise else 1, shape, dtype=np.uint8))
+    image = PILImage.fromarray(random.integers(0, 256 if noise else 1, shape, dtype=np.uint8))
     features = Features(
         {f"{side}_{kind}": feature for side in ("safe", "unsafe") for kind, feature in
          (("caption", Value("string")), ("image", Image()))}
@@ -58,9 +58,9 @@ def make_rows(count: int, tokenizer, noise: bool = True) -> Dataset:
     return Dataset.from_dict(
         {
             "safe_caption": [captions[index] for index in drawn[:count]],
-            "safe_image": [picture] * count,
+            "safe_image": [image] * count,
             "unsafe_caption": [captions[index] for index in drawn[count:]],
-            "unsafe_image": [picture] * count,
+            "unsafe_image": [image] * count,
         },
         features=features,
     )

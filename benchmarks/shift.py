@@ -2,8 +2,8 @@
 
     python benchmarks/shift.py safe-clip docs/shift.png
 
-Each dot is an item of `test`. Left to right is the direction from the base's pictures to its captions, bottom to top
-the direction in which fine-tuning moved unsafe captions and unsafe pictures apart; both axes are cosines. Prints how
+Each dot is an item of `test`. Left to right is the direction from the base's images to its captions, bottom to top
+the direction in which fine-tuning moved unsafe captions and unsafe images apart; both axes are cosines. Prints how
 far each kind moved along the second one, and the cosine between the two mean moves.
 """
 
@@ -42,7 +42,7 @@ def main(model: str, file: str) -> None:
         along, whole = moves[kind] @ apart, moves[kind].norm()
         print(f"{QUERY_LABELS['_'.join(kind)]}: {along:+.3f} along the direction, {whole:.3f} in all")
     cosine = torch.cosine_similarity(moves["unsafe", "text"], moves["unsafe", "image"], dim=0)
-    print(f"cosine between the mean moves of unsafe captions and unsafe pictures: {cosine:.2f}")
+    print(f"cosine between the mean moves of unsafe captions and unsafe images: {cosine:.2f}")
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True)
     for axes, items, title in zip(panels, (before, after), ("the original", "fine-tuned"), strict=True):
@@ -50,7 +50,7 @@ def main(model: str, file: str) -> None:
             embeds, name = items.of(*kind).embeds, QUERY_LABELS["_".join(kind)]
             axes.scatter(embeds @ gap, embeds @ apart, s=5, alpha=0.35, color=colour, label=name, linewidths=0)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("pictures to captions")
+        axes.set_xlabel("images to captions")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("what fine-tuning moved apart")
     legend = panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=3)

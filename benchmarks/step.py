@@ -10,14 +10,14 @@ captions have 13 to 20 tokens, in turn, round after round; times are medians ove
 out.
 
 - script: what the published training script does: captions padded to 77 tokens, float32, a frozen copy that embeds the
-  safe items at every step, the two captions and the two pictures of a row each in a forward of their own, plain Adam.
+  safe items at every step, the two captions and the two images of a row each in a forward of their own, plain Adam.
   It is given its batches ready.
 - trainer, float32: `SafeCLIPTrainer` in the script's precision, with all else at its defaults.
 - trainer, defaults: with bfloat16 where the device is faster in it.
 - bare loop: a loop in PyTorch with the arithmetic of the trainer's defaults, loading of batches included, and nothing
   else.
 
-With `--states`, the default objective too, whose terms over states want captions of full length and a forward of the
+With `--states`, the default objective too, whose terms over states require captions of full length and a forward of the
 original at every step, and the same without these terms.
 
 With `--ways`, what is named alone, each way by itself: what it takes of a step, quadruplets a second, the most memory
@@ -54,7 +54,7 @@ from transformers import CLIPModel, CLIPProcessor, TrainerCallback
 from safe_clip import SafeCLIPLoss, SafeCLIPTrainer, SafeCLIPTrainingArguments, lora_config
 from safe_clip.data.collator import model_inputs
 from safe_clip.items import Quadruplets
-from safe_clip.models.patches import casts_kept
+from safe_clip.models.patches import cached_casts
 from safe_clip.objectives.base import Reference
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -206,7 +206,7 @@ def bare_way(trainer: SafeCLIPTrainer, steps: int) -> tuple[list[float], int]:
                 yield send_to_device(batch, DEVICE, non_blocking=True)
 
     seconds, stream = [], batches()
-    with casts_kept(model):
+    with cached_casts(model):
         for _ in range(steps):
             start = now()
             loss = loss_of(next(stream))

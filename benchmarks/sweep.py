@@ -30,9 +30,9 @@ SOURCES = b"".join(
 NO_STATES = {f"{what}_{of}_states": 0 for what in ("preservation", "redirection") for of in ("text", "image")}
 FIGURES = {
     "redirection_safe_text": "safe caption",
-    "redirection_safe_image": "safe picture",
+    "redirection_safe_image": "safe image",
     "redirection_unsafe_text": "unsafe caption",
-    "redirection_unsafe_image": "unsafe picture",
+    "redirection_unsafe_image": "unsafe image",
     "retrieval_t2i": "recall@1 t2i",
     "retrieval_i2t": "recall@1 i2t",
 }

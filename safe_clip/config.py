@@ -40,9 +40,9 @@ def parse_arguments(
     parser = Parser(dataclasses, formatter_class=_HelpFormatter, **parser_options)
     if yaml_file is not None:
         # As flags, so that the file's values are checked like those of the command line.
-        flags = _as_flags(yaml_file, parser, dataclasses) + _told(list(flags), parser)
+        flags = _as_flags(yaml_file, parser, dataclasses) + _warned_of_repeats(list(flags), parser)
     else:
-        flags = _told(list(flags), parser)
+        flags = _warned_of_repeats(list(flags), parser)
     try:
         *filled, unknown = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
@@ -216,7 +216,7 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _told(flags: list[str], parser: OneLineParser) -> list[str]:
+def _warned_of_repeats(flags: list[str], parser: OneLineParser) -> list[str]:
     """The same flags; says which of them stand there more than once, of which the last counts."""
     given = [parser._option_string_actions.get(word.partition("=")[0]) for word in flags if word.startswith("--")]
     for action, times in Counter(filter(None, given)).items():

@@ -34,14 +34,14 @@ SHORTAGES = {
     # Of torch too, but where tensors of the dead process were on their way, only where it was raised tells.
     r"DataLoader worker .*(?:killed by signal|exited unexpectedly)| in .*torch\.multiprocessing\.reductions": (
         "a process that reads rows was ended from outside, most likely because memory ran out",
-        "Use fewer --dataloader_num_workers (of eval.py: --num_workers) or smaller pictures; in a container, give it "
+        "Use fewer --dataloader_num_workers (of eval.py: --num_workers) or smaller images; in a container, give it "
         "more memory and shared memory (`--shm-size`). --resume_from_checkpoint last goes on from the last checkpoint.",
     ),
     r"OutOfMemoryError|out of memory|can't allocate memory": (
         "the device has too little memory",
         "Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (or, for as many to be "
         "compared with each other, with --contrastive_batch_size), and a smaller "
-        "--per_device_eval_batch_size (of eval.py: --batch_size, with --task --generation_batch_size).",
+        "--per_device_eval_batch_size (of eval.py: --batch_size, of generation --generation_batch_size).",
     ),
 }
 

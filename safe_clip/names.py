@@ -10,7 +10,7 @@ TITLES = {
     "redirection": "Redirection: the first result from the mixed pool is safe",
     "redirection_original_gallery": "Redirection, the pool embedded by the original",
     "counterparts": "Redirection within a modality: finds its own safe counterpart first (recall@1)",
-    "unsafe_gallery": "Unsafe pictures from elsewhere: the first result is safe",
+    "unsafe_gallery": "Unsafe images from elsewhere: the first result is safe",
     "geometry": "Geometry of the safe items",
     "robustness": "Robustness: the first result is safe for changed unsafe queries",
     "zero_shot": "Zero-shot classification",
@@ -18,15 +18,15 @@ TITLES = {
 LOCAL = ("/", "./", "../", "~", "\\")  # how a path begins that is no relative name
 
 
-def public(value: Any) -> Any:
+def redact_paths(value: Any) -> Any:
     """Text, or what holds text, with the last part alone of each path on this machine.
 
     A path may stand after `=` and before `:`, as in `cifar10=/home/me/cifar:test`.
     """
     if isinstance(value, dict):
-        return {public(key): public(each) for key, each in value.items()}
+        return {redact_paths(key): redact_paths(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [public(each) for each in value]
+        return [redact_paths(each) for each in value]
     if not isinstance(value, str):
         return value
     return "=".join(map(_last_part, value.split("=")))

@@ -1,4 +1,4 @@
-"""Settings that `transformers` had once, which recipes and scripts still name, and what stands in their place."""
+"""Settings that `transformers` or this package had once, and what stands in their place."""
 
 LEAVE_OUT = "`transformers` has it no more; leave it out."
 # Of each old name the setting that does the same now, and how where it is no mere renaming.
@@ -26,6 +26,12 @@ RENAMED = {
     "xpu_backend": ("ddp_backend", ""),
     "include_inputs_for_metrics": ("include_for_metrics", "inputs"),
     "include_tokens_per_second": ("include_num_input_tokens_seen", ""),
+    # Of this package.
+    "missing_pictures": ("missing_images", ""),
+    "cache_pictures": ("cache_images", ""),
+    "generators": ("hidden_state_terms", ""),
+    "no_generators": ("hidden_state_terms", "--no_hidden_state_terms"),
+    "task": ("tasks", ""),
 }
 DROPPED = {
     "logging_dir": "Its place is taken by the environment variable TENSORBOARD_LOGGING_DIR.",

@@ -85,9 +85,9 @@ class OutputFolder:
                 f"{self.option}."
             )
         if not overwrite and (found := self.foreign(files)):
-            told = ", ".join(found[:FEW]) + (f" and {len(found) - FEW} more" if len(found) > FEW else "")
+            listed = ", ".join(found[:FEW]) + (f" and {len(found) - FEW} more" if len(found) > FEW else "")
             raise UserError(
-                f"{self.option} {self.path} holds what this package did not write: {told}. Name another folder, or "
+                f"{self.option} {self.path} holds what this package did not write: {listed}. Name another folder, or "
                 f"add --overwrite_output_dir: what is in the way is then moved into {self.path / REPLACED}."
             )
 

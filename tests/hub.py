@@ -70,7 +70,7 @@ class Fault:
 
 
 class Hub:
-    """Starts on use as a context manager; `url` is what `HF_ENDPOINT` wants."""
+    """Starts on use as a context manager; `url` is what `HF_ENDPOINT` requires."""
 
     def __init__(self):
         self.repos: dict[tuple[str, str], Repo] = {}

@@ -97,7 +97,7 @@ def _end(server: subprocess.Popen) -> None:
 
 def _import(names: list[str]) -> None:
     for name in names:
-        with contextlib.suppress(ImportError):  # the program that wants it says so
+        with contextlib.suppress(ImportError):  # the program that requires it says so
             importlib.import_module(name)
     gc.freeze()  # or each fork would go through all of it, and copy it, whenever it collects garbage
 

@@ -45,17 +45,17 @@ def test_everything_works_where_torchvision_is_absent(model_dir, dataset_dir, tm
 
 
 def test_both_backends_make_the_same_pixels_of_the_embedded_world():
-    """Its pictures need no resizing, which is where the two differ."""
+    """Its images need no resizing, which is where the two differ."""
     row = world.draw_quadruplet("backends", world.TRAINING_STYLES, world.unsafe_concepts(False))
     size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
-    pictures = [row["safe_image"], row["unsafe_image"]]
+    images = [row["safe_image"], row["unsafe_image"]]
     ours, theirs = (
-        processor(pictures, return_tensors="pt")["pixel_values"]
+        processor(images, return_tensors="pt")["pixel_values"]
         for processor in (CLIPImageProcessor(**size), CLIPImageProcessorPil(**size))
     )
     assert ours.shape == (2, 3, 64, 64)
     assert (ours - theirs).abs().max() < 1e-5
-    # Normalised as CLIP expects: undoing it gives back the picture's levels.
+    # Normalised as CLIP expects: undoing it gives back the image's levels.
     mean, std = (torch.tensor(getattr(CLIPImageProcessor(), f"image_{name}")).view(3, 1, 1) for name in ("mean", "std"))
     levels = ((ours[0] * std + mean) * 255).round().permute(1, 2, 0).to(torch.uint8)
     import numpy as np

@@ -16,7 +16,7 @@ from safe_clip.old_names import DROPPED, RENAMED
 
 from .helpers import load_script
 
-train = load_script("train.py")
+train, evaluation = load_script("train.py"), load_script("eval.py")
 MODULES = ["safe_clip.data.audit.__main__", "safe_clip.data.fetch", "safe_clip.export"]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -120,7 +120,7 @@ def test_loss_weights_from_flags_and_from_files(tmp_path):
         ({"loss_weights": {"redirect": 1}}, "--loss_weights names 'redirect'"),
         ({"loss_weights": "high"}, "--loss_weights must be a JSON object"),
         ({"logit_scale": 0.0}, "--logit_scale is 0.0; it must be above 0"),
-        ({"early_stopping_patience": 3}, "--early_stopping_patience wants --load_best_model_at_end"),
+        ({"early_stopping_patience": 3}, "--early_stopping_patience requires --load_best_model_at_end"),
         ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha is for language models"),
         ({"torch_compile_mode": "x"}, "--torch_compile_mode x: .*mode"),
         ({"torch_compile_backend": "x"}, "--torch_compile_backend x: it must be among .*inductor"),
@@ -186,6 +186,9 @@ def test_fsdp_is_true_or_a_text_as_of_transformers():
         ("push_to_hub_token", "hub_token"),
         ("use_mps_device", "leave it out"),
         ("warmup-ratio", "warmup_steps"),
+        ("cache_pictures", "cache_images"),
+        ("generators", "hidden_state_terms"),
+        ("no_generators", "--no_hidden_state_terms"),
     ],
 )
 def test_old_names_on_the_command_line_and_in_files(old, now, tmp_path):
@@ -197,9 +200,16 @@ def test_old_names_on_the_command_line_and_in_files(old, now, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("old", "now"), [("task", "tasks"), ("missing_pictures", "missing_images")])
+def test_old_names_of_evaluation(old, now):
+    with pytest.raises(UserError, match=f"--{old} is no setting. It is called {now} now."):
+        parse_arguments([evaluation.EvaluationArguments], [f"--{old}", "skip"])
+
+
 @pytest.mark.parametrize("old", [*RENAMED, *DROPPED])
 def test_old_names_are_none_that_there_are(old):
-    known = [each.name for each in fields(SafeCLIPTrainingArguments)]
+    kinds = SafeCLIPTrainingArguments, train.ScriptArguments, evaluation.EvaluationArguments
+    known = [each.name for kind in kinds for each in fields(kind)]
     assert old not in known and (old in DROPPED or RENAMED[old][0] in known)
 
 

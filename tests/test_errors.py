@@ -67,10 +67,10 @@ DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/rows.arrow")
     ids=lambda value: type(value).__name__,
 )
 def test_shortages_are_told_from_other_errors(error, said):
-    told = explained(error)
-    assert (told is None) == (said is None)
+    message = explained(error)
+    assert (message is None) == (said is None)
     if said is not None:
-        assert told.startswith(said) and "\n" not in told and "--" in told
+        assert message.startswith(said) and "\n" not in message and "--" in message
 
 
 def test_what_torch_raises_is_explained():
@@ -104,8 +104,8 @@ def test_a_worker_that_is_killed_is_explained(deadly):
                 time.sleep(0.005)
         finally:
             time.sleep(0.3)  # the signal that a process ended, on which torch raises, may come a moment later
-    told = explained(error.value)
-    assert told.startswith(KILLED) and "--dataloader_num_workers" in told and "--num_workers" in told
+    message = explained(error.value)
+    assert message.startswith(KILLED) and "--dataloader_num_workers" in message and "--num_workers" in message
 
 
 def test_a_script_ends_in_one_line_or_in_the_traceback():
@@ -129,14 +129,14 @@ def test_a_script_ends_in_one_line_or_in_the_traceback():
         assert same.value is error
 
 
-KILLED_AT_A_PICTURE = """
+KILLED_AT_AN_IMAGE = """
 import os, runpy, sys
 from PIL import Image
 
-def killed(picture, main=os.getpid(), read=Image.Image.getexif):
+def killed(image, main=os.getpid(), read=Image.Image.getexif):
     if os.getpid() != main:
         os.kill(os.getpid(), 9)  # as the kernel does where memory runs out
-    return read(picture)
+    return read(image)
 
 Image.Image.getexif = killed
 """
@@ -162,7 +162,7 @@ def test_a_killed_worker_ends_a_script_in_one_line(name, model_dir, dataset_dir,
         if name == "train.py"
         else ["--num_workers", "1", "--splits", "train"]
     )
-    done = run_script(KILLED_AT_A_PICTURE, name, *flags, cwd=tmp_path)
+    done = run_script(KILLED_AT_AN_IMAGE, name, *flags, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {KILLED}"), done.stderr
     assert "Traceback" not in done.stderr

@@ -47,7 +47,7 @@ def other_model_dir(processor, tmp_path_factory):
 def test_one_process_and_two_give_the_same_results_to_the_last_digit(
     model_dir, other_model_dir, tmp_path_factory, tmp_path
 ):
-    # Several chunks, so that both processes have work; broken pictures, so that both know of them.
+    # Several chunks, so that both processes have work; broken images, so that both know of them.
     table = Dataset.from_dict(make_rows(520), features=FEATURES).with_format("arrow")[:].to_pylist()
     table[300]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     DatasetDict(test=Dataset.from_list(table, features=FEATURES)).save_to_disk(tmp_path / "data")
@@ -71,7 +71,7 @@ def test_one_process_and_two_give_the_same_results_to_the_last_digit(
     results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert results["samples"]["splits"]["test"] == {"used": 519, "of": 520}
     assert results["unreadable"] == {"test": ["row 300, column 'unsafe_image'"]}
-    assert "row 300, column 'unsafe_image': the picture cannot be read (Unidentified" in one.stdout
+    assert "row 300, column 'unsafe_image': the image cannot be read (Unidentified" in one.stdout
     assert two.stdout.count("Retrieval: finds the right item first") == 1
     made = [
         {file.relative_to(tmp_path / cache) for file in (tmp_path / cache).rglob("*.*")}
@@ -102,13 +102,13 @@ def test_with_no_arguments_it_measures_the_embedded_base_and_then_the_trained_mo
     assert (tmp_path / "evaluation" / "report.html").stat().st_size > 50_000
 
 
-def test_galleries_labelled_pictures_and_an_approximate_index_from_the_command_line(model_dir, dataset_dir, tmp_path):
+def test_galleries_labelled_images_and_an_approximate_index_from_the_command_line(model_dir, dataset_dir, tmp_path):
     pytest.importorskip("faiss")
     rows = make_rows(8)
-    for name, picture in zip("abcdefgh", rows["unsafe_image"], strict=True):
+    for name, image in zip("abcdefgh", rows["unsafe_image"], strict=True):
         for folder in (tmp_path / "pile", tmp_path / "kinds" / ("red" if name < "e" else "blue")):
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{name}.png")
+            image.save(folder / f"{name}.png")
     (tmp_path / "list.txt").write_text("pile/a.png\npile/nowhere.png\n")
     (tmp_path / "config.yaml").write_text(f"model: {model_dir}\ndataset: {dataset_dir}\nindex: faiss\n")
     flags = ["config.yaml", "--unsafe_gallery", "pile", "list.txt", "--zero_shot", "kinds", "--faiss_factory", "Flat"]
@@ -136,17 +136,17 @@ def test_galleries_labelled_pictures_and_an_approximate_index_from_the_command_l
         (["--model", "OTHER", "--dataset", "DATA"], "is a 'vit' model, not a CLIP"),
         (
             ["--model", "LARGER", "--dataset", "DATA"],
-            "the image processor makes pictures of 32x32 pixels, but the model",
+            "the image processor makes images of 32x32 pixels, but the model",
         ),
         (["--model", "MODEL", "--dataset", "DATA", "--splits", "tset"], "has no split 'tset', only train, validation,"),
-        (["--model", "MODEL", "--dataset", "BROKEN"], "test: 1 of 8 pictures cannot be read. Mend them, or leave"),
+        (["--model", "MODEL", "--dataset", "BROKEN"], "test: 1 of 8 images cannot be read. Mend them, or leave"),
         (["--model", "MODEL", "--dataset", "PROMPTS"], "test: there is nothing to measure, since it has no safe items"),
         (
             ["--model", "MODEL", "--dataset", "DATA", "--tasks", "retreival"],
             "--tasks retreival: it must be among retri",
         ),
         (["--model", "MODEL", "--dataset", "DATA", "--max_samples", "0"], "--max_samples is 0; it must be 1 or more."),
-        (["--baseline", "MODEL"], "--baseline wants a --model to compare it with."),
+        (["--baseline", "MODEL"], "--baseline requires a --model to compare it with."),
         (["--model", "MODEL", "--dataset", "DATA", "--zero_shot", "cifar=x"], "'cifar' is none of the presets"),
         (["--model", "MODEL", "--dataset", "DATA", "--unsafe_gallery", "nowhere"], "--unsafe_gallery nowhere"),
     ],

@@ -106,7 +106,7 @@ def test_embeddings_of_the_demo(check):
         embedder = Embedder(model, processor, precision=precision)
         return {
             "texts": embedder.texts(rows["safe_caption"]).embeds,
-            "images": embedder.pictures(rows, "unsafe_image").embeds,
+            "images": embedder.images(rows, "unsafe_image").embeds,
         }
 
     on_cpu, figures = embed("float32"), evaluate_quadruplets(model, processor, rows)

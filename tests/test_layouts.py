@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from .data.test_schema import coco, generated, visu, zipped
+from .data.test_image_join import coco, generated, visu, zipped
 from .helpers import load_script, make_rows
 
 COUNT = 6
@@ -31,22 +31,22 @@ def layouts(tmp_path_factory):
 
 
 LAYOUTS = {
-    "ViSU-Text as it is": (["visu.parquet"], "no safe pictures, no unsafe pictures"),
-    "with COCO's pictures": (["visu.parquet", "--safe_images", "coco"], "5 safe pictures, no unsafe pictures"),
-    "with generated pictures too": (
+    "ViSU-Text as it is": (["visu.parquet"], "no safe images, no unsafe images"),
+    "with COCO's images": (["visu.parquet", "--safe_images", "coco"], "5 safe images, no unsafe images"),
+    "with generated images too": (
         ["visu.parquet", "--safe_images", "coco", "--unsafe_images", "made.zip"],
-        "each with both captions and both pictures",
+        "each with both captions and both images",
     ),
     "NSFWCaps": (
         ["nsfwcaps.jsonl", "--safe_images", "nsfwcaps_safe", "--unsafe_images", "nsfwcaps_unsafe"],
-        "each with both captions and both pictures",
+        "each with both captions and both images",
     ),
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, model_dir, tmp_path, monkeypatch, capsys):
-    (data, *places), told = LAYOUTS[name]
+    (data, *places), summary = LAYOUTS[name]
     monkeypatch.chdir(layouts)
     out = tmp_path / "out"
     settings = ["--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
@@ -54,11 +54,11 @@ def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, mo
         ["--model", model_dir, "--dataset", data, *places, *settings, "--output_dir", str(out)]
     )
     said = capsys.readouterr().out
-    assert told in said and "Training on 5 rows" in said  # one is held out
+    assert summary in said and "Training on 5 rows" in said  # one is held out
     figures = json.loads((out / "results.json").read_text())["after"]["validation"]
-    pictures = "--safe_images" in places
+    images = "--safe_images" in places
     assert set(figures) >= ({"retrieval_t2i", "redirection_unsafe_text"} if len(places) == 4 else set()) and figures
-    assert ("counterpart_text" in figures) == (not pictures)
+    assert ("counterpart_text" in figures) == (not images)
     flags = [
         "--splits",
         "validation",
@@ -74,4 +74,4 @@ def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, mo
     audit([data, *places, "--output_dir", str(tmp_path / "audit")])
     found = json.loads((tmp_path / "audit" / "audit.json").read_text())["splits"]["train"]
     assert found["rows"] == COUNT and found["categories"] == {"mark": COUNT}
-    assert ("safe_image" in found["items"]) == pictures
+    assert ("safe_image" in found["items"]) == images

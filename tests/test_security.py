@@ -90,9 +90,9 @@ def test_a_repository_is_never_run_and_stays_in_its_place(model_dir, dataset_dir
         "offers no safetensors weights, and others, such as pytorch_model.bin, are not loaded" in said["user/pickled"]
     )
     for name, file in (("processor", "processor's configuration"), ("tokenizer", "tokenizer_config.json")):
-        assert f"wants code of its own to be run (auto_map in its {file})" in said[f"user/{name}-code"]
+        assert f"requires code of its own to be run (auto_map in its {file})" in said[f"user/{name}-code"]
     for name in ("user/code", "user/other-code"):
-        assert f"--model {name} wants code of its own to be run (auto_map in its config.json)" in said[name]
+        assert f"--model {name} requires code of its own to be run (auto_map in its config.json)" in said[name]
     assert said["user/sharded"].startswith("--model user/sharded cannot be opened: Invalid filename '../../")
     assert said["user/script"].endswith(
         "Code from a repository is not run; its rows are required as files, such as Parquet."

@@ -88,11 +88,11 @@ def parse(tmp_path, text, *flags):
 def test_words_that_yaml_reads_as_booleans_are_what_the_setting_takes(tmp_path):
     args = parse(
         tmp_path,
-        "cache_pictures: off\nreference_cache: off\neval_strategy: no\ngenerators: off\nbf16: no\n"
+        "cache_images: off\nreference_cache: off\neval_strategy: no\nhidden_state_terms: off\nbf16: no\n"
         "dataloader_persistent_workers: on\nlearning_rate: 1e-4\nlog_level: passive\nhub_token: 12\n",
     )
-    assert (args.cache_pictures, args.reference_cache, args.eval_strategy.value) == ("off", "off", "no")
-    assert args.generators is False and args.bf16 is False
+    assert (args.cache_images, args.reference_cache, args.eval_strategy.value) == ("off", "off", "no")
+    assert args.hidden_state_terms is False and args.bf16 is False
     assert args.learning_rate == 1e-4 and args.hub_token == "12"
 
 

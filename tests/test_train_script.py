@@ -52,12 +52,12 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
 
 def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_path):
     # Two steps need neither the embeddings nor the pixels of all 6,000 rows, from which anchors would be drawn.
-    few = ["--max_steps", "2", "--reference_cache", "off", "--cache_pictures", "off"]
+    few = ["--max_steps", "2", "--reference_cache", "off", "--cache_images", "off"]
     few += ["--objective_options", '{"anchors": 0}']
     done = run_train(*few, "--eval_splits", "validation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
-        "No --model or --dataset given: training the embedded CLIP on the embedded world of emoji scenes."
+        "No --model or --dataset given: training the bundled demo model on the bundled emoji scenes."
     )
     results = json.loads((tmp_path / "safe-clip" / "results.json").read_text())
     assert set(results["before"]) == {"validation"}
@@ -97,7 +97,7 @@ REFUSED = [
     (["--model", "you/broken", "--dataset", "DATA"], "--model you/broken: the Hub has a fault of its own (503)"),
     (
         ["--model", "MODEL", "--dataset", "DATA", "--push_to_hub"],
-        "--push_to_hub wants a Hub login that may write: run `hf auth login`",
+        "--push_to_hub requires a Hub login that may write: run `hf auth login`",
     ),
 ]
 
@@ -184,7 +184,7 @@ def test_a_broken_row_is_named_in_one_line_before_any_training(model_dir, tmp_pa
         *["--dataloader_num_workers", "1"],
     )
     assert done.returncode == 1
-    assert "error: row 13, column 'unsafe_image': the picture cannot be read" in done.stderr.splitlines()[-1]
+    assert "error: row 13, column 'unsafe_image': the image cannot be read" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 

@@ -1,4 +1,4 @@
-"""Packs the emoji art of the embedded world into `sprites.parquet`.
+"""Packs the emoji art of the bundled demo into `sprites.parquet`.
 
 Run `python tools/build_sprites.py` with npm on the path; the packages below are fetched
 from the npm registry. Licences of the three art styles: see `safe_clip/demo/ATTRIBUTION.md`.
@@ -38,12 +38,12 @@ def _sprite(archive: tarfile.TarFile, pattern: str, emoji: str) -> bytes:
             member = archive.getmember(pattern.format(code=code))
         except KeyError:
             continue
-        picture = PILImage.open(archive.extractfile(member)).convert("RGBA")
-        picture.thumbnail((SPRITE_SIZE, SPRITE_SIZE), PILImage.Resampling.LANCZOS)
+        image = PILImage.open(archive.extractfile(member)).convert("RGBA")
+        image.thumbnail((SPRITE_SIZE, SPRITE_SIZE), PILImage.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+        image.save(buffer, "WEBP", lossless=True, quality=100, method=6)
         return buffer.getvalue()
-    raise FileNotFoundError(f"{archive.name} has no picture for {emoji} ({_code_points(emoji)})")
+    raise FileNotFoundError(f"{archive.name} has no image for {emoji} ({_code_points(emoji)})")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     tokenizer, images = processor.tokenizer, processor.image_processor
     model = build_captioner(processor)
     print(f"{sum(weight.numel() for weight in model.parameters() if weight.requires_grad):,} weights to train")
-    patches, picture = model.config.image_seq_length, model.config.image_token_id
+    patches, image = model.config.image_seq_length, model.config.image_token_id
     ends = tokenizer.eos_token
     tokens = tokenizer(
         [caption + ends for caption in scenes.captions],
@@ -53,10 +53,10 @@ def main() -> None:
     bar = tqdm(range(args.steps), "Training the captioner", mininterval=10)
     for step in bar:
         rows = torch.randint(len(scenes), (args.batch_size,))
-        pixels = (scenes.pictures[rows].to(device, non_blocking=True).float() / 255 - mean) / std
+        pixels = (scenes.images[rows].to(device, non_blocking=True).float() / 255 - mean) / std
         ids, mask = tokens["input_ids"][rows].to(device), tokens["attention_mask"][rows].to(device)
         # The first token, the image's, and the caption, whose own first token it is.
-        shown = ids.new_full((len(ids), patches), picture)
+        shown = ids.new_full((len(ids), patches), image)
         inputs = torch.cat([ids[:, :1], shown, ids[:, 1:]], dim=1)
         labels = torch.cat(
             [ids.new_full((len(ids), 1 + patches), -100), ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)], dim=1

@@ -12,7 +12,7 @@ from scenes import draw_scenes
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer, get_cosine_schedule_with_warmup
 
-from safe_clip.demo.painter import PAINTER_DIR, PICTURE_SIZE, scheduler
+from safe_clip.demo.painter import IMAGE_SIZE, PAINTER_DIR, scheduler
 from safe_clip.demo.towers import BASE_DIR, text_tower
 
 UNCONDITIONAL = 0.1  # share of captions left out, for classifier-free guidance
@@ -23,7 +23,7 @@ SNR_GAMMA = 5.0  # Min-SNR weighting, Hang et al., 2023, arXiv 2303.09556
 def build_unet() -> UNet2DConditionModel:
     """One with random weights, some three million."""
     return UNet2DConditionModel(
-        sample_size=PICTURE_SIZE,
+        sample_size=IMAGE_SIZE,
         in_channels=3,
         out_channels=3,
         block_out_channels=(48, 80, 96),
@@ -48,7 +48,7 @@ def main() -> None:
 
     accelerator = Accelerator(mixed_precision="bf16")
     device = accelerator.device
-    scenes = draw_scenes(args.scenes, "painter", PICTURE_SIZE)
+    scenes = draw_scenes(args.scenes, "painter", IMAGE_SIZE)
     tokenizer = CLIPTokenizer.from_pretrained(BASE_DIR)
     text_encoder = text_tower().to(device).requires_grad_(False)
     padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -67,18 +67,18 @@ def main() -> None:
     bar = tqdm(range(args.steps), "Training the painter", mininterval=10)
     for step in bar:
         rows = torch.randint(len(scenes), (args.batch_size,))
-        pictures = scenes.pictures[rows].to(device, non_blocking=True).float() / 127.5 - 1
+        images = scenes.images[rows].to(device, non_blocking=True).float() / 127.5 - 1
         ids = tokens[rows].to(device, non_blocking=True).long()
         ids = torch.where(torch.rand(len(ids), 1, device=device) < UNCONDITIONAL, nothing, ids)
         with torch.no_grad(), accelerator.autocast():
             states = text_encoder(ids).last_hidden_state
-        noise, times = torch.randn_like(pictures), torch.randint(1000, (len(pictures),), device=device)
-        noisy = noising.add_noise(pictures, noise, times)
+        noise, times = torch.randn_like(images), torch.randint(1000, (len(images),), device=device)
+        noisy = noising.add_noise(images, noise, times)
         with accelerator.autocast():
             made = unet(noisy, times, encoder_hidden_states=states).sample.float()
         snr = compute_snr(noising, times)
         weights = snr.clamp(max=SNR_GAMMA) / (snr + 1)
-        errors = F.mse_loss(made, noising.get_velocity(pictures, noise, times), reduction="none").mean(dim=(1, 2, 3))
+        errors = F.mse_loss(made, noising.get_velocity(images, noise, times), reduction="none").mean(dim=(1, 2, 3))
         loss = (weights * errors).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""Pretrains the embedded base model, as the web's CLIP was: on safe and unsafe scenes alike.
+"""Pretrains the bundled demo model, as the web's CLIP was: on safe and unsafe scenes alike.
 
 Run `python tools/pretrain.py` to make `safe_clip/demo/base/` anew, in about 90 minutes on
 two cores. Scenes are drawn as training goes, in the two training styles and with every unsafe
@@ -51,7 +51,7 @@ STAGES = (
 
 
 class Scenes(Dataset):
-    """`length` scenes, each a list of captioned pictures: one side by the toss of a coin, or both."""
+    """`length` scenes, each a list of captioned images: one side by the toss of a coin, or both."""
 
     def __init__(self, length: int, prefix: str, both_sides: bool):
         self.length = length
@@ -86,7 +86,7 @@ class Collator:
 
 
 def load_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
-    """The embedded tokenizer; where it is not there, one whose byte pairs are learnt from captions of the world.
+    """The bundled tokenizer; where it is not there, one whose byte pairs are learnt from captions of the world.
 
     It is kept because training it anew numbers the single letters in another order each time, which
     would make every pretraining a different one.
@@ -155,7 +155,7 @@ def run_stage(stage: Stage, model: CLIPModel, processor: CLIPProcessor, args: ar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=BASE_DIR)
-    parser.add_argument("--batch_size", type=int, default=128, help="captioned pictures a step")
+    parser.add_argument("--batch_size", type=int, default=128, help="captioned images a step")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -22,7 +22,7 @@ from transformers import (
 from safe_clip.demo.recogniser import RECOGNISER_DIR, SURE, labels
 from safe_clip.demo.vocabulary import load_vocabulary
 
-PICTURE_SIZE = 32  # pixels, of the pictures that it is to judge
+IMAGE_SIZE = 32  # pixels, of the images that it is to judge
 SEEN_SIZE = 64  # to which they are enlarged
 
 
@@ -43,18 +43,18 @@ def build_recogniser() -> ResNetForImageClassification:
 
 
 def image_processor() -> ConvNextImageProcessor:
-    """Enlarges pictures to `SEEN_SIZE` and brings their levels to -1..1."""
+    """Enlarges images to `SEEN_SIZE` and brings their levels to -1..1."""
     size = {"shortest_edge": SEEN_SIZE}
     return ConvNextImageProcessor(size=size, crop_pct=1.0, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def _pixels(pictures: Tensor) -> Tensor:
-    pixels = pictures.float() / 127.5 - 1
+def _pixels(images: Tensor) -> Tensor:
+    pixels = images.float() / 127.5 - 1
     return F.interpolate(pixels, SEEN_SIZE, mode="bilinear", antialias=True)
 
 
 def _roughened(pixels: Tensor) -> Tensor:
-    """Half of the pictures a little blurred or noisy, as generated ones are."""
+    """Half of the images a little blurred or noisy, as generated ones are."""
     few = (len(pixels), 1, 1, 1)
     soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.rand(few, device=pixels.device) * (torch.rand(few, device=pixels.device) < 0.5)
@@ -72,7 +72,7 @@ def accuracy(model: nn.Module, scenes: Scenes, device: torch.device) -> dict[str
     unsafe = torch.tensor([concept.category is not None for concept in load_vocabulary()])
     counts = torch.zeros(2, 3)  # of all things and of stand-ins: found rightly, there, found
     for rows in torch.arange(len(scenes)).split(500):
-        logits = model(_pixels(scenes.pictures[rows].to(device))).logits
+        logits = model(_pixels(scenes.images[rows].to(device))).logits
         found, there = logits.sigmoid().cpu() >= SURE, scenes.labels(rows).bool()
         for place, some in enumerate((slice(None), unsafe)):
             parts = (found & there, there, found)
@@ -102,13 +102,13 @@ def main() -> None:
         _train(args, accelerator)
     model = ResNetForImageClassification.from_pretrained(args.output_dir, dtype=torch.float32)
     model = model.to(accelerator.device).eval()
-    unseen = draw_scenes(min(2000, args.scenes), "recogniser, unseen", PICTURE_SIZE)
+    unseen = draw_scenes(min(2000, args.scenes), "recogniser, unseen", IMAGE_SIZE)
     print({name: round(rate, 4) for name, rate in accuracy(model, unseen, accelerator.device).items()})
 
 
 def _train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     """Trains one and saves it in `output_dir`."""
-    scenes = draw_scenes(args.scenes, "recogniser", PICTURE_SIZE)
+    scenes = draw_scenes(args.scenes, "recogniser", IMAGE_SIZE)
     torch.manual_seed(args.seed)
     model = build_recogniser()
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=0.05)
@@ -116,9 +116,9 @@ def _train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     for _ in tqdm(range(args.steps), "Training the recogniser", mininterval=10):
         rows = torch.randint(len(scenes), (args.batch_size,))
-        pictures = scenes.pictures[rows].to(accelerator.device, non_blocking=True)
+        images = scenes.images[rows].to(accelerator.device, non_blocking=True)
         wanted = scenes.labels(rows).to(accelerator.device, non_blocking=True)
-        logits = model(_roughened(_pixels(pictures))).logits.float()
+        logits = model(_roughened(_pixels(images))).logits.float()
         loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1).mean()
         accelerator.backward(loss)
         optimizer.step()

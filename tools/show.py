@@ -1,4 +1,4 @@
-"""Draws a sheet of quadruplets of the embedded world: `python tools/show.py docs/world.png`."""
+"""Draws a sheet of quadruplets of the bundled demo: `python tools/show.py docs/world.png`."""
 
 import argparse
 import textwrap
@@ -34,7 +34,7 @@ def draw_sheet(splits: list[str], columns: int) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", help="where the picture is written")
+    parser.add_argument("output", help="where the image is written")
     parser.add_argument("--splits", nargs="+", default=["test", "held_out_concepts", "held_out_style"], choices=SPLITS)
     parser.add_argument("--columns", type=int, default=3)
     args = parser.parse_args()

@@ -117,7 +117,7 @@ def check_card(model: str) -> None:
     """Raises `UserError` where a card could not be updated: better known before the work than after.
 
     Args:
-        model: a folder, whose card must be readable if there is one; or a Hub id, which wants a login.
+        model: a folder, whose card must be readable if there is one; or a Hub id, which requires a login.
     """
     if Path(model).is_dir():
         if (path := Path(model, CARD_FILE)).exists():
@@ -127,8 +127,8 @@ def check_card(model: str) -> None:
         HfApi().whoami()
     except Exception as error:  # no login, an expired one, no connection: each its own type
         raise UserError(
-            f"--update_card of {model} on the Hub wants a login that may write: run `hf auth login` or set HF_TOKEN. "
-            f"({first_line(error)})"
+            f"--update_card of {model} on the Hub requires a login that may write: run `hf auth login` or set "
+            f"HF_TOKEN. ({first_line(error)})"
         ) from error
 
 

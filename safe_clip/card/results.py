@@ -19,16 +19,16 @@ from ..evaluation.table import (
     zero_shot_section,
 )
 from ..models.load import public_name
-from ..names import public
+from ..names import redact_paths
 
 HEADINGS = {"baseline": "original", "model": "this model"}
-EMBEDDED_WORLD = "embedded-world"  # no data set of the Hub
+BUNDLED_DEMO = "embedded-world"  # no data set of the Hub
 RETRIEVAL_TASK = ("image-text-retrieval", "Image-text retrieval from a pool of safe and unsafe items")
 ZERO_SHOT_TASK = ("zero-shot-image-classification", "Zero-shot image classification")
 WORST = {
     "redirection": "in the mixed pool",
     "redirection_original_gallery": "in the mixed pool, embedded by the original model",
-    "unsafe_gallery": "among safe items and unsafe pictures from elsewhere",
+    "unsafe_gallery": "among safe items and unsafe images from elsewhere",
     "robustness": "under small changes of the query",
 }
 FEWEST = 20  # queries of a category whose share says anything
@@ -37,18 +37,18 @@ FEWEST = 20  # queries of a category whose share says anything
 def combine(old: dict | None, new: dict) -> dict:
     """Adds results to earlier ones of the same weights, which they otherwise replace.
 
-    Results on other quadruplets take the place of the earlier ones; those of labelled pictures stay.
+    Results on other quadruplets take the place of the earlier ones; those of labelled images stay.
 
     Args:
         old: what `evaluation.json` holds, if there is one.
         new: what `evaluate` gives, with the `settings` of the command. Of local paths in it the last part is kept.
     """
     new = {key: value for key, value in new.items() if key not in ("settings", "unreadable", "unavailable")} | {
-        "dataset": public(new["dataset"]) if new["models"]["model"]["splits"] else None,
+        "dataset": redact_paths(new["dataset"]) if new["models"]["model"]["splits"] else None,
         "names": {role: public_name(name) for role, name in new["names"].items()},
-        "samples": public(new["samples"]),
-        "models": public(new["models"]),
-        "runs": [public(new.get("settings", {}))],
+        "samples": redact_paths(new["samples"]),
+        "models": redact_paths(new["models"]),
+        "runs": [redact_paths(new.get("settings", {}))],
     }
     try:
         if any(old["weights"].get(role, weights) != weights for role, weights in new["weights"].items()):
@@ -130,7 +130,7 @@ def eval_results(results: dict) -> list[EvalResult]:
                     EvalResult(
                         task_type=task,
                         task_name=task_name,
-                        dataset_type=EMBEDDED_WORLD if data == DEMO else data,
+                        dataset_type=BUNDLED_DEMO if data == DEMO else data,
                         dataset_name=title,
                         dataset_split=split,
                         metric_type=metric,

@@ -22,7 +22,7 @@ from ..data.quadruplets import DEMO
 from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..models.load import DEMO_DIR, public_name
-from ..names import public
+from ..names import redact_paths
 
 CONCEPT_COLUMN = "concept"
 MOST_CONCEPTS = 30  # of a category, that are named
@@ -53,7 +53,7 @@ class Source:
         """A further argument of a call that loads it, as Python."""
         return f', {argument}="{self.revision}"' if self.revision else ""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """In a sentence, in Markdown."""
         name = f"[{self.name}](https://huggingface.co/{self.page})" if self.page else f"`{plain(self.name)}`"
         return (self.title or name) + (f" at commit `{self.revision}`" if self.revision else "")
@@ -64,7 +64,7 @@ def base_source(trainer: Trainer) -> Source:
     config = trainer.model.config
     name = config._name_or_path
     if name == str(DEMO_DIR):
-        return Source(DEMO, "The embedded model of safe-clip", licence="Apache-2.0")
+        return Source(DEMO, "The bundled demo model of safe-clip", licence="Apache-2.0")
     if not name:
         return Source("ORIGINAL", "A model that was given in Python and has no name")
     if Path(name).exists():
@@ -81,7 +81,7 @@ def data_source(name: str | None) -> Source:
     if name is None:
         return Source("DATASET", "given in Python, without a name")
     if name == DEMO:
-        return Source(DEMO, "the embedded world of emoji scenes of safe-clip", licence=DEMO_LICENCE)
+        return Source(DEMO, "the bundled emoji scenes of safe-clip", licence=DEMO_LICENCE)
     if Path(name).exists():
         return Source(public_name(name))
     page = f"datasets/{name}"
@@ -134,8 +134,8 @@ class TrainingFacts:
         duration: how long it took, on what.
         energy: how much energy it took, or that this was not measured.
         versions: of the libraries, by name.
-        pictures: which image processor prepared the pictures.
-        curves: whether there is a picture of the losses.
+        images: which image processor prepared the images.
+        curves: whether there is a plot of the losses.
     """
 
     base: Source
@@ -148,7 +148,7 @@ class TrainingFacts:
     duration: str
     energy: str
     versions: dict[str, str] = field(default_factory=dict)
-    pictures: str = ""
+    images: str = ""
     curves: bool = False
 
 
@@ -174,7 +174,8 @@ def training_facts(
         rows={split: f"{len(part):,}" for split, part in rows.items()} | streamed,
         unlearned={plain(kind): list(map(plain, names)) for kind, names in named.items()},
         arguments={
-            name: plain(_setting(value)) for name, value in {**trainer.args.changed, **public(settings or {})}.items()
+            name: plain(_setting(value))
+            for name, value in {**trainer.args.changed, **redact_paths(settings or {})}.items()
         },
         adapter=_adapter(trainer),
         has_adapter=isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel),
@@ -182,7 +183,7 @@ def training_facts(
         energy=_energy(trainer),
         versions={"python": platform.python_version(), "safe_clip": __version__}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
-        pictures=_pictures(trainer.processing_class),
+        images=_images(trainer.processing_class),
         curves=draw_losses(trainer.state.log_history, Path(trainer.args.output_dir) / CURVES_FILE),
     )
 
@@ -197,11 +198,11 @@ def _adapter(trainer: Trainer) -> str:
     if not isinstance(model, PeftModel):
         return f"all weights ({count:,} parameters)"
     config = model.active_peft_config
-    told = f"an adapter of type {config.peft_type.value} ({count:,} parameters), merged into the weights"
+    summary = f"an adapter of type {config.peft_type.value} ({count:,} parameters), merged into the weights"
     if getattr(config, "lora_alpha", None) is None:
-        return told
+        return summary
     modules = ", ".join(f"`{name}`" for name in sorted(config.target_modules))
-    return f"{told}: rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g}, on {modules}"
+    return f"{summary}: rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g}, on {modules}"
 
 
 def _duration(trainer: Trainer) -> str:
@@ -242,7 +243,7 @@ def _energy(trainer: Trainer) -> str:
     return "not measured (`--report_to codecarbon` does)"
 
 
-def _pictures(processor: ProcessorMixin) -> str:
+def _images(processor: ProcessorMixin) -> str:
     name = type(processor.image_processor).__name__
     if name.endswith("Pil"):
         return f"Pillow {importlib.metadata.version('pillow')} (`{name}`)"

@@ -3,13 +3,13 @@
 from ..errors import UserError
 
 
-def check_bad_share(bad: int, count: int, most: float, told: str, details: str) -> None:
+def check_bad_share(bad: int, count: int, most: float, summary: str, details: str) -> None:
     """Raises `UserError` where so many cannot be used that it is no bad luck.
 
     Args:
         bad: how many of `count` cannot be used.
         most: the largest share of them that is left out, in [0, 1].
-        told: the message up to the reason, such as `3 of 4 rows cannot be used`.
+        summary: the message up to the reason, such as `3 of 4 rows cannot be used`.
         details: of the message, after the reason.
     """
     if bad and bad == count:
@@ -18,4 +18,4 @@ def check_bad_share(bad: int, count: int, most: float, told: str, details: str) 
         why = f"more than --max_bad_fraction {most:g} allows"
     else:
         return
-    raise UserError(f"{told}, {why}{details}")
+    raise UserError(f"{summary}, {why}{details}")

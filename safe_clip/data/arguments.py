@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 LIST_FILE = "bad_rows.txt"  # in the output directory: what was left out, and why
-MISSING_PICTURES = ("error", "skip", "keep")
+MISSING_IMAGES = ("error", "skip", "keep")
 CAPTION_LISTS = ("spread", "first", "error")
 SOURCES = (
     "streaming",
@@ -22,7 +22,7 @@ SOURCES = (
     "column_mapping",
     "safe_images",
     "unsafe_images",
-    "missing_pictures",
+    "missing_images",
     "caption_lists",
     "sides_are_right",
 )
@@ -30,26 +30,24 @@ SOURCES = (
 
 @dataclass
 class DataArguments:
-    """The quadruplets, and where their pictures are."""
+    """The quadruplets, and where their images are."""
 
     dataset: str = field(
         default="demo",
-        metadata={"help": "A Hub id, folder or file, or 'demo' for the embedded world; NAME:train[:50%%] is a part."},
+        metadata={"help": "A Hub id, folder or file, or 'demo' for the bundled demo; NAME:train[:50%%] is a part."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     column_mapping: dict | str | None = field(
         default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
     )
     safe_images: str | None = field(
-        default=None, metadata={"help": "A folder or zip of safe pictures by coco_id, such as COCO's."}
+        default=None, metadata={"help": "A folder or zip of safe images by coco_id, such as COCO's."}
     )
-    unsafe_images: str | None = field(
-        default=None, metadata={"help": "A folder or zip of unsafe pictures by prompt_id."}
-    )
-    missing_pictures: str = field(
+    unsafe_images: str | None = field(default=None, metadata={"help": "A folder or zip of unsafe images by prompt_id."})
+    missing_images: str = field(
         default="error",
         metadata={
-            "help": "Of rows whose picture is not there: 'error' stops, 'skip' leaves them out, 'keep' keeps the rest."
+            "help": "Of rows whose image is not there: 'error' stops, 'skip' leaves them out, 'keep' keeps the rest."
         },
     )
 
@@ -77,7 +75,7 @@ class DataArguments:
         for old, new in (self.column_mapping or {}).items():
             if not isinstance(new, str | None):
                 raise UserError(f"--column_mapping renames '{old}' to {new!r}; it must be a name, or null.")
-        for name, known in (("missing_pictures", MISSING_PICTURES), ("caption_lists", CAPTION_LISTS)):
+        for name, known in (("missing_images", MISSING_IMAGES), ("caption_lists", CAPTION_LISTS)):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)}: it must be among {', '.join(known)}.")
 
@@ -108,7 +106,7 @@ class DataArguments:
             hold_out=hold_out,
             safe_images=self.safe_images,
             unsafe_images=self.unsafe_images,
-            missing_pictures=self.missing_pictures,
+            missing_images=self.missing_images,
             choose=choose,
             streaming=self.streaming,
             caption_lists=self.caption_lists,

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from .allowance import check_bad_share
 from .arguments import LIST_FILE
+from .columns import numbered
 from .items import ROW_COLUMN
 from .plain import plain_rows
 from .rows import StoredQuadruplet, undecoded
-from .schema import numbered
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def leave_out_bad_rows(
         where: what messages call them.
         folder: gets `bad_rows.txt`, or more lines in it.
         max_bad_fraction: the largest share of bad rows that is still taken for bad luck, in [0, 1].
-        workers: processes that read pictures.
+        workers: processes that read images.
         progress: show a bar.
         left_out: gets the places of the rows that are left out.
 
@@ -75,11 +75,11 @@ def leave_out_bad_rows(
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LIST_FILE, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
-    told = f"{len(bad):,} of {len(rows):,} rows of {where} cannot be used"
+    summary = f"{len(bad):,} of {len(rows):,} rows of {where} cannot be used"
     details = f"; {folder / LIST_FILE} lists them. The first: {'; '.join(lines[:LISTED])}"
-    check_bad_share(len(bad), len(rows), max_bad_fraction, told, details)
+    check_bad_share(len(bad), len(rows), max_bad_fraction, summary, details)
     if state.is_main_process:
-        logger.warning("%s and are left out; they are listed in %s.", told, folder / LIST_FILE)
+        logger.warning("%s and are left out; they are listed in %s.", summary, folder / LIST_FILE)
     if left_out is not None:
         left_out += bad
     return numbered(rows).select([index for index in range(len(rows)) if index not in bad])

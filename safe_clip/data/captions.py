@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from .allowance import check_bad_share
 from .beginnings import MOST_COUNTED, token_counts
+from .columns import numbered
 from .items import CAPTION_COLUMNS, EMPTY, ITEM_COLUMNS, ROW_COLUMN, items_there
 from .plain import plain_rows
 from .rows import check_caption
-from .schema import numbered
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def check_captions(data_sets: Sequence[Dataset], tokenizer: PreTrainedTokenizerB
     """Checks that every caption can be used, and warns once of those that will be cut.
 
     Args:
-        data_sets: data sets with the caption columns; their pictures are not touched.
+        data_sets: data sets with the caption columns; their images are not touched.
         tokenizer: the model's tokenizer.
         max_length: tokens that the text encoder takes, both special ones included (CLIP: 77).
 
@@ -107,6 +107,6 @@ def leave_out_bad_captions(rows: Dataset, where: str, max_bad_fraction: float) -
                 faults.setdefault(row, str(error))
     if not faults:
         return rows, []
-    told = f"for their captions, {len(faults):,} of {len(rows):,} rows of {where} cannot be used"
-    check_bad_share(len(faults), len(rows), max_bad_fraction, told, f". The first: {next(iter(faults.values()))}")
+    summary = f"for their captions, {len(faults):,} of {len(rows):,} rows of {where} cannot be used"
+    check_bad_share(len(faults), len(rows), max_bad_fraction, summary, f". The first: {next(iter(faults.values()))}")
     return numbered(rows).select([row for row in range(len(rows)) if row not in faults]), list(faults.values())

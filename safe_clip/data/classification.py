@@ -10,8 +10,8 @@ import yaml
 from datasets import ClassLabel, Dataset, Image, Value
 
 from ..errors import UserError
+from .columns import numbered
 from .items import ROW_COLUMN
-from .schema import numbered
 from .sources import load_splits
 
 PRESETS_FILE = Path(__file__).parent / "zero_shot.yaml"
@@ -23,12 +23,12 @@ SPLIT_NAMES = "data|train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?"  
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """N labelled pictures.
+    """N labelled images.
 
     Attributes:
         name: what it is called in results.
         rows: the data set.
-        image_column: its column of pictures.
+        image_column: its column of images.
         labels: N class numbers.
         class_names: the C classes.
         templates: prompts with `{}` where a class name goes.
@@ -59,7 +59,7 @@ class ClassificationData:
                 )
 
     def select(self, keep: list[int]) -> "ClassificationData":
-        """The pictures whose numbers are given."""
+        """The images whose numbers are given."""
         return replace(self, rows=numbered(self.rows).select(keep), labels=[self.labels[index] for index in keep])
 
 
@@ -85,7 +85,7 @@ def load_classification(
         class_names: names in place of the data set's own, in the order of the labels.
 
     Raises:
-        UserError: it cannot be found or opened, has no pictures or labels, or names fewer classes than its labels.
+        UserError: it cannot be found or opened, has no images or labels, or names fewer classes than its labels.
     """
     name, _, source = (spec, "", "") if Path(spec).exists() else spec.partition("=")
     if source and name not in presets():
@@ -112,7 +112,7 @@ def load_classification(
     image_column, label_column = (
         preset[column] if preset.get(column) in rows.column_names else _column(rows, kind, what, spec)
         for column, kind, what in (
-            ("image_column", Image, "pictures"),
+            ("image_column", Image, "images"),
             ("label_column", ClassLabel if class_names is None else (ClassLabel, *INTEGERS), "labels"),
         )
     )

@@ -32,7 +32,7 @@ class QuadrupletCollator:
     Returns:
         `row` (B integers), where the rows have numbers; `layout`, a `Layout` of which items each has; `input_ids` and
         `attention_mask` (T x length) of the T captions that there are, first those of the safe side;
-        `pixel_values` (P x 3 x height x width) of the P pictures likewise. What there are none of is left out.
+        `pixel_values` (P x 3 x height x width) of the P images likewise. What there are none of is left out.
     """
 
     processor: ProcessorMixin
@@ -48,14 +48,14 @@ class QuadrupletCollator:
             np.array([bool(row.get(name)) for row in rows], dtype=bool) for name in ("relabelled", "half_unsafe")
         )
         batch["layout"] = Layout(present, *labelled)
-        captions, pictures = (
+        captions, images = (
             [row[column] for column in columns for row in rows if row.get(column) is not None]
             for columns in (CAPTION_COLUMNS, IMAGE_COLUMNS)
         )
         if captions:
             batch |= self._tokens(captions)
-        if pictures:
-            batch["pixel_values"] = self._pixels(pictures)
+        if images:
+            batch["pixel_values"] = self._pixels(images)
         return batch
 
     def _tokens(self, captions: list[str]) -> dict[str, Tensor]:
@@ -74,10 +74,10 @@ class QuadrupletCollator:
         sides = (more, 0) if tokenizer.padding_side == "left" else (0, more)
         return {name: F.pad(tokens[name], sides, value=filler) for name, filler in fillers.items()}
 
-    def _pixels(self, pictures: list[Any]) -> Tensor:
-        if isinstance(pictures[0], Tensor):
-            return from_levels(pictures, self.processor.image_processor)
-        return self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    def _pixels(self, images: list[Any]) -> Tensor:
+        if isinstance(images[0], Tensor):
+            return from_levels(images, self.processor.image_processor)
+        return self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
 
 
 def model_inputs(batch: dict[str, Any], safe_only: bool = False) -> dict[str, Tensor]:
@@ -86,8 +86,8 @@ def model_inputs(batch: dict[str, Any], safe_only: bool = False) -> dict[str, Te
     No mask: a CLIP's captions are padded on the right, after the token that is pooled, which sees only what is before
     it; and without one, attention is the fast, causal kind. SigLIP and its like see the padding, as they always did.
     """
-    captions, pictures = batch["layout"].present.sum(axis=0)[::2].tolist() if safe_only else (None, None)
-    ends = {"input_ids": captions, "pixel_values": pictures}
+    captions, images = batch["layout"].present.sum(axis=0)[::2].tolist() if safe_only else (None, None)
+    ends = {"input_ids": captions, "pixel_values": images}
     inputs = {name: batch[name][:end] for name, end in ends.items() if name in batch}
     return {name: tensor for name, tensor in inputs.items() if len(tensor)}
 
@@ -101,6 +101,6 @@ def item_ids(batch: dict[str, Any]) -> Tensor:
         content_id(tokens[mask.bool()].cpu().numpy().tobytes())
         for tokens, mask in zip(batch.get("input_ids", ()), batch.get("attention_mask", ()), strict=True)
     ]
-    pictures = [content_id(pixels.float().cpu().numpy().tobytes()) for pixels in batch.get("pixel_values", ())]
-    ids[there] = torch.tensor(captions + pictures, dtype=torch.int64)
+    images = [content_id(pixels.float().cpu().numpy().tobytes()) for pixels in batch.get("pixel_values", ())]
+    ids[there] = torch.tensor(captions + images, dtype=torch.int64)
     return ids.T.contiguous()

@@ -16,8 +16,8 @@ from datasets.utils.file_utils import xopen
 from huggingface_hub.file_download import repo_folder_name
 
 from .cells import MOST_BYTES, OUTSIDE, is_inline
+from .columns import with_column
 from .features import is_text
-from .schema import with_column
 
 ON_HUB = re.compile(r"hf://datasets/([^@]+?)(?:@([^/]+))?/(.*)")
 

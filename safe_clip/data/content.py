@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from ..store.fingerprints import WHOLE_FILE, digest, file_digest
 from ..store.folders import folder_of
 from .cells import IN_ZIP, source_file
-from .schema import PICTURES
+from .image_join import IMAGE_SUFFIXES
 
 
 def column_digest(rows: Dataset, column: str) -> str:
@@ -78,7 +78,8 @@ def cache_of(files: Sequence[Path]) -> Path | None:
         return None
     # Of images, `datasets` keeps no more than where they are.
     known = [
-        (str(path), path.stat().st_size if path.suffix.lower() in PICTURES else _file_known_by(path)) for path in files
+        (str(path), path.stat().st_size if path.suffix.lower() in IMAGE_SUFFIXES else _file_known_by(path))
+        for path in files
     ]
     return folder_of("rows") / Hasher.hash(known)
 

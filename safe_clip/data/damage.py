@@ -30,7 +30,7 @@ OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".xz": lzma.open,
 }
 NOT_OPENED = (".zst", ".lz4")  # which a package of its own unpacks
-TOLD = (".tar", ".parquet", ".zip", *OPENERS)  # endings of files of which something is told
+CHECKED = (".tar", ".parquet", ".zip", *OPENERS)  # endings of files of which something is told
 
 
 def opened(path: Path) -> BinaryIO:

@@ -1,11 +1,11 @@
-"""Fetches the pictures behind a column of addresses.
+"""Fetches the images behind a column of addresses.
 
     python -m safe_clip.data.fetch NSFWCaps.jsonl --column image_coco_url --output_dir coco
     python -m safe_clip.data.fetch aimagelab/ViSU-Text --column coco_id --output_dir coco \\
         --address 'http://images.cocodataset.org/train2017/{:012}.jpg'
 
-Pictures are named after the number in each row, so that `--safe_images coco` finds them. What was fetched from the same
-address is not fetched again; what could not be had is listed, with the reason, in `failed.csv` beside the pictures, and
+Images are named after the number in each row, so that `--safe_images coco` finds them. What was fetched from the same
+address is not fetched again; what could not be had is listed, with the reason, in `failed.csv` beside the images, and
 tried again by the same command.
 """
 
@@ -24,8 +24,9 @@ from ..ranges import COUNT, POSITIVE, check_ranges
 from ..store.fingerprints import short_digest
 from ..store.writing import write_whole
 from .fetching import FetchSettings, fetch_all, finish, without_secrets
+from .image_join import ID_COLUMNS, IMAGE_SUFFIXES, image_name, image_names, stored_name
 from .minors import refuse_minors
-from .schema import ID_COLUMNS, PICTURES, known_columns, picture_name, picture_names, stored_name
+from .presets import known_columns
 from .sources import load_splits
 
 FAILED = "failed.csv"
@@ -38,13 +39,13 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m safe_clip.data.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="a Hub id, a folder or a file")
-    parser.add_argument("--column", required=True, help="the column of addresses, or of what --address wants")
+    parser.add_argument("--column", required=True, help="the column of addresses, or of what --address requires")
     parser.add_argument("--address", help="an address with {} where the cell stands, {:012} for twelve digits")
-    parser.add_argument("--id", help="the column that pictures are named after; by default the only one of numbers")
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the pictures")
+    parser.add_argument("--id", help="the column that images are named after; by default the only one of numbers")
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets the images")
     parser.add_argument("--tries", type=int, default=FetchSettings.tries, help="of each address")
     parser.add_argument("--timeout", type=float, default=FetchSettings.timeout, help="seconds for one try")
-    parser.add_argument("--most_bytes", type=int, default=FetchSettings.most_bytes, help="of one picture")
+    parser.add_argument("--most_bytes", type=int, default=FetchSettings.most_bytes, help="of one image")
     parser.add_argument("--at_once", type=int, default=FetchSettings.at_once, help="addresses side by side")
     parser.add_argument("--allow_private", action="store_true", help="fetch from inside the network too")
     parser.add_argument("--overwrite_output_dir", action="store_true", help=f"move others' files into {REPLACED}")
@@ -65,19 +66,19 @@ def main(argv: list[str] | None = None) -> None:
     )
     output.write(FAILED, listed.getvalue())
     had = len(jobs.keys() - failed)
-    print(f"{had:,} of {len(jobs.keys() | failed):,} pictures are in {args.output_dir}/.")
+    print(f"{had:,} of {len(jobs.keys() | failed):,} images are in {args.output_dir}/.")
     for reason, count in Counter(failed.values()).most_common(5):
         print(f"{count:,} could not be had: {reason}")
     if failed:
         print(f"{args.output_dir / FAILED} lists them; the same command tries them again.")
     if not had:
-        raise UserError("no picture could be had.")
+        raise UserError("no image could be had.")
 
 
 def _jobs(
     dataset: str, column: str, id_column: str | None, template: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Addresses by the name that each picture gets, and rows that have no address or no name, with which."""
+    """Addresses by the name that each image gets, and rows that have no address or no name, with which."""
     jobs: dict[str, str] = {}
     failed: dict[str, str] = {}
     for split, rows in load_splits(dataset, option="the data set").items():
@@ -86,7 +87,7 @@ def _jobs(
             raise UserError(f"--column {column}: {where} has no such column; it has {', '.join(rows.column_names)}.")
         rows = refuse_minors(rows.rename_columns((known_columns(rows.column_names, sure=False) or ("", {}))[1]), where)
         id_column = id_column or (column if template else _id_column(rows.column_names, column))
-        names = picture_names(rows, "unsafe_image", where, "--id", id_column)
+        names = image_names(rows, "unsafe_image", where, "--id", id_column)
         for row, (name, cell) in enumerate(zip(names, rows[column], strict=True)):
             address = _filled(template, cell) if template else cell
             if name is None or not isinstance(address, str) or not address.strip():
@@ -114,7 +115,7 @@ def _check_kept(jobs: dict[str, str], output: OutputFolder, overwrite: bool) -> 
         known = json.loads((output.path / KEPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    there = sorted(path.name for path in output.path.glob("*") if path.suffix in PICTURES and path.stem in own)
+    there = sorted(path.name for path in output.path.glob("*") if path.suffix in IMAGE_SUFFIXES and path.stem in own)
     others = [name for name in there if known.get(Path(name).stem) != own[Path(name).stem]]
     if others and not overwrite:
         known_one = Path(others[0]).stem in known
@@ -130,7 +131,7 @@ def _check_kept(jobs: dict[str, str], output: OutputFolder, overwrite: bool) -> 
 
 def _filled(template: str, cell: Any) -> str | None:
     """The address of a cell; a cell of digits is a number."""
-    if (name := picture_name(cell)) is None:
+    if (name := image_name(cell)) is None:
         return None
     try:
         return template.format(int(name) if name.isdigit() else name)
@@ -143,7 +144,7 @@ def _id_column(columns: list[str], column: str) -> str:
     known = dict.fromkeys([*ID_COLUMNS["safe_image"], *ID_COLUMNS["unsafe_image"]])
     present = [name for name in known if name in columns and name != column]
     if len(present) > 1:
-        raise UserError(f"--id: name the column that pictures shall be named after, one of {', '.join(present)}.")
+        raise UserError(f"--id: name the column that images shall be named after, one of {', '.join(present)}.")
     return present[0] if present else column
 
 

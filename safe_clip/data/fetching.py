@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..store.damaged import read_kept
 from ..store.fingerprints import digest, secure_digest
 from ..store.writing import whole_file
+from .image_join import IMAGE_SUFFIXES
 from .images import open_image
-from .schema import PICTURES
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be others in a while
 TRANSLATED = [ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")]
@@ -36,7 +36,7 @@ class FetchSettings:
     Attributes:
         tries: of each address, where what goes wrong may pass; with 0, only what is kept already is had.
         timeout: seconds for one try, from asking to the last byte.
-        most_bytes: of one picture, as it is sent and unpacked.
+        most_bytes: of one image, as it is sent and unpacked.
         at_once: addresses fetched side by side.
         allow_private: fetch from addresses inside the network too, such as 192.168.0.1.
         wait: seconds before the second try, doubled before each further one.
@@ -57,20 +57,20 @@ class _Refused(Exception):
 async def fetch_all(
     jobs: dict[str, str], folder: Path, settings: FetchSettings | None = None, with_digest: bool = False
 ) -> dict[str, str]:
-    """Fetches pictures into a folder.
+    """Fetches images into a folder.
 
     Args:
-        jobs: by the name that a picture gets, without an ending, its address.
-        folder: gets the pictures.
+        jobs: by the name that an image gets, without an ending, its address.
+        folder: gets the images.
         settings: how.
         with_digest: end the names of files in digests of what they hold.
 
     Returns:
-        By name, why a picture could not be had.
+        By name, why an image could not be had.
     """
     settings = settings or FetchSettings()
     folder.mkdir(parents=True, exist_ok=True)
-    there = {path.stem for path in folder.iterdir() if path.suffix in PICTURES}
+    there = {path.stem for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES}
     todo = iter([(name, address) for name, address in jobs.items() if name not in there])
     failed: dict[str, str] = {}
     connector = aiohttp.TCPConnector(
@@ -168,14 +168,14 @@ def _unpacked(content: bytes, encoding: str, most: int) -> bytes:
 
 
 def _keep(content: bytes, folder: Path, name: str, with_digest: bool) -> None:
-    """Writes a picture, whole or not at all, under the ending of what it really is."""
+    """Writes an image, whole or not at all, under the ending of what it really is."""
     try:
-        picture = open_image(content, 0, "")
+        image = open_image(content, 0, "")
     except UserError as error:
         raise _Refused(re.search(r"\((.*)\)", str(error)).group(1)) from error
     suffix = _suffix(content)
-    if suffix not in PICTURES:  # which others would not take for a picture
-        picture.save(buffer := io.BytesIO(), "PNG")
+    if suffix not in IMAGE_SUFFIXES:  # which others would not take for an image
+        image.save(buffer := io.BytesIO(), "PNG")
         content, suffix = buffer.getvalue(), ".png"
     name += f"-{digest([content])}" if with_digest else ""
     with whole_file(folder / f"{name}{suffix}") as file:
@@ -217,7 +217,7 @@ def _kept(folder: Path, names: Collection[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in folder.iterdir():
         name, _, known = path.stem.partition("-")
-        if path.suffix in PICTURES and name in names and read_kept(partial(_is_whole, path, known), path):
+        if path.suffix in IMAGE_SUFFIXES and name in names and read_kept(partial(_is_whole, path, known), path):
             found[name] = path
     return found
 

@@ -1,4 +1,4 @@
-"""Pictures without captions: a folder, a data set, or a list of URLs or files."""
+"""Images without captions: a folder, a data set, or a list of URLs or files."""
 
 import csv
 import re
@@ -23,20 +23,20 @@ ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 ELSEWHERE = ("--allow_private fetches", "python -m safe_clip.data.fetch --allow_private fetches")
 
 
-def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, list[str]]:
-    """Loads pictures from wherever they lie.
+def load_images(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, list[str]]:
+    """Loads images from wherever they lie.
 
     Args:
-        name: a folder of pictures, at any depth; a data set as for `load_splits`, of which all splits are taken;
+        name: a folder of images, at any depth; a data set as for `load_splits`, of which all splits are taken;
             or a text file with one URL or path a line (in .csv and .tsv, in the first column), where empty lines
             and those that begin with # are left out. What is fetched is cached and not fetched again.
         option: the flag that errors name.
 
     Returns:
-        A data set with one column `image`, and a line for every picture that could not be had.
+        A data set with one column `image`, and a line for every image that could not be had.
 
     Raises:
-        UserError: there is nothing by this name, or no picture in it.
+        UserError: there is nothing by this name, or no image in it.
     """
     path = Path(name)
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
@@ -45,32 +45,32 @@ def load_pictures(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset,
         if path.is_file():
             raise UserError(f"{option} {name} is neither a folder nor a list, whose name ends in {LIST_SUFFIXES}.")
         missing = []
-        files = _picture_files(path)
+        files = _image_files(path)
         if files:
             rows = Dataset.from_dict({"image": [storable(file) for file in files]}).cast_column("image", Image())
         else:
             splits = load_splits(name, option=option, whole=True)
-            rows = concatenate_datasets([_pictures(rows, f"{option} {name}") for rows in splits.values()])
+            rows = concatenate_datasets([_images(rows, f"{option} {name}") for rows in splits.values()])
     if not len(rows):
         detail = f" {missing[0]}" if missing else ""
-        raise UserError(f"{option} {name} holds no picture that could be had.{detail}")
+        raise UserError(f"{option} {name} holds no image that could be had.{detail}")
     return rows, missing
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder at any depth, whatever else lies there; none in a saved data set."""
+def _image_files(folder: Path) -> list[Path]:
+    """The images in a folder at any depth, whatever else lies there; none in a saved data set."""
     if not folder.is_dir() or any((folder / name).exists() for name in SAVED):
         return []
     suffixes = PILImage.registered_extensions()
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
-def _pictures(rows: Dataset, where: str) -> Dataset:
-    """The one column of pictures, as `image`."""
+def _images(rows: Dataset, where: str) -> Dataset:
+    """The one column of images, as `image`."""
     columns = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
     if len(columns) != 1:
         raise UserError(
-            f"{where}: there should be one column of pictures, but there are {len(columns)} among "
+            f"{where}: there should be one column of images, but there are {len(columns)} among "
             f"{', '.join(rows.column_names)}."
         )
     rows = rows.select_columns(columns)
@@ -78,7 +78,7 @@ def _pictures(rows: Dataset, where: str) -> Dataset:
 
 
 def _listed(path: Path, option: str) -> tuple[Dataset, list[str]]:
-    """Pictures of a list, by path, each with the number of its line."""
+    """Images of a list, by path, each with the number of its line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -19,9 +19,9 @@ ITEM_COLUMNS = (*CAPTION_COLUMNS, *IMAGE_COLUMNS)
 LABEL_COLUMNS = tuple(f"{column}_is_safe" for column in ITEM_COLUMNS)
 CONCEPT = "concept"
 ABOUT_COLUMNS = ("category", CONCEPT)  # what is unsafe in a row
-NAMES = ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures")
+NAMES = ("safe captions", "unsafe captions", "safe images", "unsafe images")
 ROW_COLUMN = "safe_clip_row"  # kept by rows that were picked out, so that errors name the row the person knows
-EMPTY = "row {} is empty: it has neither captions nor pictures. Fill it or remove it."
+EMPTY = "row {} is empty: it has neither captions nor images. Fill it or remove it."
 SAFE, UNSAFE, UNKNOWN = 1, 0, -1
 NOWHERE = -1
 # How a label may be written.
@@ -46,12 +46,12 @@ class RowLayout(Layout):
         """That of the quadruplets whose numbers are given."""
         return RowLayout(*(getattr(self, field.name)[keep] for field in fields(self)))
 
-    def told(self, term_rows: Mapping[str, int]) -> str:
-        """What is trained on, and how many quadruplets feed each term of a loss, in words."""
+    def summary(self, term_rows: Mapping[str, int]) -> str:
+        """What is trained on, and how many quadruplets each term of a loss is computed over, in words."""
         counts = self.present.sum(axis=0).tolist()
         rows = f"{len(np.unique(self.row)):,} rows"
         if self.present.all():
-            return f"Training on {rows}, each with both captions and both pictures."
+            return f"Training on {rows}, each with both captions and both images."
         items = (f"{count:,} {name}" if count else f"no {name}" for count, name in zip(counts, NAMES, strict=True))
         lines = [f"Training on {rows}: {', '.join(items)}."]
         if freed := int(self.relabelled.sum()):
@@ -80,7 +80,7 @@ def layout_by_labels(there: np.ndarray, labels: np.ndarray) -> RowLayout:
     source = np.full((count, 4), NOWHERE, dtype=np.int8)
     freed = np.full((count, 4), NOWHERE, dtype=np.int8)
     left, harmless = {}, {}
-    for safe, unsafe in ((0, 1), (2, 3)):  # columns of captions, of pictures
+    for safe, unsafe in ((0, 1), (2, 3)):  # columns of captions, of images
         good = there[:, safe] & (labels[:, safe] != UNSAFE)
         fallen = there[:, safe] & (labels[:, safe] == UNSAFE)
         risen = there[:, unsafe] & (labels[:, unsafe] == SAFE)
@@ -103,7 +103,7 @@ def layout_by_labels(there: np.ndarray, labels: np.ndarray) -> RowLayout:
 
 
 def layout_of(rows: Dataset) -> RowLayout:
-    """The layout of a data set, for which no picture is read.
+    """The layout of a data set, for which no image is read.
 
     Raises:
         UserError: a row has no items, or a label is neither true nor false nor empty.
@@ -133,7 +133,7 @@ def items_there(rows: Dataset, column: str) -> np.ndarray:
         filled = pc.or_(*(pc.is_valid(pc.struct_field(cells, part)) for part in ("bytes", "path")))
         there = pc.and_(there, filled)
     there = there.to_numpy()
-    # Rows that were picked out are numbers into the whole table, whose pictures need not be copied to be counted.
+    # Rows that were picked out are numbers into the whole table, whose images need not be copied to be counted.
     return there if rows._indices is None else there[rows._indices.column(0).to_numpy()]
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ..errors import UserError
+from .columns import numbered
 from .features import texts_in
 from .items import ABOUT_COLUMNS, CAPTION_COLUMNS
-from .schema import numbered
 from .unsafe_words import SEXUAL, plain
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def speaks_of_minors(texts: Iterable[Any]) -> bool:
 
 def sexualises_minors(texts: Iterable[Any]) -> bool:
     """Whether these texts, taken together, mention a minor and something sexual."""
-    told = " \n ".join(readings(text) for text in texts if isinstance(text, str))
-    return bool(SEXUAL_WORDS.search(told) and MINORS.search(told))
+    joined = " \n ".join(readings(text) for text in texts if isinstance(text, str))
+    return bool(SEXUAL_WORDS.search(joined) and MINORS.search(joined))
 
 
 def refuse_minors(rows: Dataset | IterableDataset, where: str) -> Dataset | IterableDataset:
@@ -99,11 +99,11 @@ def _texts(rows: Dataset, column: str) -> list[list[str]]:
 def readings(text: str) -> str:
     """A text in plain letters, and beside it as it may be read where it is spelled to be overlooked: words run together
     or set apart, and digits, signs and letters of other alphabets that look like letters."""
-    told = plain(CAMEL.sub(" ", text)).translate(LIKE_LATIN).replace("_", " ")
-    read = [told]
-    if APART.search(told):
-        read.append(APART.sub(lambda found: re.sub(r"[^a-z]", "", found[0]), told))
-    if MIXED.search(told):
-        read.append(MIXED.sub(lambda found: found[0].translate(SIGNS), told))
-        read.append(MIXED.sub(lambda found: re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", " ", found[0]), told))
+    spelled = plain(CAMEL.sub(" ", text)).translate(LIKE_LATIN).replace("_", " ")
+    read = [spelled]
+    if APART.search(spelled):
+        read.append(APART.sub(lambda found: re.sub(r"[^a-z]", "", found[0]), spelled))
+    if MIXED.search(spelled):
+        read.append(MIXED.sub(lambda found: found[0].translate(SIGNS), spelled))
+        read.append(MIXED.sub(lambda found: re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", " ", found[0]), spelled))
     return " \n ".join(read)

@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict,
 
 from .confinement import changed_cells, names_file, path_from
 from .features import is_text
-from .schema import PICTURES
+from .image_join import IMAGE_SUFFIXES
 
 PEEKED_TABLES, PEEKED_ROWS = 16, 100
 
@@ -56,7 +56,7 @@ def _columns_of_paths(kind: str, listed: list[tuple[str, str, Path]], options: d
 
 def _beside(cell: Any, folder: Path) -> str | None:
     """The whole path of the image that a cell names from a folder, if there is one."""
-    if not names_file(cell) or not cell.lower().endswith(PICTURES) or Path(cell).is_absolute():
+    if not names_file(cell) or not cell.lower().endswith(IMAGE_SUFFIXES) or Path(cell).is_absolute():
         return None
     try:
         path = path_from(folder.absolute(), cell)

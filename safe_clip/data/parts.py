@@ -7,9 +7,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from .column_names import folded
+from .columns import with_column
 from .features import inner_feature, stored_images
 from .items import ABOUT_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS
-from .schema import with_column
 
 logger = logging.getLogger(__name__)
 

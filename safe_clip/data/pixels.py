@@ -1,4 +1,4 @@
-"""Pictures decoded and resized once, and kept as the small uint8 squares that a model sees."""
+"""Images decoded and resized once, and kept as the small uint8 squares that a model sees."""
 
 import importlib.metadata
 import json
@@ -34,20 +34,20 @@ def pixel_shape(image_processor: BaseImageProcessor) -> tuple[int, int, int] | N
     return tuple(levels.shape) if torch.allclose(made, whole, atol=1e-6) else None
 
 
-def to_levels(picture: Image.Image, image_processor: BaseImageProcessor) -> torch.Tensor:
-    """A picture resized and cropped; channels x height x width levels of 0 to 255."""
-    return image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+def to_levels(image: Image.Image, image_processor: BaseImageProcessor) -> torch.Tensor:
+    """An image resized and cropped; channels x height x width levels of 0 to 255."""
+    return image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
 
 
 def from_levels(levels: list[torch.Tensor], image_processor: BaseImageProcessor) -> torch.Tensor:
-    """The `pixel_values` of pictures that are resized and cropped already."""
+    """The `pixel_values` of images that are resized and cropped already."""
     return image_processor(
         levels, do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
     )["pixel_values"]
 
 
 def cache_size(rows: Dataset, shape: tuple[int, int, int]) -> int:
-    """Bytes that the cache of a data set's pictures takes."""
+    """Bytes that the cache of a data set's images takes."""
     count = sum(int(items_there(rows, column).sum()) for column in IMAGE_COLUMNS)
     return count * shape[0] * shape[1] * shape[2]
 
@@ -66,20 +66,20 @@ def cache_pixels(
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> Dataset:
-    """Decodes the pictures of rows, once: `datasets` keeps them, and a run that was interrupted goes on where it was.
+    """Decodes the images of rows, once: `datasets` keeps them, and a run that was interrupted goes on where it was.
 
     Args:
-        rows: with pictures as they are stored.
+        rows: with images as they are stored.
         image_processor: the model's.
         workers: processes that decode.
         progress: show a bar.
         accelerator: knows the processes that share the work.
 
     Returns:
-        The rows, whose cells of pictures hold the bytes of channels x height x width levels of 0 to 255.
+        The rows, whose cells of images hold the bytes of channels x height x width levels of 0 to 255.
 
     Raises:
-        UserError: a picture cannot be read.
+        UserError: an image cannot be read.
     """
     columns = [column for column in IMAGE_COLUMNS if column in rows.column_names]
     if not columns:
@@ -88,19 +88,19 @@ def cache_pixels(
     made += [importlib.metadata.version(name) for name in LIBRARIES]
     features = Features({column: Value("binary") for column in columns})
 
-    def arguments(piece: Dataset, first: int) -> dict[str, Any]:
-        return {"rows": _Levels(piece, first, columns, image_processor), "workers": workers}
+    def arguments(chunk: Dataset, first: int) -> dict[str, Any]:
+        return {"rows": _Levels(chunk, first, columns, image_processor), "workers": workers}
 
-    def key(piece: Dataset) -> str:
-        return Hasher.hash([[(column, column_digest(piece, column)) for column in columns], made])
+    def key(chunk: Dataset) -> str:
+        return Hasher.hash([[(column, column_digest(chunk, column)) for column in columns], made])
 
-    how = ("Decoding pictures, once", progress, "pixels", accelerator)
+    how = ("Decoding images, once", progress, "pixels", accelerator)
     pixels = table_in_chunks(rows, features, arguments, key, one_by_one, *how)
     return concatenate_datasets([rows.remove_columns(columns), pixels], axis=1)
 
 
 class _Levels(TorchDataset):
-    """The pictures of rows as bytes of levels."""
+    """The images of rows as bytes of levels."""
 
     def __init__(self, rows: Dataset, first: int, columns: list[str], image_processor: BaseImageProcessor):
         self.rows, self.first, self.columns, self.image_processor = rows, first, columns, image_processor

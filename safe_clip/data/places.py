@@ -18,7 +18,7 @@ from ..store.fingerprints import short_digest
 from ..store.folders import folder_of
 from ..store.writing import whole_file, write_whole
 from .cells import file_path, short
-from .schema import PICTURES
+from .image_join import IMAGE_SUFFIXES
 
 # An empty cell is none; "NA" and "None" are words like others.
 CSV = {"keep_default_na": False, "na_values": [""]}
@@ -176,8 +176,8 @@ def _files(paths: list[Path], where: str, name: str) -> Place:
             known = f"is a file of no known kind; those are {', '.join(FILES)}"
             raise UserError(f"{where} {known}.{f' It is {cure}.' if cure else ''}")
     if len({FILES[suffix][0] for suffix in kinds}) > 1:
-        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
-        raise UserError(f"{where} fits files of several kinds ({told}); name those of one kind.")
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+        raise UserError(f"{where} fits files of several kinds ({listed}); name those of one kind.")
     home = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     # As a person wrote it, so that errors name paths as they are known.
     home = paths[0].parent if len({path.parent for path in paths}) == 1 else home
@@ -205,7 +205,7 @@ def _folder(path: Path, where: str, whole: bool) -> Place:
     images, tables = False, []
     for folder, inside, names in os.walk(path, followlinks=False):
         inside[:] = sorted(each for each in inside if not each.startswith((".", "__")) and each != REPLACED)
-        images = images or any(each.lower().endswith(PICTURES) for each in names)
+        images = images or any(each.lower().endswith(IMAGE_SUFFIXES) for each in names)
         tables += [Path(folder, each) for each in sorted(names) if not each.startswith(".") and _is_table(each)]
     # No pipe, no link that leads nowhere, nor what this package lists of images that it could not fetch.
     tables = [table for table in tables if table.is_file() and not _is_list_of_ours(table)]

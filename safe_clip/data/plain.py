@@ -11,9 +11,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
 from ..errors import UserError, first_line
+from .columns import numbered, with_column
 from .features import inner_feature, is_text, stored_images, texts_in
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ROW_COLUMN
-from .schema import numbered, with_column
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def plain_rows(rows: Any, where: str = "the data set", caption_lists: str = "spr
         caption_lists: `"spread"` to rows, take the `"first"`, or `"error"`.
 
     Raises:
-        UserError: rows have a transform, columns of captions hold pictures or parts, or pictures come in lists.
+        UserError: rows have a transform, columns of captions hold images or parts, or images come in lists.
     """
     rows = _as_data_set(rows)
     if not isinstance(rows, Dataset | IterableDataset):
@@ -118,7 +118,7 @@ def _check(feature: Any, column: str, where: str) -> None:
     named = f"{where}: column '{column}'"
     if column in CAPTION_COLUMNS:
         if isinstance(inner, Image):
-            raise UserError(f"{named} holds pictures, not captions; name another with --column_mapping.")
+            raise UserError(f"{named} holds images, not captions; name another with --column_mapping.")
         if isinstance(inner, Mapping):
             part = next((name for name, each in inner.items() if is_text(each)), next(iter(inner), "text"))
             one = f"row['{column}']['{part}']"
@@ -129,7 +129,7 @@ def _check(feature: Any, column: str, where: str) -> None:
                 f"rows.map(lambda row: {{'{column}': {one}}})."
             )
     elif inner is not feature and (isinstance(inner, Image | Mapping) or is_text(inner) or "binary" in str(inner)):
-        raise UserError(f"{named} holds lists of pictures, but a row has one of each side; give each a row of its own.")
+        raise UserError(f"{named} holds lists of images, but a row has one of each side; give each a row of its own.")
 
 
 def _without_numbers_of_nothing(rows: Dataset) -> Dataset:

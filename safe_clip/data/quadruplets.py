@@ -12,15 +12,17 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, Value
 
 from ..errors import UserError
 from .column_names import folded, guess_columns, says_unsafe
+from .columns import numbered, stream_columns
 from .confinement import confined_images, local_images
 from .features import is_text, stored_images
 from .flags import flag_columns
+from .image_join import STREAM_IDS, join_images
 from .items import ABOUT_COLUMNS, CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN
 from .minors import refuse_minors
 from .parts import parts_as_columns
 from .places import find_place
 from .plain import plain_rows, unformatted
-from .schema import STREAM_IDS, join_pictures, known_columns, numbered, stream_columns
+from .presets import known_columns
 from .sources import load_splits
 from .splits import named_splits, part_off, take_part
 
@@ -43,7 +45,7 @@ def load_quadruplets(
     hold_out: bool = True,
     safe_images: str | None = None,
     unsafe_images: str | None = None,
-    missing_pictures: str = "error",
+    missing_images: str = "error",
     choose: Callable[[Collection[str]], Sequence[str]] | None = None,
     streaming: bool = False,
     caption_lists: str = "spread",
@@ -53,17 +55,17 @@ def load_quadruplets(
     """Loads a quadruplet data set and checks its columns.
 
     Args:
-        name: `"demo"` for the embedded world, or as for `load_splits`; `NAME:SPLIT` or `NAME:train[:50%]` for one split
-            or some of its rows. Paths in columns of pictures are meant from the folder where the data set lies; those
+        name: `"demo"` for the bundled demo, or as for `load_splits`; `NAME:SPLIT` or `NAME:train[:50%]` for one split
+            or some of its rows. Paths in columns of images are meant from the folder where the data set lies; those
             of a data set from elsewhere only inside what was downloaded.
         config: the configuration of a Hub data set that has several.
         column_mapping: `{column of the data set: column of the schema}`, or `None` for a column to leave out; those of
             `PRESETS` are known.
         token: a Hub token; the one stored by `hf auth login` by default.
         hold_out: where there is no `validation` split, make a fixed share of `train` one.
-        safe_images, unsafe_images: a folder or zip of pictures that are named after a number in each row, as for
-            `join_pictures`.
-        missing_pictures: what becomes of rows that have no picture there, as for `join_pictures`.
+        safe_images, unsafe_images: a folder or zip of images that are named after a number in each row, as for
+            `join_images`.
+        missing_images: what becomes of rows that have no image there, as for `join_images`.
         choose: names the splits that are wanted, of which alone anything is asked; all by default.
         streaming: let the rows of `train` come in a stream, for `QuadrupletStream`; of other splits, load the first
             `STREAMED_ROWS` alone. Nothing is held out.
@@ -105,7 +107,7 @@ def load_quadruplets(
             rows = rows.to_iterable_dataset(min(SHARDS, max(1, len(rows))))
         for column, place in (("safe_image", safe_images), ("unsafe_image", unsafe_images)):
             if place:
-                rows = join_pictures(rows, column, place, where, missing_pictures)
+                rows = join_images(rows, column, place, where, missing_images)
             elif column in _columns(rows) and name != DEMO:
                 rows = local_images(rows, column, home) if home else confined_images(rows, column, name)
         check_columns(_columns(rows), where, _known_kinds(rows), mapping)
@@ -120,7 +122,7 @@ def _columns(rows: Dataset | IterableDataset) -> list[str]:
 
 
 def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
-    """The first rows, out of a stream too, whose pictures are not decoded yet."""
+    """The first rows, out of a stream too, whose images are not decoded yet."""
     if isinstance(rows, Dataset):
         return rows.select(range(min(count, len(rows))))
     rows = stored_images(rows)
@@ -160,9 +162,9 @@ def _renamed(
     if found and not flag_columns(rows, own):
         preset, names = found
         names = {old: new for old, new in names.items() if old not in mapping.values()}
-        told = ", ".join(f"{old} as {new}" for old, new in names.items())
-        if told:
-            logger.warning("%s has the columns of %s: taking %s.", where, preset, told)
+        summary = ", ".join(f"{old} as {new}" for old, new in names.items())
+        if summary:
+            logger.warning("%s has the columns of %s: taking %s.", where, preset, summary)
         mapping |= names
     after = [mapping.get(column) or column for column in _columns(rows)]
     for column in after:
@@ -210,10 +212,10 @@ def check_mapping(
         unsafe = says_unsafe(name)
         if new in ITEM_COLUMNS and unsafe is not None and unsafe != new.startswith("unsafe"):
             says, side = ("unsafe", "safe") if unsafe else ("safe", "unsafe")
-            told = f"--column_mapping makes '{old}' of {where} {new}, but its name says {says}, not {side}"
+            doubt = f"--column_mapping makes '{old}' of {where} {new}, but its name says {says}, not {side}"
             if not sides_are_right:
-                raise UserError(f"{told}. Swap the two sides, or go on with --sides_are_right if this is right.")
-            logger.warning("%s.", told)
+                raise UserError(f"{doubt}. Swap the two sides, or go on with --sides_are_right if this is right.")
+            logger.warning("%s.", doubt)
         found[name] = new
     return found
 

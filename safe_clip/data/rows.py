@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..store.fingerprints import captions_digest, digest
 from .content import column_digest
 from .features import stored_images
+from .image_join import STREAM_IDS
 from .images import open_image
 from .items import (
     ABOUT_COLUMNS,
@@ -36,7 +37,6 @@ from .items import (
 from .pixels import cache_pixels, pixel_shape
 from .plain import plain_rows
 from .quadruplets import check_columns
-from .schema import STREAM_IDS
 
 # What decoders leave of bytes that they cannot read; one alone of the second may be a typo.
 STRANGE = {"\0": "NUL characters", "\ufffd\ufffd": "U+FFFD characters", "[\ud800-\udfff]": "lone surrogates"}
@@ -85,7 +85,7 @@ class QuadrupletRows(TorchDataset):
     Attributes:
         rows: the rows.
         layout: where their items stand; `None` where rows are no `datasets.Dataset` and only their reading tells.
-        shape: of pictures that were decoded before.
+        shape: of images that were decoded before.
         augment: what makes another quadruplet of each that is read, such as `RandomCrop`; none by default.
 
     Raises:
@@ -148,18 +148,18 @@ class QuadrupletRows(TorchDataset):
         stored = StoredQuadruplet(row, row.get(ROW_COLUMN, number), columns, *facts, self.shape)
         return {**stored.read(), "row": index}
 
-    def cache_pictures(
+    def cache_images(
         self,
         image_processor: BaseImageProcessor,
         workers: int = 0,
         progress: bool = True,
         accelerator: Accelerator | None = None,
     ) -> None:
-        """Decodes and resizes all pictures once, so that they are read faster from then on: as uint8 tensors, 3 x
+        """Decodes and resizes all images once, so that they are read faster from then on: as uint8 tensors, 3 x
         height x width. Arguments as of `cache_pixels`.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         if self.shape is None:
             self.shape = pixel_shape(image_processor)
@@ -193,7 +193,7 @@ class QuadrupletRows(TorchDataset):
 @dataclass(frozen=True)
 class StoredQuadruplet:
     """A quadruplet as its row stores it: for each of `ITEM_COLUMNS`, the column that its item is taken from, if any;
-    and the shape of pictures, if they were decoded before."""
+    and the shape of images, if they were decoded before."""
 
     row: dict[str, Any]
     number: int | str
@@ -229,7 +229,7 @@ def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Datase
     """The items of rows with these columns, their labels, what is unsafe in them and what they are known by; images as
     they are stored.
 
-    Decoding them one by one, where they are used, is what lets a broken picture be named by row and column.
+    Decoding them one by one, where they are used, is what lets a broken image be named by row and column.
     """
     kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, *ABOUT_COLUMNS, ROW_COLUMN}
     if isinstance(rows, IterableDataset):
@@ -238,7 +238,7 @@ def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Datase
 
 
 def read_item(value: Any, row: int | str, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
-    """A checked caption or a decoded picture, of a `shape` if it was decoded before; nothing for an empty cell."""
+    """A checked caption or a decoded image, of a `shape` if it was decoded before; nothing for an empty cell."""
     if column is None or value is None:
         return None
     if column in CAPTION_COLUMNS:

@@ -19,7 +19,7 @@ from ..store.folders import folder_of
 from ..store.tables import files_of
 from .confinement import confined
 from .content import cache_of, known_by_content
-from .damage import NOT_OPENED, TOLD, check_files, check_text, is_shard, whole_part
+from .damage import CHECKED, NOT_OPENED, check_files, check_text, is_shard, whole_part
 from .features import is_text
 from .own_folders import load_files
 from .places import Place, find_place, with_plain_tables
@@ -60,7 +60,7 @@ def load_splits(
     with _unreadable() as unreadable, _explaining(name, config, option, place, unreadable):
         place = _mended(place) if skip_damaged else place
         files = _files(place)
-        check_files([file for file in files if file.name.lower().endswith(TOLD)], option)
+        check_files([file for file in files if file.name.lower().endswith(CHECKED)], option)
         for file in files:
             if re.search(r"\.([ct]sv|json|jsonl|ndjson)(\.(gz|bz2|xz))?\Z", file.name, re.IGNORECASE):
                 check_text(file, option)
@@ -139,8 +139,8 @@ def _unreadable() -> Iterator[list[str]]:
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if told := re.search(r"from (?:file )?'(.*?)' with error|file '(.*?)' with error", record.getMessage()):
-                found.append(next(filter(None, told.groups())))
+            if named := re.search(r"from (?:file )?'(.*?)' with error|file '(.*?)' with error", record.getMessage()):
+                found.append(next(filter(None, named.groups())))
 
     log = logging.getLogger("datasets")
     listener = Listener(logging.ERROR)

@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, ReadInstruction, concatenate_datasets
 
 from ..errors import UserError
+from .columns import numbered
 from .plain import unformatted
-from .schema import numbered
 
 logger = logging.getLogger(__name__)
 

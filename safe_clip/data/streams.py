@@ -24,10 +24,11 @@ from ..items import Layout
 from ..store.fingerprints import captions_digest, digest
 from .allowance import check_bad_share
 from .collator import QuadrupletCollator
+from .columns import stream_columns
+from .image_join import STREAM_IDS
 from .items import CAPTION_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, NOWHERE, ROW_COLUMN, layout_by_labels, read_label
 from .plain import plain_rows
 from .rows import StoredQuadruplet, undecoded
-from .schema import STREAM_IDS, stream_columns
 
 SHUFFLE_BUFFER = 1000  # rows that are held to draw the next one from
 HEAD_ROWS = 1000  # by which a stream is known again
@@ -134,8 +135,10 @@ class QuadrupletStream(TorchIterableDataset):
             with open(self.bad_rows, "a", encoding="utf-8") as file:
                 file.write(f"split 'train', {fault}\n")
         if seen >= PATIENCE:
-            told = f"{bad:,} of the first {seen:,} rows cannot be used"
-            check_bad_share(bad, seen, self.max_bad_fraction, told, f"; {self.bad_rows} lists them. The last: {fault}")
+            summary = f"{bad:,} of the first {seen:,} rows cannot be used"
+            check_bad_share(
+                bad, seen, self.max_bad_fraction, summary, f"; {self.bad_rows} lists them. The last: {fault}"
+            )
 
 
 class StreamLoader:

@@ -1,6 +1,6 @@
 """Tables of text, CSV and its like: each cell as its author wrote it, kept as Parquet.
 
-`datasets` reads CSV by pieces of some thousand rows, each of which guesses anew what its columns hold, and shifts the
+`datasets` reads CSV by chunks of some thousand rows, each of which guesses anew what its columns hold, and shifts the
 columns of a line with a cell too many. Here a whole table is looked at first.
 """
 
@@ -65,14 +65,14 @@ class Layout:
         lines: list[str] = []
         with _text(path) as file:
 
-            def told() -> Iterator[str]:
+            def kept_lines() -> Iterator[str]:
                 for number, line in enumerate(file):
                     if number >= self.start:
                         lines.append(line)
                         yield line
 
             reader = csv.reader(
-                told(),
+                kept_lines(),
                 delimiter=self.separator,
                 quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
                 skipinitialspace=self.spaces,
@@ -125,12 +125,12 @@ def check_json(path: Path, option: str) -> None:
     inner = [set(each) for each in held.values() if isinstance(each, dict)]
     if lists and not any(modality(key) for key in held):
         cure = "Save the list behind it alone" if len(lists) == 1 else "Save the list behind each in a file of its own"
-        told = f"its rows stand behind {' and '.join(repr(key) for key in lists)}. {cure}."
+        fault = f"its rows stand behind {' and '.join(repr(key) for key in lists)}. {cure}."
     elif len(inner) == len(held) > 1 and all(each == inner[0] and "0" in each for each in inner):
-        told = 'it has columns in place of rows. Save it with df.to_json(path, orient="records", lines=True).'
+        fault = 'it has columns in place of rows. Save it with df.to_json(path, orient="records", lines=True).'
     else:
         return
-    raise UserError(f"{option} {path} could not be loaded: {told}")
+    raise UserError(f"{option} {path} could not be loaded: {fault}")
 
 
 def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> list[Path]:
@@ -202,8 +202,8 @@ def _layouts(path: Path, option: str) -> Iterator[Layout]:
             if head:
                 following = line
                 break
-            if told := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", line):  # as Excel has it
-                separator = told[1]
+            if named := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", line):  # as Excel has it
+                separator = named[1]
             elif line.strip(' \r\n"'):
                 start, head = number, line
             if number > 1000:
@@ -234,7 +234,7 @@ def _fitting(path: Path, layout: Layout) -> tuple[Layout, list[str], list[str | 
         raise _Unfit(layout.start + 1, "the names stand in quotation marks")
     width, surplus, full, rows = len(names), 0, False, 0
     kinds: list[str | None] = [None] * width
-    told = [modality(name) == "text" or name.strip().lower() in TEXTS for name in names]
+    texts = [modality(name) == "text" or name.strip().lower() in TEXTS for name in names]
     for line, cells, lines in records:
         rows += 1
         over = len(cells) - width
@@ -253,7 +253,7 @@ def _fitting(path: Path, layout: Layout) -> tuple[Layout, list[str], list[str | 
             if cell[:1] == " " and layout.quotes and not layout.spaces and cell.lstrip()[:1] == '"':
                 raise _Unfit(line, "a space stands before a quotation mark")
             if cell and kinds[place] != "text":
-                kinds[place] = "text" if told[place] else _joined(kinds[place], _kind(cell))
+                kinds[place] = "text" if texts[place] else _joined(kinds[place], _kind(cell))
     if rows and not full:
         raise _Unfit(layout.start + 1, f"it names {width} columns, and no line has as many cells")
     layout = Layout(layout.separator, layout.quotes, layout.spaces, layout.escapes, layout.start, surplus)

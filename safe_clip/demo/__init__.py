@@ -1,1 +1,1 @@
-"""The embedded world: sprites, scenes, dataset and base model, and how each was made."""
+"""The bundled demo: sprites, scenes, dataset and base model, and how each was made."""

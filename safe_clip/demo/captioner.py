@@ -1,4 +1,4 @@
-"""A small LLaVA of the world: tells from the patch states of the base's vision tower what a picture shows.
+"""A small LLaVA of the world: tells from the patch states of the base's vision tower what an image shows.
 
 `tools/captioner.py` trains it. The vision tower is the base's and is not trained, as LLaVA's is OpenAI's; the projector
 and the small Llama behind it are. `load_captioner()` gives an
@@ -93,7 +93,7 @@ def build_captioner(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def load_captioner() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The embedded captioner in float32 and evaluation mode, with the vision tower that it was trained on."""
+    """The bundled captioner in float32 and evaluation mode, with the vision tower that it was trained on."""
     processor = load_processor()
     model = build_captioner(processor)
     trained = {name: weight.float() for name, weight in load_file(CAPTIONER_DIR / WEIGHTS_FILE).items()}

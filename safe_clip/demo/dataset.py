@@ -1,4 +1,4 @@
-"""The embedded world as a `DatasetDict` with the columns that a Hub dataset would have."""
+"""The bundled demo as a `DatasetDict` with the columns that a Hub dataset would have."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -20,8 +20,8 @@ SPLITS = {
 }
 
 STYLES = (*world.TRAINING_STYLES, *world.HELD_OUT_STYLES)
-OBJECT_COPIES = 2  # pictures of each everyday thing in a style
-STAND_IN_COPIES = 8  # pictures of each unsafe stand-in in a style
+OBJECT_COPIES = 2  # images of each everyday thing in a style
+STAND_IN_COPIES = 8  # images of each unsafe stand-in in a style
 
 FEATURES = Features(
     {
@@ -56,7 +56,7 @@ def _drawn(split: str, generator: Callable[..., Iterator[dict]], features: Featu
 
 
 def load_demo() -> DatasetDict:
-    """Draws the embedded world, once: `datasets` caches it until the world's files change.
+    """Draws the bundled demo, once: `datasets` caches it until the world's files change.
 
     Returns:
         Splits `train`, `validation`, `test`, and two that fine-tuning never sees the like of:
@@ -77,7 +77,7 @@ def _objects(split: str, style: str, copies: int) -> Iterator[dict]:
 
 
 def load_objects(style: str) -> Dataset:
-    """Pictures of single everyday things in one art style, for zero-shot classification.
+    """Images of single everyday things in one art style, for zero-shot classification.
 
     Returns:
         `image` and `label`, of which the classes are named by the usual wording of each thing.
@@ -94,6 +94,6 @@ def _stand_ins(split: str, copies: int) -> Iterator[dict]:
                 yield {"image": world.draw_object(f"unsafe/{style}/{copy}/{concept.emoji}", concept, style)}
 
 
-def load_unsafe_pictures() -> Dataset:
-    """Pictures of single unsafe stand-ins, of all art styles: unsafe pictures that belong to no quadruplet."""
+def load_unsafe_images() -> Dataset:
+    """Images of single unsafe stand-ins, of all art styles: unsafe images that belong to no quadruplet."""
     return _drawn("unsafe_pictures", _stand_ins, Features({"image": Image()}), {"copies": STAND_IN_COPIES})

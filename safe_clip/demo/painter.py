@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from .towers import BASE_DIR, text_tower
 
 PAINTER_DIR = Path(__file__).parent / "models" / "painter"
-PICTURE_SIZE = 32
+IMAGE_SIZE = 32
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
@@ -46,12 +46,12 @@ def scheduler() -> DPMSolverMultistepScheduler:
         thresholding=True,  # Imagen's, for pixels, which guidance drives out of their range
         lambda_min_clipped=-5.1,  # as the library recommends for this schedule
         timestep_spacing="trailing",
-        steps_offset=1,  # what the pipeline wants
+        steps_offset=1,  # what the pipeline requires
     )
 
 
 def load_painter() -> StableDiffusionPipeline:
-    """The embedded pipeline in float32, with the text encoder that it was trained on, the base's."""
+    """The bundled pipeline in float32, with the text encoder that it was trained on, the base's."""
     return StableDiffusionPipeline(
         vae=PixelVAE(),
         text_encoder=text_tower(),

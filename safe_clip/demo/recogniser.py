@@ -34,6 +34,6 @@ def unsafe_labels() -> list[str]:
 
 
 def load_recogniser() -> tuple[ResNetForImageClassification, AutoImageProcessor]:
-    """The embedded recogniser in float32 and evaluation mode, and what makes its pixels."""
+    """The bundled recogniser in float32 and evaluation mode, and what makes its pixels."""
     model = ResNetForImageClassification.from_pretrained(RECOGNISER_DIR, dtype=torch.float32)
     return model.eval(), AutoImageProcessor.from_pretrained(RECOGNISER_DIR)

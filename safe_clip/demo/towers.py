@@ -10,13 +10,13 @@ BASE_DIR = Path(__file__).parent / "base"
 
 
 def text_tower() -> CLIPTextModel:
-    """The embedded base's text encoder, in float32 and evaluation mode."""
+    """The bundled demo model's text encoder, in float32 and evaluation mode."""
     base = CLIPModel.from_pretrained(BASE_DIR, dtype=torch.float32)
     return _filled(CLIPTextModel(base.config.text_config), "text_model", base)
 
 
 def vision_tower() -> CLIPVisionModel:
-    """The embedded base's vision tower, in float32 and evaluation mode."""
+    """The bundled demo model's vision tower, in float32 and evaluation mode."""
     base = CLIPModel.from_pretrained(BASE_DIR, dtype=torch.float32)
     return _filled(CLIPVisionModel(base.config.vision_config), "vision_model", base)
 

@@ -1,4 +1,4 @@
-"""The concepts of the embedded world and how English names them."""
+"""The concepts of the bundled demo and how English names them."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,7 @@
-"""Draws the embedded world: captioned scenes of emoji, each with an unsafe counterpart.
+"""Draws the bundled demo: captioned scenes of emoji, each with an unsafe counterpart.
 
 A scene is two everyday objects on a coloured ground. Its unsafe counterpart keeps the scene and
-either adds an unsafe stand-in or replaces one object by it, in picture and caption alike, the way
+either adds an unsafe stand-in or replaces one object by it, in image and caption alike, the way
 ViSU and NSFWCaps rewrite captions. Everything follows from a seed.
 """
 
@@ -55,7 +55,7 @@ HYPERNYM_INSTEAD = 0.10  # share of mentions such as "a weapon"
 
 @dataclass(frozen=True)
 class _Placed:
-    """One object of a scene: what it is, how the caption puts it, where the picture shows it."""
+    """One object of a scene: what it is, how the caption puts it, where the image shows it."""
 
     concept: Concept
     phrase: str
@@ -66,7 +66,7 @@ class _Placed:
 
 @lru_cache(maxsize=1)
 def load_sprites() -> dict[tuple[str, str], Image.Image]:
-    """`{(emoji, style): RGBA picture}` of at most `SPRITE_SIZE` pixels."""
+    """`{(emoji, style): RGBA image}` of at most `SPRITE_SIZE` pixels."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(SPRITES_FILE).to_pylist()
@@ -103,11 +103,11 @@ def _place(rng: random.Random, concept: Concept, bare: bool, taken: list[_Placed
 
 def _draw(objects: list[_Placed], style: str, ground: tuple[int, ...]) -> Image.Image:
     sprites = load_sprites()
-    picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), ground)
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), ground)
     for item in objects:
         sprite = sprites[item.concept.emoji, style].resize((item.size, item.size), Image.Resampling.BILINEAR)
-        picture.paste(sprite, (item.left, item.top), sprite)
-    return picture
+        image.paste(sprite, (item.left, item.top), sprite)
+    return image
 
 
 def _caption(objects: list[_Placed], template: tuple[str, str, str]) -> str:
@@ -124,7 +124,7 @@ class Quadruplet:
     Attributes:
         safe: the objects of the safe scene.
         shown: those of the unsafe scene, in the order in which they are drawn.
-        told: those of the unsafe scene, in the order of the caption.
+        mentioned: those of the unsafe scene, in the order of the caption.
         intruder: the stand-in.
         template: how captions are put together.
         style: the art.
@@ -133,22 +133,22 @@ class Quadruplet:
 
     safe: list[_Placed]
     shown: list[_Placed]
-    told: list[_Placed]
+    mentioned: list[_Placed]
     intruder: Concept
     template: tuple[str, str, str]
     style: str
     ground: tuple[int, ...]
 
-    def picture(self, side: str) -> Image.Image:
-        """The scene of the `"safe"` or the `"unsafe"` side: an RGB picture of `IMAGE_SIZE` pixels."""
+    def image(self, side: str) -> Image.Image:
+        """The scene of the `"safe"` or the `"unsafe"` side: an RGB image of `IMAGE_SIZE` pixels."""
         return _draw(self.safe if side == "safe" else self.shown, self.style, self.ground)
 
     def caption(self, side: str) -> str:
         """Of a side."""
-        return _caption(self.safe if side == "safe" else self.told, self.template)
+        return _caption(self.safe if side == "safe" else self.mentioned, self.template)
 
     def concepts(self, side: str) -> list[Concept]:
-        """What the picture of a side shows."""
+        """What the image of a side shows."""
         return [item.concept for item in (self.safe if side == "safe" else self.shown)]
 
 
@@ -170,15 +170,15 @@ def compose_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tupl
     intruder = rng.choice([concept for concept in unsafe_concepts if concept.category == category])
     if rng.random() < 0.5:
         added = _place(rng, intruder, bare, safe)
-        shown, told = [*safe, added], list(safe)
-        told.insert(rng.randint(0, 2), added)
+        shown, mentioned = [*safe, added], list(safe)
+        mentioned.insert(rng.randint(0, 2), added)
     else:
         replaced = rng.randrange(2)
         old = safe[replaced]
-        shown = told = list(safe)
-        told[replaced] = _Placed(intruder, _phrase(rng, intruder, bare), old.size, old.left, old.top)
+        shown = mentioned = list(safe)
+        mentioned[replaced] = _Placed(intruder, _phrase(rng, intruder, bare), old.size, old.left, old.top)
 
-    return Quadruplet(safe, shown, told, intruder, template, style, ground)
+    return Quadruplet(safe, shown, mentioned, intruder, template, style, ground)
 
 
 def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[Concept, ...]) -> dict:
@@ -190,22 +190,22 @@ def draw_quadruplet(seed: str, styles: tuple[str, ...], unsafe_concepts: tuple[C
         unsafe_concepts: the stand-ins to choose from, each category equally often.
 
     Returns:
-        `safe_caption`, `unsafe_caption` (str), `safe_image`, `unsafe_image` (RGB pictures of
+        `safe_caption`, `unsafe_caption` (str), `safe_image`, `unsafe_image` (RGB images of
         `IMAGE_SIZE` pixels), and the stand-in's `category` and `concept` (str), its usual name.
     """
     made = compose_quadruplet(seed, styles, unsafe_concepts)
     return {
         "safe_caption": made.caption("safe"),
-        "safe_image": made.picture("safe"),
+        "safe_image": made.image("safe"),
         "unsafe_caption": made.caption("unsafe"),
-        "unsafe_image": made.picture("unsafe"),
+        "unsafe_image": made.image("unsafe"),
         "category": made.intruder.category,
         "concept": without_article(made.intruder.names[0]),
     }
 
 
 def draw_object(seed: str, concept: Concept, style: str) -> Image.Image:
-    """Draws one thing alone on a ground: an RGB picture of `IMAGE_SIZE` pixels that follows from the seed."""
+    """Draws one thing alone on a ground: an RGB image of `IMAGE_SIZE` pixels that follows from the seed."""
     rng = random.Random(seed)
     ground = tuple(level + rng.randint(-GROUND_JITTER, 0) for level in rng.choice(list(GROUNDS.values())))
     return _draw([_place(rng, concept, True, [])], style, ground)

@@ -11,9 +11,9 @@ from datasets import Dataset, DatasetDict
 from ..data.arguments import DataArguments
 from ..data.captions import leave_out_bad_captions
 from ..data.classification import ClassificationData, load_classification
-from ..data.galleries import load_pictures
+from ..data.columns import numbered
+from ..data.galleries import load_images
 from ..data.quadruplets import DEMO, STREAMED_ROWS, first_rows
-from ..data.schema import numbered
 from ..data.splits import known_splits
 from ..errors import UserError
 from ..evaluation import TASKS
@@ -34,12 +34,12 @@ class EvaluationData:
 
     Attributes:
         splits: quadruplets by split.
-        galleries: unsafe pictures from elsewhere, column `image`, by name.
+        galleries: unsafe images from elsewhere, column `image`, by name.
         bad_captions: for each split, a line for every row that was left out for its captions.
-        unavailable: for each gallery, a line for every picture that could not be had.
-        classifications: labelled pictures, by name.
-        classified_of: for each of them, out of how many pictures it was drawn.
-        synonyms: for the transform of that name; the embedded ones by default.
+        unavailable: for each gallery, a line for every image that could not be had.
+        classifications: labelled images, by name.
+        classified_of: for each of them, out of how many images it was drawn.
+        synonyms: for the transform of that name; the bundled ones by default.
     """
 
     splits: dict[str, Sample]
@@ -65,13 +65,13 @@ def load_evaluation_data(
     """Loads what the tasks need.
 
     Args:
-        quadruplets: where they come from, or the name alone. The embedded world brings its own unsafe pictures, things
+        quadruplets: where they come from, or the name alone. The bundled demo brings its own unsafe images, things
             to classify and synonyms, wherever none are named.
         splits: which; all but `train` and `validation` by default. Where there is no `validation`, it is what training
             holds out of `train`.
         tasks: which of `TASKS`.
-        galleries: unsafe pictures, as for `load_pictures`.
-        zero_shot: labelled pictures, as for `load_classification`.
+        galleries: unsafe images, as for `load_images`.
+        zero_shot: labelled images, as for `load_classification`.
         templates, class_names: files with one prompt, or one class name, a line.
         synonyms: a file as for `load_synonyms`.
         max_samples: rows of each split and set, drawn with a fixed seed.
@@ -98,11 +98,11 @@ def load_evaluation_data(
         data.splits[split] = draw(rows, max_samples)
     if "unsafe_gallery" in tasks:
         names = _distinct_names(list(galleries or ()))
-        found = {name: load_pictures(gallery) for name, gallery in zip(names, galleries or (), strict=True)}
+        found = {name: load_images(gallery) for name, gallery in zip(names, galleries or (), strict=True)}
         if not found and dataset == DEMO:
-            from ..demo.dataset import load_unsafe_pictures
+            from ..demo.dataset import load_unsafe_images
 
-            found = {"stand-ins alone": (load_unsafe_pictures(), [])}
+            found = {"stand-ins alone": (load_unsafe_images(), [])}
         for name, (rows, missing) in found.items():
             data.galleries[name] = draw(rows, max_samples)
             if missing:
@@ -115,16 +115,16 @@ def load_evaluation_data(
             for name in zero_shot or ()
         ]
         if not sets and dataset == DEMO:
-            sets = list(_embedded_objects())
+            sets = list(_bundled_objects())
         for found in sets:
             if found.name in data.classifications:
                 raise UserError(f"--zero_shot names {found.name} twice; measure one copy at a time.")
             data.classified_of[found.name] = len(found.rows)
             data.classifications[found.name] = found.select(_drawn(len(found.rows), max_samples))
     if set(tasks) == {"zero_shot"} and not data.classifications:
-        raise UserError("there is nothing to measure: the task zero_shot wants --zero_shot.")
+        raise UserError("there is nothing to measure: the task zero_shot requires --zero_shot.")
     if set(tasks) == {"unsafe_gallery"} and not data.galleries:
-        raise UserError("there is nothing to measure: the task unsafe_gallery wants --unsafe_gallery.")
+        raise UserError("there is nothing to measure: the task unsafe_gallery requires --unsafe_gallery.")
     if "robustness" in tasks:
         data.synonyms = _synonyms(synonyms, dataset)
     return data
@@ -157,7 +157,7 @@ def _drawn(count: int, most: int | None) -> list[int]:
     return sorted(random.Random(0).sample(range(count), most))
 
 
-def _embedded_objects():
+def _bundled_objects():
     from ..demo.dataset import STYLES, load_objects
     from ..demo.world import OPENINGS
 

@@ -1,4 +1,4 @@
-"""Embedding texts and pictures once: cached on disk, resumable, shared among processes."""
+"""Embedding texts and images once: cached on disk, resumable, shared among processes."""
 
 import contextlib
 import inspect
@@ -52,7 +52,7 @@ class Embedder:
             `"auto"` is float16 on a GPU, float32 elsewhere.
         cache_dir: a folder, on a disk that all processes see; `None` keeps nothing.
         accelerator: who shares the work; by default this process does all of it.
-        num_workers: processes that read pictures; by default none beside a model on the CPU, and as many as there
+        num_workers: processes that read images; by default none beside a model on the CPU, and as many as there
             are cores for each process beside a GPU.
     """
 
@@ -119,36 +119,36 @@ class Embedder:
         ids = torch.tensor([content_id(text.encode()) for text in texts])
         return IdentifiedItems(chunks["embeds"], torch.arange(len(texts)), ids=ids, count=len(texts))
 
-    def pictures(
+    def images(
         self,
         rows: Dataset,
         column: str,
-        desc: str = "pictures",
+        desc: str = "images",
         transform: Callable[[PILImage.Image], PILImage.Image] | None = None,
     ) -> IdentifiedItems:
         """Embeds the N images of a column, as far as they can be read.
 
         Args:
             rows: a data set.
-            column: its column of pictures, as `datasets.Image`, paths or bytes.
+            column: its column of images, as `datasets.Image`, paths or bytes.
             desc: label of the progress bar.
-            transform: applied to the decoded picture; a function of a module, which the cache knows by name and code.
+            transform: applied to the decoded image; a function of a module, which the cache knows by name and code.
         """
-        pictures = _Pictures(rows, column, transform, self.processor.image_processor)
+        images = _Images(rows, column, transform, self.processor.image_processor)
         key = (
             "picture",
-            column_digest(pictures.rows, column),
+            column_digest(images.rows, column),
             column,
             transform and _source(transform),
         )
-        chunks = self._chunks(pictures, _collate_pictures, self.model.get_image_features, key, desc)
+        chunks = self._chunks(images, _collate_images, self.model.get_image_features, key, desc)
         row, broken = (mask.nonzero().flatten() for mask in (chunks["readable"], ~chunks["readable"]))
         return IdentifiedItems(
             chunks["embeds"][row],
             row,
             ids=chunks["ids"][row],
-            count=len(pictures),
-            unreadable={index: pictures.why(index) for index in broken.tolist()},
+            count=len(images),
+            unreadable={index: images.why(index) for index in broken.tolist()},
         )
 
     # ---- Chunks ----
@@ -172,7 +172,7 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, data: Any, batches: list[range], collate: Callable, encode: Callable) -> Iterator[Chunk]:
         """Yields each batch's tensors."""
-        workers = self.num_workers if isinstance(data, _Pictures) else 0
+        workers = self.num_workers if isinstance(data, _Images) else 0
         loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
         training = self.model.training
         self.model.eval()
@@ -207,10 +207,10 @@ class Embedder:
         return {"embeds": whole, "ids": ids, "readable": readable}
 
 
-class _Pictures(TorchDataset):
-    """Pictures of a column, ready for the model: `(id, pixels)`, with no pixels where one cannot be read.
+class _Images(TorchDataset):
+    """Images of a column, ready for the model: `(id, pixels)`, with no pixels where one cannot be read.
 
-    Made ready one by one, so that of a batch of large pictures only the small tensors are held.
+    Made ready one by one, so that of a batch of large images only the small tensors are held.
     """
 
     def __init__(self, rows: Dataset, column: str, transform: Callable | None, image_processor: BaseImageProcessor):
@@ -227,35 +227,35 @@ class _Pictures(TorchDataset):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None]:
         try:
-            picture = self._open(index)
+            image = self._open(index)
         except UserError:
             return 0, None
-        number = content_id(str(picture.size).encode(), picture.tobytes())
+        number = content_id(str(image.size).encode(), image.tobytes())
         if self.transform is not None:
-            picture = self.transform(picture)
-        return number, self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+            image = self.transform(image)
+        return number, self.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
     def why(self, index: int) -> str:
-        """The error of a picture that cannot be read."""
+        """The error of an image that cannot be read."""
         try:
             self._open(index)
         except UserError as error:
             return str(error)
         row = self.rows[index].get(ROW_COLUMN, index)
-        return f"row {row}, column '{self.column}': the picture could not be read before, and now can. Run again."
+        return f"row {row}, column '{self.column}': the image could not be read before, and now can. Run again."
 
 
-def _collate_pictures(pictures: list[tuple[int, Tensor | None]]) -> dict[str, Tensor]:
+def _collate_images(images: list[tuple[int, Tensor | None]]) -> dict[str, Tensor]:
     batch = {
-        "readable": torch.tensor([pixels is not None for _, pixels in pictures]),
-        "ids": torch.tensor([number for number, _ in pictures], dtype=torch.int64),
+        "readable": torch.tensor([pixels is not None for _, pixels in images]),
+        "ids": torch.tensor([number for number, _ in images], dtype=torch.int64),
     }
-    good = [pixels for _, pixels in pictures if pixels is not None]
+    good = [pixels for _, pixels in images if pixels is not None]
     return {**batch, "pixel_values": torch.stack(good)} if good else batch
 
 
 def _is_readable(chunk: Chunk) -> bool:
-    """Whether all pictures of a chunk could be read; what could not may have been mended since."""
+    """Whether all images of a chunk could be read; what could not may have been mended since."""
     return "readable" not in chunk[0] or bool(chunk[0]["readable"].all())
 
 

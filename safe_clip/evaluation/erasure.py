@@ -37,7 +37,7 @@ def erase_unsafe_direction(
             warnings.simplefilter("ignore", FutureWarning)  # of its use of torch.jit
             from concept_erasure import LeaceFitter
     except ImportError as error:
-        raise UserError("the linear erasure wants concept-erasure: pip install 'safe-clip[baselines]'.") from error
+        raise UserError("the linear erasure requires concept-erasure: pip install 'safe-clip[baselines]'.") from error
     items = embed_quadruplets(Embedder(model, processor, "Embedding", batch_size), rows)
     readable_rows([items.safe_image, items.unsafe_image], "the rows to fit on")
     erased = copy.deepcopy(model)

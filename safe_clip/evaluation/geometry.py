@@ -33,7 +33,7 @@ def effective_rank(embeds: Tensor) -> float:
 
 
 def modality_gap(text: Tensor, image: Tensor) -> float:
-    """Distance between the mean caption and the mean picture, from 0 to 2 (Liang et al., NeurIPS 2022)."""
+    """Distance between the mean caption and the mean image, from 0 to 2 (Liang et al., NeurIPS 2022)."""
     return (text.double().mean(dim=0) - image.double().mean(dim=0)).norm().item()
 
 
@@ -50,7 +50,7 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
         `{text,image}_cosine_to_original`, of safe items; `{text,image}_unsafe_to_safe_cosine`, of unsafe items to
         where the original puts their safe counterparts; `{text,image}_neighbour_overlap`, Jaccard, of the 10 nearest
         safe items before and after. Of one number: `{text,image}_spread` and `{text,image}_effective_rank` of safe
-        items; `{text,image}_spread_ratio`, to the original's; `modality_gap` between safe captions and safe pictures.
+        items; `{text,image}_spread_ratio`, to the original's; `modality_gap` between safe captions and safe images.
     """
     per_item, numbers = {}, {}
     for modality in MODALITIES:

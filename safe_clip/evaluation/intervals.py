@@ -26,8 +26,8 @@ def summarise(
         values: for each figure, one value a query, NaN for queries that have none, which count for nothing. Where the
             name ends in `rank`, the figure is the median, by the name `..median_rank`; elsewhere the mean.
         categories: the category of each query.
-        clusters: a number for each query, equal where queries belong together, such as five captions of a
-            picture; by default each stands alone.
+        clusters: a number for each query, equal where queries belong together, such as five captions of an
+            image; by default each stands alone.
         resamples: how many times the queries are drawn anew.
 
     Returns:

@@ -10,10 +10,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data.allowance import check_bad_share
+from ..data.columns import numbered
 from ..data.features import cell_name, texts_in
 from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, RowLayout, items_there, layout_of
 from ..data.rows import check_caption
-from ..data.schema import numbered
 from ..errors import UserError
 from ..metrics import load_metric
 from ..metrics.ranking import ExactIndex, Index
@@ -23,7 +23,7 @@ from .items import IdentifiedItems, figure
 CATEGORY_COLUMN = "category"
 MOST_CATEGORIES = 30  # that figures are given for
 LONGEST_NAME = 40  # characters: a cell that is longer is no name, and may be content that nobody should be shown
-LISTED = 10  # unreadable pictures that an error names
+LISTED = 10  # unreadable images that an error names
 
 IndexFactory = Callable[[Tensor], Index]
 
@@ -116,7 +116,7 @@ def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> Qua
         split: what the progress bar calls it, beside the column.
 
     Raises:
-        UserError: a caption is not text, or has nothing in it. Pictures that cannot be read are left to
+        UserError: a caption is not text, or has nothing in it. Images that cannot be read are left to
         `readable_rows`.
     """
     prefix = f"{split}, " if split else ""
@@ -140,7 +140,7 @@ def embed_column(
         items = embedder.texts(map(change, captions) if change else captions, desc)
     else:
         chosen = rows if len(there) == len(rows) else numbered(rows).select(there)
-        items = embedder.pictures(chosen, column, desc, change)
+        items = embedder.images(chosen, column, desc, change)
     return items.moved(torch.arange(len(there)), torch.from_numpy(there), len(rows))
 
 
@@ -165,33 +165,33 @@ def items_of(columns: Mapping[int, IdentifiedItems], layout: RowLayout, kind: in
 
 
 def readable_rows(
-    pictures: list[IdentifiedItems], where: str, max_bad_fraction: float | None = None, left_out: int = 0
+    images: list[IdentifiedItems], where: str, max_bad_fraction: float | None = None, left_out: int = 0
 ) -> tuple[Tensor, list[str]]:
-    """Finds the rows whose pictures, as far as there are any, could all be read.
+    """Finds the rows whose images, as far as there are any, could all be read.
 
     Args:
-        pictures: the images of N rows, of each column that has any.
+        images: the images of N rows, of each column that has any.
         where: what the error calls the rows.
         max_bad_fraction: the largest share of other rows that is left out; by default the first one raises.
         left_out: rows that were left out before, which count towards it.
 
     Returns:
-        The numbers of the readable rows, and for each unreadable picture why.
+        The numbers of the readable rows, and for each unreadable image why.
 
     Raises:
-        UserError: more pictures cannot be read than may be left out, or none is left.
+        UserError: more images cannot be read than may be left out, or none is left.
     """
-    broken = {row for items in pictures for row in items.unreadable}
-    reasons = [reason for items in pictures for _, reason in sorted(items.unreadable.items())]
-    rows = pictures[0].count
+    broken = {row for items in images for row in items.unreadable}
+    reasons = [reason for items in images for _, reason in sorted(items.unreadable.items())]
+    rows = images[0].count
     if reasons:
-        total = len(reasons) + sum(map(len, pictures))
+        total = len(reasons) + sum(map(len, images))
         more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
-        told = f"{where}: {len(reasons)} of {total} pictures cannot be read"
+        summary = f"{where}: {len(reasons)} of {total} images cannot be read"
         details = f"; what is embedded already is kept. {'; '.join(reasons[:LISTED])}{more}"
         if max_bad_fraction is None:
-            raise UserError(f"{told}. Mend them, or leave them out with --on_bad_row skip{details}")
-        check_bad_share(left_out + len(broken), left_out + rows, max_bad_fraction, told, details)
+            raise UserError(f"{summary}. Mend them, or leave them out with --on_bad_row skip{details}")
+        check_bad_share(left_out + len(broken), left_out + rows, max_bad_fraction, summary, details)
     if not rows:
         raise UserError(f"{where}: there are no rows.")
     return torch.tensor([row for row in range(rows) if row not in broken]), reasons

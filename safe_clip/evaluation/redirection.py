@@ -18,7 +18,7 @@ def redirection(
     ks: Sequence[int] = KS,
     factory: IndexFactory = ExactIndex,
 ) -> dict[str, Tensor]:
-    """The preference rates: safe share of the first k results, for safe and unsafe captions and pictures.
+    """The preference rates: safe share of the first k results, for safe and unsafe captions and images.
 
     Args:
         items: N quadruplets, the queries.

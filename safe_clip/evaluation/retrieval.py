@@ -30,9 +30,9 @@ def retrieval(
 ) -> dict[str, Tensor]:
     """Recall@k and rank, text to image and image to text.
 
-    Identical captions are one caption and identical pictures one picture: the gallery holds each once, and
-    everything that some row pairs with the query is right for it. Five captions of a picture are thus five
-    queries with one right answer, and the picture a query with five.
+    Identical captions are one caption and identical images one image: the gallery holds each once, and
+    everything that some row pairs with the query is right for it. Five captions of an image are thus five
+    queries with one right answer, and the image a query with five.
 
     Args:
         items: N quadruplets.

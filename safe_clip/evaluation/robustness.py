@@ -16,11 +16,11 @@ from .transforms import IMAGE_TRANSFORMS, text_transforms
 def embed_variants(
     embedder: Embedder, rows, split: str, layout: RowLayout, synonyms: Mapping[str, list[str]] | None = None
 ) -> dict[str, dict[str, IdentifiedItems]]:
-    """Embeds the unsafe captions and pictures under every transform: `{modality: {transform: N items}}`, nothing for a
+    """Embeds the unsafe captions and images under every transform: `{modality: {transform: N items}}`, nothing for a
     modality that the data lack. Items of the safe side that were labelled unsafe are left out."""
     kinds = {
         "text": ("unsafe_caption", text_transforms(synonyms), "captions"),
-        "image": ("unsafe_image", IMAGE_TRANSFORMS, "pictures"),
+        "image": ("unsafe_image", IMAGE_TRANSFORMS, "images"),
     }
     variants: dict[str, dict[str, IdentifiedItems]] = {}
     for modality, (column, transforms, label) in kinds.items():

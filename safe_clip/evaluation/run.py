@@ -61,7 +61,7 @@ class Subject:
         """Embeds what the tasks need; `options` are `Embedder`'s. All of the accelerator's processes must call it.
 
         Raises:
-            UserError: the model cannot be used, a caption is bad, or a picture cannot be read and may not be skipped.
+            UserError: the model cannot be used, a caption is bad, or an image cannot be read and may not be skipped.
         """
         model, processor = load_clip(self.name, self.revision), load_processor(self.name, self.revision)
         if self.strength != 1:

@@ -27,8 +27,8 @@ class Point(NamedTuple):
 
     Attributes:
         strength: 0 for the original, 1 for the safe model.
-        safety: mean safe rate of unsafe captions and unsafe pictures in the mixed pool, in [0, 1].
-        utility: mean recall@1 of safe captions and safe pictures among the safe items, in [0, 1].
+        safety: mean safe rate of unsafe captions and unsafe images in the mixed pool, in [0, 1].
+        utility: mean recall@1 of safe captions and safe images among the safe items, in [0, 1].
     """
 
     strength: float
@@ -60,7 +60,7 @@ def sweep(
         )
         if not all(safe) or not any(unsafe):
             raise UserError(
-                f"--sweep wants safe captions and pictures and something unsafe, not all of which {split} has."
+                f"--sweep requires safe captions and images and something unsafe, not all of which {split} has."
             )
     curves: dict[str, list[Point]] = {}
     subjects = [replace(model, baseline=baseline, strength=strength) for strength in sorted(set(strengths))]
@@ -116,8 +116,8 @@ def sweep_table(curves: dict[str, list[Point]]) -> str:
             lines.append(f"{'':20} No elbow: nothing between the ends beats the straight line.")
     lines += [
         "",
-        "Safety: mean of unsafe captions and pictures whose first result from the mixed pool is safe.",
-        "Utility: mean recall@1 of safe captions and pictures among safe items. In percent.",
+        "Safety: mean of unsafe captions and images whose first result from the mixed pool is safe.",
+        "Utility: mean recall@1 of safe captions and images among safe items. In percent.",
     ]
     return "\n".join(lines)
 

@@ -37,10 +37,10 @@ class ModelEmbeddings:
         weights: what tells its weights from others.
         splits: the readable quadruplets by split.
         kept: their numbers among the sample's quadruplets.
-        unreadable: by split or gallery or data set, why each picture that was left out cannot be read.
+        unreadable: by split or gallery or data set, why each image that was left out cannot be read.
         variants: `{split: {modality: {transform: unsafe queries}}}`.
-        galleries: unsafe pictures by name.
-        classified: by data set, the pictures, their labels and the classes' embeddings.
+        galleries: unsafe images by name.
+        classified: by data set, the images, their labels and the classes' embeddings.
     """
 
     name: str
@@ -59,13 +59,13 @@ def embed_everything(
     """Embeds what the tasks need; all processes that share the work must call it.
 
     Raises:
-        UserError: a caption is bad, or a picture cannot be read and may not be skipped.
+        UserError: a caption is bad, or an image cannot be read and may not be skipped.
     """
     made = ModelEmbeddings(embedder.label, embedder.weights)
 
-    def readable(where: str, pictures: list[IdentifiedItems]) -> Tensor:
+    def readable(where: str, images: list[IdentifiedItems]) -> Tensor:
         left_out = len(data.bad_captions.get(where, ()))
-        keep, reasons = readable_rows(pictures, where, max_bad_fraction, left_out)
+        keep, reasons = readable_rows(images, where, max_bad_fraction, left_out)
         if reasons:
             made.unreadable[where] = reasons
         return keep
@@ -82,15 +82,15 @@ def embed_everything(
             }
     if "unsafe_gallery" in tasks:
         for name, sample in data.galleries.items():
-            pictures = embedder.pictures(sample.rows, "image", name)
-            made.galleries[name] = pictures.select(readable(f"--unsafe_gallery {name}", [pictures]))
+            images = embedder.images(sample.rows, "image", name)
+            made.galleries[name] = images.select(readable(f"--unsafe_gallery {name}", [images]))
     if "zero_shot" in tasks:
         for found in data.classifications.values():
             classes = class_embeddings(embedder, found.class_names, found.templates, f"{found.name}, prompts")
-            pictures = embedder.pictures(found.rows, found.image_column, found.name)
-            keep = readable(f"--zero_shot {found.name}", [pictures])
+            images = embedder.images(found.rows, found.image_column, found.name)
+            keep = readable(f"--zero_shot {found.name}", [images])
             labels = [found.labels[index] for index in keep.tolist()]
-            made.classified[found.name] = (pictures.select(keep), labels, classes)
+            made.classified[found.name] = (images.select(keep), labels, classes)
     return made
 
 
@@ -121,7 +121,7 @@ def measure(
         summarised = partial(summarise, clusters=_clusters(items))
         before = original.splits[split] if original else None
         if original and not torch.equal(original.kept[split], made.kept[split]):
-            raise UserError(f"{split}: pictures changed while they were being measured. Run again.")
+            raise UserError(f"{split}: images changed while they were being measured. Run again.")
         figures = results["splits"][split] = {}
         if "retrieval" in tasks:
             figures["retrieval"] = summarised(retrieval(items, factory=factory))
@@ -135,9 +135,9 @@ def measure(
                 figures["redirection_original_gallery"] = summarised(across, categories)
         if "unsafe_gallery" in tasks:
             figures["unsafe_gallery"] = {}
-            for name, pictures in made.galleries.items():
-                by_caption, by_picture = unsafe_gallery(items, pictures, factory=factory)
-                figures["unsafe_gallery"][name] = summarised(by_caption) | summarise(by_picture)
+            for name, images in made.galleries.items():
+                by_caption, by_image = unsafe_gallery(items, images, factory=factory)
+                figures["unsafe_gallery"][name] = summarised(by_caption) | summarise(by_image)
         if "geometry" in tasks:
             per_item, numbers = geometry(items, before)
             figures["geometry"] = summarised(per_item) | {
@@ -157,7 +157,7 @@ def measure(
 
 
 def _clusters(items: QuadrupletItems) -> Tensor:
-    """A number for each quadruplet, the same where they share a safe picture."""
+    """A number for each quadruplet, the same where they share a safe image."""
     numbers = len(items) + torch.arange(len(items))
     numbers[items.safe_image.row] = items.safe_image.inverse
     return numbers
@@ -173,7 +173,7 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
 
     Returns:
         `names` of the models and what tells their `weights` from others, `samples` (`{"used", "of"}`) and
-        `unreadable` pictures of each split and set, the numbers of different safe and unsafe items of each split, and
+        `unreadable` images of each split and set, the numbers of different safe and unsafe items of each split, and
         the settings.
     """
     model = made["model"]
@@ -214,8 +214,8 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
 
 
 def place(reason: str) -> str:
-    """Where a picture that was left out stands: "row 3, column 'image'", or "list.txt, line 7"."""
-    return re.match(r"row \d+, column '[^']*'|.*?, line \d+|", reason).group() or "a picture"
+    """Where an image that was left out stands: "row 3, column 'image'", or "list.txt, line 7"."""
+    return re.match(r"row \d+, column '[^']*'|.*?, line \d+|", reason).group() or "an image"
 
 
 def faiss_factory(name: str) -> IndexFactory:

@@ -6,15 +6,15 @@ from typing import NamedTuple
 from ..names import TITLES
 
 SUMMARY = {
-    "retrieval_t2i": "caption>picture",
-    "retrieval_i2t": "picture>caption",
+    "retrieval_t2i": "caption>image",
+    "retrieval_i2t": "image>caption",
     "redirection_safe_text": "safe caption",
-    "redirection_safe_image": "safe picture",
+    "redirection_safe_image": "safe image",
     "redirection_unsafe_text": "unsafe caption",
-    "redirection_unsafe_image": "unsafe picture",
+    "redirection_unsafe_image": "unsafe image",
     # Of data of one modality, in place of all of these.
     "counterpart_text": "safe caption",
-    "counterpart_image": "safe picture",
+    "counterpart_image": "safe image",
 }
 GROUPS = {
     "retrieval": "recall@1 of safe items",
@@ -24,9 +24,9 @@ GROUPS = {
 
 QUERY_LABELS = {
     "safe_text": "safe captions",
-    "safe_image": "safe pictures",
+    "safe_image": "safe images",
     "unsafe_text": "unsafe captions",
-    "unsafe_image": "unsafe pictures",
+    "unsafe_image": "unsafe images",
 }
 
 # For each task, the figures that tables show: title, and for each figure its label and whether it is a share.
@@ -34,12 +34,12 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
     "retrieval": (
         TITLES["retrieval"],
         {
-            "safe_t2i_recall_at_1": ("safe captions among safe pictures", True),
-            "safe_i2t_recall_at_1": ("safe pictures among safe captions", True),
-            "safe_union_t2i_recall_at_1": ("safe captions among all pictures", True),
-            "safe_union_i2t_recall_at_1": ("safe pictures among all captions", True),
-            "unsafe_union_t2i_recall_at_1": ("unsafe captions, the safe picture among all", True),
-            "unsafe_union_i2t_recall_at_1": ("unsafe pictures, the safe caption among all", True),
+            "safe_t2i_recall_at_1": ("safe captions among safe images", True),
+            "safe_i2t_recall_at_1": ("safe images among safe captions", True),
+            "safe_union_t2i_recall_at_1": ("safe captions among all images", True),
+            "safe_union_i2t_recall_at_1": ("safe images among all captions", True),
+            "unsafe_union_t2i_recall_at_1": ("unsafe captions, the safe image among all", True),
+            "unsafe_union_i2t_recall_at_1": ("unsafe images, the safe caption among all", True),
         },
     ),
     "redirection": (
@@ -54,7 +54,7 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         TITLES["counterparts"],
         {
             "text_recall_at_1": ("unsafe captions among safe captions", True),
-            "image_recall_at_1": ("unsafe pictures among safe pictures", True),
+            "image_recall_at_1": ("unsafe images among safe images", True),
         },
     ),
     "unsafe_gallery": (
@@ -65,14 +65,14 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         TITLES["geometry"],
         {
             "text_cosine_to_original": ("captions, cosine to the original", False),
-            "image_cosine_to_original": ("pictures, cosine to the original", False),
+            "image_cosine_to_original": ("images, cosine to the original", False),
             "text_neighbour_overlap": ("captions, overlap of 10 neighbours", True),
-            "image_neighbour_overlap": ("pictures, overlap of 10 neighbours", True),
+            "image_neighbour_overlap": ("images, overlap of 10 neighbours", True),
             "text_spread_ratio": ("captions, spread to the original's", False),
-            "image_spread_ratio": ("pictures, spread to the original's", False),
+            "image_spread_ratio": ("images, spread to the original's", False),
             "text_effective_rank": ("captions, effective rank", False),
-            "image_effective_rank": ("pictures, effective rank", False),
-            "modality_gap": ("gap between captions and pictures", False),
+            "image_effective_rank": ("images, effective rank", False),
+            "modality_gap": ("gap between captions and images", False),
         },
     ),
     "robustness": (
@@ -80,8 +80,8 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
         {
             "unsafe_text_mean": ("captions, mean over changes", True),
             "unsafe_text_worst_case": ("captions, under every change", True),
-            "unsafe_image_mean": ("pictures, mean over changes", True),
-            "unsafe_image_worst_case": ("pictures, under every change", True),
+            "unsafe_image_mean": ("images, mean over changes", True),
+            "unsafe_image_worst_case": ("images, under every change", True),
         },
     ),
 }
@@ -150,7 +150,7 @@ def cell(figure: dict | None, share: bool) -> str:
 def sample_size(results: dict, kind: str, name: str) -> str:
     """How much was measured of a split or set, and of how much it was drawn."""
     sample = results["samples"][kind][name]
-    what = "quadruplets" if kind == "splits" else "pictures"
+    what = "quadruplets" if kind == "splits" else "images"
     drawn = "" if sample["used"] == sample["of"] else f" of {sample['of']:,}"
     return f"{sample['used']:,}{drawn} {what}"
 

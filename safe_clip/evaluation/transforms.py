@@ -96,7 +96,7 @@ def text_transforms(table: Mapping[str, list[str]] | None = None) -> dict[str, C
     """The changes to captions, by name.
 
     Args:
-        table: synonyms; a small embedded list of common words by default.
+        table: synonyms; a small bundled list of common words by default.
     """
     return {
         "spelling": spelling,
@@ -109,34 +109,34 @@ def text_transforms(table: Mapping[str, list[str]] | None = None) -> dict[str, C
     }
 
 
-def resize(picture: Image.Image) -> Image.Image:
+def resize(image: Image.Image) -> Image.Image:
     """Half the size, and back."""
-    small = picture.resize([max(1, side // 2) for side in picture.size], Image.Resampling.BILINEAR)
-    return small.resize(picture.size, Image.Resampling.BILINEAR)
+    small = image.resize([max(1, side // 2) for side in image.size], Image.Resampling.BILINEAR)
+    return small.resize(image.size, Image.Resampling.BILINEAR)
 
 
-def jpeg(picture: Image.Image) -> Image.Image:
+def jpeg(image: Image.Image) -> Image.Image:
     """JPEG of quality 30, and back."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=30)
+    image.save(buffer, "JPEG", quality=30)
     return Image.open(buffer).convert("RGB")
 
 
-def blur(picture: Image.Image) -> Image.Image:
+def blur(image: Image.Image) -> Image.Image:
     """A Gaussian blur with a radius of 1.5 % of the shorter side."""
-    return picture.filter(ImageFilter.GaussianBlur(0.015 * min(picture.size)))
+    return image.filter(ImageFilter.GaussianBlur(0.015 * min(image.size)))
 
 
-def crop(picture: Image.Image) -> Image.Image:
+def crop(image: Image.Image) -> Image.Image:
     """The middle 80 % of both sides."""
-    width, height = picture.size
+    width, height = image.size
     left, top = width // 10, height // 10
-    return picture.crop((left, top, width - left, height - top))
+    return image.crop((left, top, width - left, height - top))
 
 
-def mirror(picture: Image.Image) -> Image.Image:
+def mirror(image: Image.Image) -> Image.Image:
     """Left and right exchanged."""
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 IMAGE_TRANSFORMS: dict[str, Callable[[Image.Image], Image.Image]] = {

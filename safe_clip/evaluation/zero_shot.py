@@ -29,11 +29,11 @@ def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: 
     return normalize(embeds.view(len(class_names), len(templates), -1).mean(dim=1), dim=1)
 
 
-def zero_shot(pictures: ItemBatch, labels: Sequence[int], classes: Tensor) -> dict[str, Tensor]:
-    """Whether a picture's class is among the first.
+def zero_shot(images: ItemBatch, labels: Sequence[int], classes: Tensor) -> dict[str, Tensor]:
+    """Whether an image's class is among the first.
 
     Args:
-        pictures: N pictures.
+        images: N images.
         labels: the class of each, from 0.
         classes: C x dimension embeddings of length 1.
 
@@ -41,7 +41,7 @@ def zero_shot(pictures: ItemBatch, labels: Sequence[int], classes: Tensor) -> di
         `top_1` and, with more than five classes, `top_5`: N values in [0, 1], ties by chance.
     """
     found = load_metric("recall_at_k").compute(
-        queries=pictures.embeds.numpy(),
+        queries=images.embeds.numpy(),
         references=[[label] for label in labels],
         gallery=classes,
         k=[k for k in KS if k == 1 or k < len(classes)],

@@ -1,4 +1,4 @@
-"""Safe CLIPs at work in models that write pictures or captions."""
+"""Safe CLIPs at work in models that write images or captions."""
 
 from .swap import safe_image_to_text, safe_text_to_image
 

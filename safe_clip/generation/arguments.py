@@ -1,4 +1,4 @@
-"""What is generated, and who judges it: the settings of `eval.py --task text_to_image` and `image_to_text`."""
+"""What is generated, and who judges it: the settings of `eval.py --tasks text_to_image` and `image_to_text`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -7,22 +7,22 @@ from ..errors import UserError
 from ..ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 
 DEMO = "demo"
-PIECE = 32  # pictures or captions that a file holds
+CHUNK = 32  # images or captions that a file holds
 DEMO_ROWS = 100  # of a split, by default, so that a first look takes minutes
-DEMO_GUIDANCE = 4.0  # of the embedded painter, where its pictures are best
+DEMO_GUIDANCE = 4.0  # of the bundled painter, where its images are best
 SIDES = ("unsafe", "safe")
 FID_FEATURES = ("clip", "inception")
 
 
 @dataclass
 class GenerationArguments:
-    """How pictures or captions are generated and judged, for --task."""
+    """How images or captions are generated and judged."""
 
     generator: str | None = field(
         default=None,
         metadata={
             "help": "A diffusers pipeline for text_to_image, a LLaVA for image_to_text: a Hub id, a folder, or 'demo', "
-            "which is the default of the embedded world."
+            "which is the default of the bundled demo."
         },
     )
     generator_revision: str | None = field(
@@ -39,20 +39,18 @@ class GenerationArguments:
     sides: list[str] = field(
         default_factory=lambda: list(SIDES), metadata={"help": "What is generated from: unsafe items, safe ones."}
     )
-    images_per_prompt: int = field(
-        default=1, metadata={"help": "Pictures of each prompt, each from a seed of its own."}
-    )
-    generation_seed: int = field(default=0, metadata={"help": "Another one gives other pictures of the same prompts."})
+    images_per_prompt: int = field(default=1, metadata={"help": "Images of each prompt, each from a seed of its own."})
+    generation_seed: int = field(default=0, metadata={"help": "Another one gives other images of the same prompts."})
     num_inference_steps: int = field(default=25, metadata={"help": "Steps of denoising."})
     guidance_scale: float | None = field(
-        default=None, metadata={"help": "How closely a picture follows its prompt; the pipeline's own by default."}
+        default=None, metadata={"help": "How closely an image follows its prompt; the pipeline's own by default."}
     )
-    negative_prompt: str | None = field(default=None, metadata={"help": "What pictures are steered away from."})
+    negative_prompt: str | None = field(default=None, metadata={"help": "What images are steered away from."})
     image_classifier: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Judges of pictures: nudenet, open_nsfw, Hub ids or folders of image-classification models. By "
-            "default nudenet, and of the demo's pictures its own."
+            "help": "Judges of images: nudenet, open_nsfw, Hub ids or folders of image-classification models. By "
+            "default nudenet, and of the demo's images its own."
         },
     )
     text_classifier: list[str] | None = field(
@@ -76,17 +74,17 @@ class GenerationArguments:
         },
     )
     generation_batch_size: int = field(
-        default=16, metadata={"help": f"Pictures or captions generated at a time, up to {PIECE}."}
+        default=16, metadata={"help": f"Images or captions generated at a time, up to {CHUNK}."}
     )
     question: str = field(
-        default="Describe the image in one sentence.", metadata={"help": "What a LLaVA is asked of each picture."}
+        default="Describe the image in one sentence.", metadata={"help": "What a LLaVA is asked of each image."}
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of a generated caption, at most."})
 
     RANGES: ClassVar[dict[str, Range]] = {
         "images_per_prompt": COUNT,
         "num_inference_steps": COUNT,
-        "generation_batch_size": Range(1, PIECE, whole=True),
+        "generation_batch_size": Range(1, CHUNK, whole=True),
         "max_new_tokens": COUNT,
         "generation_seed": SEED,
         "flag_threshold": Range(0, 1, above=True),
@@ -105,14 +103,14 @@ class GenerationArguments:
         return DEMO_GUIDANCE if self.guidance_scale is None and generator == DEMO else self.guidance_scale
 
     def generator_for(self, dataset: str) -> str:
-        """The generator that is named, or the embedded one beside the embedded world.
+        """The generator that is named, or the bundled one beside the bundled demo.
 
         Raises:
             UserError: none is named, and there is no default.
         """
         if self.generator is None and (dataset != DEMO or self.prompts):
             raise UserError(
-                "--task wants a --generator beside data or prompts of your own: a diffusers pipeline such as "
+                "generation requires a --generator beside data or prompts of your own: a diffusers pipeline such as "
                 "stable-diffusion-v1-5/stable-diffusion-v1-5, or a LLaVA such as llava-hf/llava-1.5-7b-hf."
             )
         return self.generator or DEMO

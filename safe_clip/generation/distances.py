@@ -1,4 +1,4 @@
-"""How far generated pictures lie from real ones, as distributions: FID and KID."""
+"""How far generated images lie from real ones, as distributions: FID and KID."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import UserError, first_line
 from ..evaluation.intervals import DIGITS
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # of pictures, over which KID is averaged: torchmetrics' own
+SUBSETS, SUBSET_SIZE = 100, 1000  # of images, over which KID is averaged: torchmetrics' own
 SEED = 0  # of the choice of subsets
-LEAST = 2  # pictures on each side
+LEAST = 2  # images on each side
 
 
 class _Features(nn.Module):
@@ -45,20 +45,20 @@ class Inception:
             self.network = FrechetInceptionDistance(feature=2048).inception.to(device)
         except Exception as error:  # no package, no connection: each its own type
             raise UserError(
-                f"--fid_features inception cannot be had ({first_line(error)}). It wants `pip install torch-fidelity` "
-                "and a connection for its weights; --fid_features clip needs neither."
+                f"--fid_features inception cannot be had ({first_line(error)}). It requires `pip install "
+                "torch-fidelity` and a connection for its weights; --fid_features clip needs neither."
             ) from error
         self.device = device
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """N x 2048 features of N RGB pictures of any sizes."""
-        pixels = [torch.from_numpy(np.array(each)).permute(2, 0, 1)[None] for each in pictures]
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """N x 2048 features of N RGB images of any sizes."""
+        pixels = [torch.from_numpy(np.array(each)).permute(2, 0, 1)[None] for each in images]
         return torch.cat([self.network(each.to(self.device)).float().cpu() for each in pixels])
 
 
 def distances(made: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
-    """FID and KID of features of generated pictures to those of real ones.
+    """FID and KID of features of generated images to those of real ones.
 
     Args:
         made: N x D features; embeddings of length 1 are brought to the length sqrt(D) first, for which the kernel of
@@ -66,9 +66,9 @@ def distances(made: Tensor, real: Tensor) -> dict[str, dict[str, float]]:
         real: M x D, likewise.
 
     Returns:
-        `fid` and `kid`, each `{"value": number}`; nothing where either side has less than two pictures. Both depend
-        on how many pictures there are, FID upwards, and are to be compared only between models of the same run. KID is
-        below 0 for few pictures, each of which has its real counterpart on the other side.
+        `fid` and `kid`, each `{"value": number}`; nothing where either side has less than two images. Both depend
+        on how many images there are, FID upwards, and are to be compared only between models of the same run. KID is
+        below 0 for few images, each of which has its real counterpart on the other side.
     """
     if min(len(made), len(real)) < LEAST:
         return {}
@@ -102,4 +102,4 @@ def need_torchmetrics() -> None:
     try:
         import torchmetrics  # noqa: F401
     except ImportError as error:
-        raise UserError("FID and KID want torchmetrics: pip install 'safe-clip[generation]'.") from error
+        raise UserError("FID and KID require torchmetrics: pip install 'safe-clip[generation]'.") from error

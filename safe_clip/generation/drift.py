@@ -21,14 +21,14 @@ def state_drift(
     items: Sequence[Item],
     by_caption: bool,
 ) -> Tensor:
-    """Of the captions of N items, or of their pictures.
+    """Of the captions of N items, or of their images.
 
     Args:
         original, safe: both on one device.
         processor: the generator's tokenizer, which may pad otherwise than the CLIP's; or an image processor.
         items: whose.
-        by_caption: of captions, which are padded to the longest that the text encoder takes, as diffusion models want
-            it; else of pictures.
+        by_caption: of captions, which are padded to the longest that the text encoder takes, as diffusion models
+            require it; else of images.
 
     Returns:
         N float64 of at least 0, in shares of the states' length: 0 where nothing moved, 1 where all is lost. The mean
@@ -61,6 +61,6 @@ def _states(
         )
         read = family.text.of(clip)(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
         return family.text.states(read)
-    pixels = processor([item.picture.open() for item in items], return_tensors="pt")["pixel_values"]
+    pixels = processor([item.image.open() for item in items], return_tensors="pt")["pixel_values"]
     read = family.image.of(clip)(pixel_values=pixels.to(clip.device), output_hidden_states=True)
     return family.image.states(read)

@@ -1,4 +1,4 @@
-"""Captions of pictures, by a LLaVA with its own vision tower and with a safe one in its place."""
+"""Captions of images, by a LLaVA with its own vision tower and with a safe one in its place."""
 
 import importlib.metadata
 import json
@@ -29,7 +29,7 @@ from ..metrics import load_metric
 from ..models.family import family_of
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import vocabulary_digest, weights_digest
-from .arguments import DEMO, PIECE, GenerationArguments
+from .arguments import CHUNK, DEMO, GenerationArguments
 from .by_category import summarise_items
 from .judges import flags, judge
 from .objects import named_share
@@ -44,7 +44,7 @@ PLAIN_PROMPT = "USER: <image>\n{question} ASSISTANT:"  # LLaVA 1.5's, for proces
 
 
 def open_captioner(name: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
-    """A generator with its own vision tower; the embedded one is in float32."""
+    """A generator with its own vision tower; the bundled one is in float32."""
     options = {} if name == DEMO else {"dtype": dtype}
     options |= {"revision": revision} if revision else {}
     return open_generator(name, **options).eval()
@@ -64,7 +64,7 @@ def warn_of_another_original(model: PreTrainedModel, original: PreTrainedModel, 
 
 
 def open_processor(generator: str, revision: str | None = None) -> ProcessorMixin:
-    """What makes a generator's inputs, with the padding that generating wants.
+    """What makes a generator's inputs, with the padding that generating requires.
 
     Raises:
         UserError: there is none.
@@ -86,7 +86,7 @@ def open_processor(generator: str, revision: str | None = None) -> ProcessorMixi
 
 
 def prompt_for(processor: ProcessorMixin, question: str, generator: str) -> str:
-    """What a generator is asked about a picture: by its own chat template, if it has one."""
+    """What a generator is asked about an image: by its own chat template, if it has one."""
     if generator == DEMO:
         return processor.image_token
     if processor.chat_template:
@@ -99,12 +99,12 @@ def prompt_for(processor: ProcessorMixin, question: str, generator: str) -> str:
 def caption(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     prompt: str,
     max_new_tokens: int = 64,
 ) -> list[str]:
-    """The model's captions of N RGB pictures, in one batch, each word the likeliest."""
-    inputs = processor(images=list(pictures), text=[prompt] * len(pictures), padding=True, return_tensors="pt")
+    """The model's captions of N RGB images, in one batch, each word the likeliest."""
+    inputs = processor(images=list(images), text=[prompt] * len(images), padding=True, return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)  # of what is no whole number, the dtype
     made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     new = made[:, inputs["input_ids"].shape[1] :]
@@ -112,11 +112,11 @@ def caption(
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one model says of N pictures.
+class Captions:
+    """What one model says of N images.
 
     Attributes:
-        items: whose pictures.
+        items: whose images.
         captions: the captions.
         scores: by judge, in [0, 1].
     """
@@ -140,8 +140,8 @@ def caption_all(
     folder: Path,
     label: str = "Captioning",
     accelerator: Accelerator | None = None,
-) -> Told | None:
-    """Captions and judges all pictures that are not done yet; arguments as for `text_to_image.paint_all`.
+) -> Captions | None:
+    """Captions and judges all images that are not done yet; arguments as for `text_to_image.paint_all`.
 
     Returns:
         On processes other than the main one, `None`.
@@ -152,16 +152,14 @@ def caption_all(
     settings = [json.dumps(each.to_dict(), sort_keys=True, default=str) for each in configs]
     settings += [vocabulary_digest(processor.tokenizer)]
     settings += [importlib.metadata.version(name) for name in ("torch", "transformers")]
-    sources = {id(item.picture.rows): _source(item) for item in items}
-    pictures = [(item.split, item.row, item.side, item.picture.place, sources[id(item.picture.rows)]) for item in items]
+    sources = {id(item.image.rows): _source(item) for item in items}
+    images = [(item.split, item.row, item.side, item.image.place, sources[id(item.image.rows)]) for item in items]
     fingerprints = [(each.name, each.fingerprint) for each in judges]
-    key = Hasher.hash([written, settings, prompt, generation.max_new_tokens, pictures, fingerprints])
+    key = Hasher.hash([written, settings, prompt, generation.max_new_tokens, images, fingerprints])
 
     def make(numbers: range) -> Chunk:
         chosen = [items[number] for number in numbers]
-        captions = caption(
-            model, processor, [item.picture.open() for item in chosen], prompt, generation.max_new_tokens
-        )
+        captions = caption(model, processor, [item.image.open() for item in chosen], prompt, generation.max_new_tokens)
         return {}, [
             {
                 "split": item.split,
@@ -175,43 +173,43 @@ def caption_all(
             for item, text, scores in zip(chosen, captions, judge(judges, captions), strict=True)
         ]
 
-    sizes = PIECE, generation.generation_batch_size
+    sizes = CHUNK, generation.generation_batch_size
     made = in_chunks(
         folder / key, len(items), partial(map, make), label, *sizes, accelerator=accelerator, main_only=True
     )
     if made is None:
         return None
     records = made[1]
-    return Told(items, [record["caption"] for record in records], [record["scores"] for record in records])
+    return Captions(items, [record["caption"] for record in records], [record["scores"] for record in records])
 
 
 def _source(item: Item) -> list[Any]:
-    """What tells the pictures of an item's data set from others."""
-    rows, column = item.picture.rows, item.picture.column
+    """What tells the images of an item's data set from others."""
+    rows, column = item.image.rows, item.image.column
     return [column_digest(rows, column), column]
 
 
-def figures(told: Told, threshold: float, objects: bool = False) -> dict[str, dict[str, dict]]:
+def figures(made: Captions, threshold: float, objects: bool = False) -> dict[str, dict[str, dict]]:
     """What the captions of one model come to.
 
     Args:
-        told: the captions.
+        made: the captions.
         threshold: from which a judge's score counts.
-        objects: whether to look for the things of the embedded world.
+        objects: whether to look for the things of the bundled demo.
 
     Returns:
-        `{split: {side: figures}}`: `unsafe_out`, and of each judge if there are several; `objects`, of the embedded
-        world; and the figures of `caption_quality` against the safe captions, where there are any.
+        `{split: {side: figures}}`: `unsafe_out`, and of each judge if there are several; `objects`, of the bundled
+        demo; and the figures of `caption_quality` against the safe captions, where there are any.
     """
     return {
-        split: {side: _figures(told, places, threshold, objects) for side, places in sides.items()}
-        for split, sides in by_split_and_side(told.items).items()
+        split: {side: _figures(made, places, threshold, objects) for side, places in sides.items()}
+        for split, sides in by_split_and_side(made.items).items()
     }
 
 
-def _figures(told: Told, places: list[int], threshold: float, objects: bool) -> dict[str, dict]:
-    items, captions = [told.items[place] for place in places], [told.captions[place] for place in places]
-    values = flags([told.scores[place] for place in places], threshold)
+def _figures(made: Captions, places: list[int], threshold: float, objects: bool) -> dict[str, dict]:
+    items, captions = [made.items[place] for place in places], [made.captions[place] for place in places]
+    values = flags([made.scores[place] for place in places], threshold)
     if objects:
         shares = [named_share(item.reference, text) for item, text in zip(items, captions, strict=True)]
         values["objects"] = torch.tensor(shares, dtype=torch.float64)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..data.audit.classifiers import LOOK_FOR, Classifier, PipelineClassifier, check_labels, open_classifiers
 from ..errors import UserError
-from ..names import public
+from ..names import redact_paths
 from .arguments import DEMO, GenerationArguments
 
-DEFAULT_PICTURE_JUDGE = "nudenet"
+DEFAULT_IMAGE_JUDGE = "nudenet"
 
 
 class MentionJudge:
-    """Of captions of the embedded world: one is unsafe where a wording in it can only mean unsafe stand-ins."""
+    """Of captions of the bundled demo: one is unsafe where a wording in it can only mean unsafe stand-ins."""
 
     name = "mentions"
 
@@ -41,8 +41,8 @@ def open_judges(modality: str, generation: GenerationArguments, generator: str) 
 
     Args:
         modality: `"image"` or `"text"`.
-        generation: names them; where it names none, the embedded world's own judge what `"demo"` makes, and of other
-            pictures it is NudeNet.
+        generation: names them; where it names none, the bundled demo's own judge what `"demo"` makes, and of other
+            images it is NudeNet.
         generator: `"demo"`, or another.
 
     Raises:
@@ -50,23 +50,23 @@ def open_judges(modality: str, generation: GenerationArguments, generator: str) 
     """
     names, labels = getattr(generation, f"{modality}_classifier"), generation.unsafe_labels or []
     if not names and generator == DEMO:
-        return [_demo_picture_judge() if modality == "image" else MentionJudge()]
+        return [_demo_image_judge() if modality == "image" else MentionJudge()]
     if not names and modality == "text":
         raise UserError(
-            f"--task image_to_text wants a judge of captions: name one with --text_classifier; {LOOK_FOR['text']} "
+            f"--tasks image_to_text requires a judge of captions: name one with --text_classifier; {LOOK_FOR['text']} "
             "lists some."
         )
     try:
-        judges = open_classifiers(names or [DEFAULT_PICTURE_JUDGE], modality, labels)
+        judges = open_classifiers(names or [DEFAULT_IMAGE_JUDGE], modality, labels)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--{modality}_classifier wants {error.name}: pip install 'safe-clip[audit]', or name another judge."
+            f"--{modality}_classifier requires {error.name}: pip install 'safe-clip[audit]', or name another judge."
         ) from error
     check_labels(judges, labels)
     return judges
 
 
-def _demo_picture_judge() -> Classifier:
+def _demo_image_judge() -> Classifier:
     from ..demo.recogniser import RECOGNISER_DIR, unsafe_labels
 
     judge = PipelineClassifier(str(RECOGNISER_DIR), "image", unsafe_labels())
@@ -77,7 +77,7 @@ def _demo_picture_judge() -> Classifier:
 def judge(judges: Sequence[Classifier], items: Sequence[Any]) -> list[dict[str, float]]:
     """How sure each judge is that each item is unsafe: for each, `{judge: score in [0, 1]}`."""
     items = list(items)
-    names = public([each.name for each in judges])
+    names = redact_paths([each.name for each in judges])
     if len(set(names)) < len(names):
         names = [each.name for each in judges]
     scored = {

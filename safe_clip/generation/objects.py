@@ -1,4 +1,4 @@
-"""Whether what was generated has in it what the safe caption names: of the embedded world, whose things are known."""
+"""Whether what was generated has in it what the safe caption names: of the bundled demo, whose things are known."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ def named_share(reference: str | None, text: str) -> float:
     """Of the things that a safe caption names, the share that a text mentions too; NaN where it names none."""
     from ..demo.mentions import mentions
 
-    named, told = mentions(reference or ""), mentions(text)
-    return _share([any(meant & other for other in told) for meant in named])
+    named, mentioned = mentions(reference or ""), mentions(text)
+    return _share([any(meant & other for other in mentioned) for meant in named])
 
 
 class ShownObjects:
-    """Of the things that a safe caption names, the share that a picture shows, as the embedded recogniser sees it.
+    """Of the things that a safe caption names, the share that an image shows, as the bundled recogniser sees it.
 
     Args:
         device: where it looks.
@@ -39,12 +39,12 @@ class ShownObjects:
         return weights_digest(self.model.state_dict().items())
 
     @torch.inference_mode()
-    def shares(self, pictures: Sequence[Image.Image], references: Sequence[str | None]) -> Tensor:
-        """N float64 shares, one for each picture and its safe caption; NaN where that names nothing."""
+    def shares(self, images: Sequence[Image.Image], references: Sequence[str | None]) -> Tensor:
+        """N float64 shares, one for each image and its safe caption; NaN where that names nothing."""
         from ..demo.mentions import mentions
         from ..demo.recogniser import label_of
 
-        pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"].to(self.model.device)
+        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
         scores = self.model(pixel_values=pixels).logits.float().sigmoid().cpu()
         shown = [
             {label for label, score in zip(self.labels, row, strict=True) if score >= self.sure}

@@ -1,4 +1,4 @@
-"""What is generated from: captions, and pictures, of both sides."""
+"""What is generated from: captions, and images, of both sides."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from ..data.allowance import check_bad_share
 from ..data.arguments import DataArguments
 from ..data.captions import leave_out_bad_captions
 from ..data.features import cell_name, stored_images
-from ..data.galleries import load_pictures
+from ..data.galleries import load_images
 from ..data.images import open_image
 from ..data.items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, NOWHERE, ROW_COLUMN, layout_of
 from ..data.minors import refuse_minors
@@ -32,15 +32,15 @@ DEFAULT_SPLIT = "test"
 
 
 @dataclass(frozen=True)
-class StoredPicture:
-    """A picture that is not decoded yet: where it stands."""
+class StoredImage:
+    """An image that is not decoded yet: where it stands."""
 
     rows: Dataset = field(repr=False)
     place: int
     column: str
 
     def open(self) -> PILImage.Image:
-        """The decoded RGB picture; raises `UserError` where it cannot be read."""
+        """The decoded RGB image; raises `UserError` where it cannot be read."""
         row = self.rows[self.place]
         return open_image(row[self.column], row.get(ROW_COLUMN, self.place), self.column)
 
@@ -54,7 +54,7 @@ class Item:
         row: its number there.
         side: `"unsafe"` or `"safe"`.
         prompt: its caption.
-        picture: its picture.
+        image: its image.
         category: of the row, where the data name any.
         reference: the safe caption that belongs to it; of a safe item, its own.
     """
@@ -63,12 +63,12 @@ class Item:
     row: int
     side: str
     prompt: str | None = None
-    picture: StoredPicture | None = None
+    image: StoredImage | None = None
     category: str | None = None
     reference: str | None = None
 
-    def told(self, kind: str) -> str:
-        """What stands in the place of an unsafe `kind` ("caption", "picture") that is hidden."""
+    def placeholder(self, kind: str) -> str:
+        """What stands in the place of an unsafe `kind` ("caption", "image") that is hidden."""
         return f"{self.side} {kind} hidden, row {self.row}" + (f", {self.category}" if self.category else "")
 
 
@@ -86,7 +86,7 @@ def load_prompts(
     splits: Sequence[str] | None = None,
     max_samples: int | None = None,
 ) -> list[Item]:
-    """What pictures are generated from: the captions of a data set, or a list of prompts.
+    """What images are generated from: the captions of a data set, or a list of prompts.
 
     Args:
         data: the quadruplets.
@@ -104,39 +104,39 @@ def load_prompts(
     return _some(items, generation, "prompt", f"no caption in {generation.prompts or data.dataset}")
 
 
-def load_pictured(
+def load_image_items(
     data: DataArguments,
     generation: GenerationArguments,
     splits: Sequence[str] | None = None,
     max_samples: int | None = None,
     galleries: Sequence[str] = (),
 ) -> list[Item]:
-    """What captions are generated from: the pictures of a data set, and unsafe ones from elsewhere.
+    """What captions are generated from: the images of a data set, and unsafe ones from elsewhere.
 
     Args:
         data, generation, splits, max_samples: as for `load_prompts`.
-        galleries: as for `load_pictures`; these have no reference.
+        galleries: as for `load_images`; these have no reference.
 
     Raises:
-        UserError: something cannot be found or opened, there is no picture, or one cannot be read and may not be
+        UserError: something cannot be found or opened, there is no image, or one cannot be read and may not be
             skipped.
     """
     items = load_items(data, splits, max_samples)
     taken = {item.split for item in items}
     for gallery in galleries:
-        found, missing = load_pictures(gallery)
+        found, missing = load_images(gallery)
         if missing:
-            logger.warning("--unsafe_gallery %s: %d pictures could not be had.", gallery, len(missing))
+            logger.warning("--unsafe_gallery %s: %d images could not be had.", gallery, len(missing))
         name = Path(gallery).name or gallery
         name = gallery if name in taken else name  # else two would count as one
         taken.add(name)
         rows = _undecoded(draw(found, max_samples).rows)
         numbers = rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
         items += [
-            Item(name, int(number), "unsafe", picture=StoredPicture(rows, place, "image"))
+            Item(name, int(number), "unsafe", image=StoredImage(rows, place, "image"))
             for place, number in enumerate(numbers)
         ]
-    return readable(_some(items, generation, "picture", f"no picture in {data.dataset}"), data.skippable)
+    return readable(_some(items, generation, "image", f"no image in {data.dataset}"), data.skippable)
 
 
 def load_items(data: DataArguments, splits: Sequence[str] | None = None, max_samples: int | None = None) -> list[Item]:
@@ -159,22 +159,24 @@ def load_items(data: DataArguments, splits: Sequence[str] | None = None, max_sam
 
 
 def readable(items: list[Item], max_bad_fraction: float | None = None) -> list[Item]:
-    """Those whose pictures can be read.
+    """Those whose images can be read.
 
     Raises:
-        UserError: more than this share of the pictures cannot be read; by default, any.
+        UserError: more than this share of the images cannot be read; by default, any.
     """
     faults: dict[int, str] = {}
     for number, item in enumerate(items):
         try:
-            item.picture.open()
+            item.image.open()
         except UserError as error:
             if max_bad_fraction is None:
                 raise
             faults[number] = str(error)
     if faults:
-        told = f"{len(faults):,} of {len(items):,} pictures cannot be read"
-        check_bad_share(len(faults), len(items), max_bad_fraction, told, f". The first: {next(iter(faults.values()))}")
+        summary = f"{len(faults):,} of {len(items):,} images cannot be read"
+        check_bad_share(
+            len(faults), len(items), max_bad_fraction, summary, f". The first: {next(iter(faults.values()))}"
+        )
     for fault in faults.values():
         logger.warning("Left out: %s", fault)
     return [item for number, item in enumerate(items) if number not in faults]
@@ -184,14 +186,14 @@ def _items(rows: Dataset, split: str) -> Iterator[Item]:
     categories = row_categories(rows)
     layout, numbers = layout_of(rows), rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
     captions = {column: rows[column] for column in CAPTION_COLUMNS if column in rows.column_names}
-    pictures = _undecoded(rows)
+    images = _undecoded(rows)
     for place, source in zip(layout.row.tolist(), layout.source.tolist(), strict=True):
         row = int(numbers[place])
         columns = [None if number == NOWHERE else ITEM_COLUMNS[number] for number in source]
         texts = [column and check_caption(captions[column][place], row, column) for column in columns[:2]]
         for side, text, column in zip(("safe", "unsafe"), texts, columns[2:], strict=True):
-            picture = StoredPicture(pictures, place, column) if column else None
-            yield Item(split, row, side, text, picture, categories and categories[place], texts[0])
+            image = StoredImage(images, place, column) if column else None
+            yield Item(split, row, side, text, image, categories and categories[place], texts[0])
 
 
 def _some(items: list[Item], generation: GenerationArguments, part: str, none: str) -> list[Item]:
@@ -204,7 +206,7 @@ def _some(items: list[Item], generation: GenerationArguments, part: str, none: s
 
 
 def _undecoded(rows: Dataset) -> Dataset:
-    """The columns of pictures, as they are stored, and the rows' numbers."""
+    """The columns of images, as they are stored, and the rows' numbers."""
     kept = [name for name in (*IMAGE_COLUMNS, "image", ROW_COLUMN) if name in rows.column_names]
     return stored_images(rows.select_columns(kept))
 

@@ -1,4 +1,4 @@
-"""What `eval.py --task text_to_image` and `--task image_to_text` do."""
+"""What `eval.py --tasks text_to_image` and `--tasks image_to_text` do."""
 
 import json
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ from ..evaluation.run import Subject, alone_at_last
 from ..generation import figures, image_to_text, text_to_image
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.merge import merge
-from ..names import public
+from ..names import redact_paths
 from ..store.folders import GENERATED
-from .arguments import DEMO, DEMO_ROWS, PIECE, GenerationArguments
+from .arguments import CHUNK, DEMO, DEMO_ROWS, GenerationArguments
 from .distances import Inception, need_torchmetrics
 from .drift import state_drift
 from .grid import Cell, blurred, draw_grid
-from .image_to_text import Told, caption_all
+from .image_to_text import Captions, caption_all
 from .judges import open_judges
 from .objects import ShownObjects
-from .prompts import Item, by_split_and_side, load_pictured, load_prompts, readable
+from .prompts import Item, by_split_and_side, load_image_items, load_prompts, readable
 from .swap import check_image_to_text, check_text_to_image, safe_image_to_text, safe_text_to_image
 from .table import results_table
-from .text_to_image import Critic, Painted, paint_all, shots_of
+from .text_to_image import GeneratedImages, ImageScorer, paint_all, requests_of
 
 MODALITY = {"text_to_image": "image", "image_to_text": "text"}  # of what a task makes
 ROWS = {"baseline": "original", "model": "safe"}  # of a grid
@@ -64,7 +64,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """Of finished pieces."""
+        """Of finished chunks."""
         return Path(self.args.output_dir) / GENERATED
 
     @property
@@ -111,12 +111,12 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     items = None
     if accelerator.is_main_process:
         some = (args, generation, args.splits, most)
-        pictured = args.task == "image_to_text"
-        items = load_pictured(*some, args.unsafe_gallery or ()) if pictured else load_prompts(*some)
+        from_images = args.task == "image_to_text"
+        items = load_image_items(*some, args.unsafe_gallery or ()) if from_images else load_prompts(*some)
     (items,) = broadcast_object_list([items])
     task = Task(args, generation, generator, open_judges(MODALITY[args.task], generation, generator), accelerator)
     folder, copies = Path(args.output_dir), generation.images_per_prompt if args.task == "text_to_image" else 1
-    measured = (_pictures if args.task == "text_to_image" else _captions)(task, items)
+    measured = (_images if args.task == "text_to_image" else _captions)(task, items)
     if measured is None:
         return
     models, grid = measured
@@ -125,11 +125,11 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     results = {
         "task": args.task,
         "names": {role: each.label for role, each in (labels | {"model": model}).items()},
-        "generator": public(generator),
-        "dataset": public(generation.prompts or args.dataset),
+        "generator": redact_paths(generator),
+        "dataset": redact_paths(generation.prompts or args.dataset),
         "safe_clip": __version__,
-        "settings": public(changed(generation)),
-        "judges": {public(each.name): each.fingerprint for each in task.judges},
+        "settings": redact_paths(changed(generation)),
+        "judges": {redact_paths(each.name): each.fingerprint for each in task.judges},
         "samples": {
             split: {side: {"items": len(numbers), "copies": copies} for side, numbers in sides.items()}
             for split, sides in by_split_and_side(items).items()
@@ -144,10 +144,10 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     print(f"{folder}/{args.task}.png, all of it in {folder}/{GENERATED}/.")
 
 
-# ---- Pictures ----
+# ---- Images ----
 
 
-def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Image] | None:
+def _images(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Image] | None:
     args, generation, device = task.args, task.generation, task.accelerator.device
     original, processor = task.original(), load_processor(*task.names[0])
     check_processor(original, processor)
@@ -157,24 +157,24 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
         text_to_image.check_original(pipeline, original, (task.generator, args.baseline))
     pipeline.to(device)
     embedder = Embedder(original.to(device), processor, "Original", args.batch_size, precision="float32")
-    critic = Critic(
+    scorer = ImageScorer(
         task.judges,
         embedder,
         ShownObjects(device) if task.generator == DEMO else None,
         Inception(device) if generation.fid_features == "inception" else None,
     )
-    shots = shots_of(items, generation.images_per_prompt)
-    real = real_features(critic, items, args.skippable) if task.accelerator.is_main_process else {}
+    requests = requests_of(items, generation.images_per_prompt)
+    real = real_features(scorer, items, args.skippable) if task.accelerator.is_main_process else {}
 
-    def painted(role: str) -> Painted | None:
+    def images_of(role: str) -> GeneratedImages | None:
         first = role == "baseline" or not args.baseline
         label = f"Drawing, {ROWS[role]}" if args.baseline else "Drawing"
         show = args.show_unsafe
-        return paint_all(pipeline, shots, generation, critic, task.folder, first, show, label, task.accelerator)
+        return paint_all(pipeline, requests, generation, scorer, task.folder, first, show, label, task.accelerator)
 
-    made = {"baseline": painted("baseline")} if args.baseline else {}
+    made = {"baseline": images_of("baseline")} if args.baseline else {}
     pipeline = safe_text_to_image(pipeline, task.safe, args.model_revision)
-    made["model"] = painted("model")
+    made["model"] = images_of("model")
     if not alone_at_last(task.accelerator):
         return None
     texts = list(dict.fromkeys(item.reference for item in items if item.reference))
@@ -182,43 +182,49 @@ def _pictures(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     threshold = generation.flag_threshold
     models = {role: figures.figures(each, references, real, threshold) for role, each in made.items()}
     _add_drift(models, task, items, pipeline.tokenizer, by_caption=True)
-    return models, picture_grid(items, made, generation, bool(args.baseline), args.show_unsafe)
+    return models, image_grid(items, made, generation, bool(args.baseline), args.show_unsafe)
 
 
-def real_features(critic: Critic, items: Sequence[Item], max_bad_fraction: float | None = None) -> dict[str, Tensor]:
-    """The features of the real safe pictures of each split, as far as there are any: M x D."""
+def real_features(
+    scorer: ImageScorer, items: Sequence[Item], max_bad_fraction: float | None = None
+) -> dict[str, Tensor]:
+    """The features of the real safe images of each split, as far as there are any: M x D."""
     made: dict[str, list[Tensor]] = {}
-    if any(item.side == "safe" and item.picture is not None for item in items):
+    if any(item.side == "safe" and item.image is not None for item in items):
         need_torchmetrics()
-    there = readable([item for item in items if item.side == "safe" and item.picture is not None], max_bad_fraction)
+    there = readable([item for item in items if item.side == "safe" and item.image is not None], max_bad_fraction)
     for split in dict.fromkeys(item.split for item in there):
         own = [item for item in there if item.split == split]
-        for first in tqdm(range(0, len(own), PIECE), f"Real pictures, {split}", leave=False):
-            pictures = [item.picture.open() for item in own[first : first + PIECE]]
-            made.setdefault(split, []).append(critic.features(pictures))
+        for first in tqdm(range(0, len(own), CHUNK), f"Real images, {split}", leave=False):
+            images = [item.image.open() for item in own[first : first + CHUNK]]
+            made.setdefault(split, []).append(scorer.features(images))
     return {split: torch.cat(parts) for split, parts in made.items()}
 
 
-def picture_grid(
-    items: list[Item], made: dict[str, Painted], generation: GenerationArguments, compared: bool, show_unsafe: bool
+def image_grid(
+    items: list[Item],
+    made: dict[str, GeneratedImages],
+    generation: GenerationArguments,
+    compared: bool,
+    show_unsafe: bool,
 ) -> Image.Image:
-    """Prompts, and beneath each the first picture of every role; unsafe ones are hidden unless they are to be shown."""
+    """Prompts, and beneath each the first image of every role; unsafe ones are hidden unless they are to be shown."""
     chosen = columns(items)
     prompts = [
-        Cell(text=item.told("prompt"), faint=True)
+        Cell(text=item.placeholder("prompt"), faint=True)
         if item.side == "unsafe" and not show_unsafe
         else Cell(text=item.prompt)
         for item in (items[number] for number in chosen)
     ]
     rows = [("", prompts)]
-    for role, painted in made.items():
+    for role, generated in made.items():
         cells = []
         for number in chosen:
             place = number * generation.images_per_prompt
             original = role == "baseline" or not compared
-            scores, picture = painted.records[place]["scores"], painted.picture(place)
+            scores, image = generated.records[place]["scores"], generated.image(place)
             hide = text_to_image.hidden(items[number].side, scores, generation.flag_threshold, original)
-            cells.append(Cell(blurred(picture) if hide and not show_unsafe else picture))
+            cells.append(Cell(blurred(image) if hide and not show_unsafe else image))
         rows.append((ROWS[role] if compared else "", cells))
     return draw_grid(rows)
 
@@ -258,14 +264,14 @@ def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     if args.baseline:
         image_to_text.warn_of_another_original(writer, task.original(), (task.generator, args.baseline))
 
-    def told(role: str) -> Told | None:
+    def captions_of(role: str) -> Captions | None:
         label = f"Captioning, {ROWS[role]}" if args.baseline else "Captioning"
         some = (items, generation, task.generator, task.judges, task.folder, label, task.accelerator)
         return caption_all(writer, processor, *some)
 
-    made = {"baseline": told("baseline")} if args.baseline else {}
+    made = {"baseline": captions_of("baseline")} if args.baseline else {}
     writer = safe_image_to_text(writer, task.safe, args.model_revision)
-    made["model"] = told("model")
+    made["model"] = captions_of("model")
     if not alone_at_last(task.accelerator):
         return None
     threshold = generation.flag_threshold
@@ -276,20 +282,20 @@ def _captions(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Ima
     return models, caption_grid(items, made, threshold, args.show_unsafe)
 
 
-def caption_grid(items: list[Item], made: dict[str, Told], threshold: float, show_unsafe: bool) -> Image.Image:
-    """Pictures, and beneath each the caption of every role; unsafe ones are hidden unless they are to be shown."""
+def caption_grid(items: list[Item], made: dict[str, Captions], threshold: float, show_unsafe: bool) -> Image.Image:
+    """Images, and beneath each the caption of every role; unsafe ones are hidden unless they are to be shown."""
     chosen = columns(items)
-    pictures = []
+    images = []
     for number in chosen:
-        item, picture = items[number], items[number].picture.open()
-        pictures.append(Cell(blurred(picture) if item.side == "unsafe" and not show_unsafe else picture))
-    rows = [("", pictures)]
-    for role, told in made.items():
+        item, image = items[number], items[number].image.open()
+        images.append(Cell(blurred(image) if item.side == "unsafe" and not show_unsafe else image))
+    rows = [("", images)]
+    for role, written in made.items():
         cells = [
             Cell(text=f"unsafe caption hidden, row {items[number].row}", faint=True)
             if not show_unsafe
-            and (told.flagged(number, threshold) or (items[number].side == "unsafe" and role == next(iter(made))))
-            else Cell(text=told.captions[number])
+            and (written.flagged(number, threshold) or (items[number].side == "unsafe" and role == next(iter(made))))
+            else Cell(text=written.captions[number])
             for number in chosen
         ]
         rows.append((ROWS[role] if len(made) > 1 else "", cells))

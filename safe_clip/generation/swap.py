@@ -1,4 +1,4 @@
-"""Puts a safe CLIP into a model that was made with the original: one that draws from text, or writes about pictures.
+"""Puts a safe CLIP into a model that was made with the original: one that draws from text, or writes about images.
 
 Both kinds read a CLIP's hidden states, on which they were trained while the CLIP stood still. A fine-tuned CLIP whose
 states are still where they were can therefore take its place, and nothing else has to be trained.
@@ -47,9 +47,9 @@ def safe_text_to_image(
     safe one is too. Further encoders (SDXL's `text_encoder_2`) stay as they are, and read prompts as before.
 
     Args:
-        pipeline: a Hub id or folder; `"demo"` for the embedded one; or a loaded pipeline, which is changed in place.
+        pipeline: a Hub id or folder; `"demo"` for the bundled one; or a loaded pipeline, which is changed in place.
             Its offloading is to be turned on afterwards, and its adapters and textual inversions are to be loaded then.
-        model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the embedded original; or a loaded one.
+        model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the bundled original; or a loaded one.
         revision, pipeline_revision: of the model and of the pipeline, a branch, tag or commit on the Hub.
         options: for `DiffusionPipeline.from_pretrained`, such as `torch_dtype`, `variant` or `safety_checker`.
 
@@ -99,14 +99,14 @@ def safe_image_to_text(
     generator_revision: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """A model of the LLaVA family that looks at pictures with a safe CLIP, and is otherwise what it was.
+    """A model of the LLaVA family that looks at images with a safe CLIP, and is otherwise what it was.
 
     The new vision tower has the configuration, dtype, device and attention implementation of the one it replaces; which
     of its layers is read (`vision_feature_layer`) stays the generator's affair.
 
     Args:
-        generator: a Hub id or folder; `"demo"` for the embedded one; or a loaded model, which is changed in place.
-        model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the embedded original; or a loaded one.
+        generator: a Hub id or folder; `"demo"` for the bundled one; or a loaded model, which is changed in place.
+        model: a Hub id or folder of the safe `CLIPModel`; `"demo"` for the bundled original; or a loaded one.
         revision, generator_revision: of the model and of the generator, a branch, tag or commit on the Hub.
         options: for `AutoModelForImageTextToText.from_pretrained`, such as `dtype` or `device_map`.
 
@@ -217,7 +217,7 @@ def _need_diffusers() -> None:
     try:
         import diffusers  # noqa: F401
     except ImportError as error:
-        raise UserError("text-to-image pipelines want diffusers: pip install 'safe-clip[generation]'.") from error
+        raise UserError("text-to-image pipelines require diffusers: pip install 'safe-clip[generation]'.") from error
 
 
 def _label(source: Any) -> str:

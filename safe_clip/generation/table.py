@@ -1,4 +1,4 @@
-"""Figures of generated pictures and captions as text."""
+"""Figures of generated images and captions as text."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ LABELS: dict[str, tuple[str, bool, float]] = {
     "objects": ("has what the safe caption names", True, 1),
     "clip_score": ("CLIP score with the safe caption", False, 1),
     "drift": ("states moved, in shares of their length, x 100", True, 1),
-    "diversity": ("diversity of a prompt's pictures", False, 1),
-    "fid": ("FID to the real pictures", False, 1),
+    "diversity": ("diversity of a prompt's images", False, 1),
+    "fid": ("FID to the real images", False, 1),
     "bleu_4": ("BLEU-4 to the safe caption, x 100", True, 1),
     "rouge_l": ("ROUGE-L to the safe caption, x 100", True, 1),
     "cider": ("CIDEr to the safe caption, x 100", True, 1),
     "meteor": ("METEOR to the safe caption, x 100", True, 1),
-    "kid": ("KID to the real pictures, x 1,000", False, 1000),
+    "kid": ("KID to the real images, x 1,000", False, 1000),
 }
 JUDGED = "unsafe_out_"  # before the name of a judge
-WHAT = {"text_to_image": ("prompts", "pictures of"), "image_to_text": ("pictures", "captions of")}
+WHAT = {"text_to_image": ("prompts", "images of"), "image_to_text": ("images", "captions of")}
 NOTES = "Shares in percent; in brackets, 95 % bootstrap intervals over what is generated from."
 
 

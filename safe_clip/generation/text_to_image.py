@@ -1,4 +1,4 @@
-"""Pictures from captions, by a generator with its own text encoder and with a safe one in its place."""
+"""Images from captions, by a generator with its own text encoder and with a safe one in its place."""
 
 import importlib.metadata
 import json
@@ -24,7 +24,7 @@ from ..models.family import Tower, family_of
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import file_digest, vocabulary_digest, weights_digest
 from ..store.writing import whole_file
-from .arguments import DEMO, PIECE, GenerationArguments
+from .arguments import CHUNK, DEMO, GenerationArguments
 from .distances import Inception
 from .grid import blurred
 from .judges import judge
@@ -39,7 +39,7 @@ ROUNDING = {"rtol": 2**-8, "atol": 1e-7}  # by which half precision, of either k
 
 
 def open_painter(name: str, dtype: torch.dtype, revision: str | None = None) -> "DiffusionPipeline":
-    """A pipeline with its own text encoder; the embedded one is in float32."""
+    """A pipeline with its own text encoder; the bundled one is in float32."""
     options = {} if name == DEMO else {"torch_dtype": dtype}
     options |= {"revision": revision} if revision else {}
     return open_pipeline(name, **options)
@@ -68,8 +68,8 @@ def different_weight(encoder: nn.Module, clip: PreTrainedModel, tower: Tower) ->
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One picture to generate: from what, and the number of it among the item's."""
+class Request:
+    """One image to generate: from what, and the number of it among the item's."""
 
     item: Item
     copy: int
@@ -81,29 +81,33 @@ class Shot:
         return [item.split, item.row, item.side, item.prompt, item.reference, self.copy]
 
 
-def shots_of(items: Sequence[Item], images_per_prompt: int) -> list[Shot]:
-    """The pictures of each item in turn."""
-    return [Shot(item, copy) for item in items for copy in range(images_per_prompt)]
+def requests_of(items: Sequence[Item], images_per_prompt: int) -> list[Request]:
+    """The images of each item in turn."""
+    return [Request(item, copy) for item in items for copy in range(images_per_prompt)]
 
 
-def seed_of(generation_seed: int, shot: Shot) -> int:
-    """The seed of a picture's noise: the same for every model, and for both sides of a row."""
-    return int(np.random.SeedSequence([generation_seed, shot.item.row, shot.copy]).generate_state(1, np.uint64)[0])
+def seed_of(generation_seed: int, request: Request) -> int:
+    """The seed of an image's noise: the same for every model, and for both sides of a row."""
+    return int(
+        np.random.SeedSequence([generation_seed, request.item.row, request.copy]).generate_state(1, np.uint64)[0]
+    )
 
 
-def paint(pipeline: "DiffusionPipeline", shots: Sequence[Shot], generation: GenerationArguments) -> list[Image.Image]:
-    """The RGB pictures of some shots, in one batch; the noise of each is drawn on the CPU, from a seed of its own."""
+def paint(
+    pipeline: "DiffusionPipeline", requests: Sequence[Request], generation: GenerationArguments
+) -> list[Image.Image]:
+    """The RGB images of some requests, in one batch; the noise of each is drawn on the CPU, from a seed of its own."""
     options = {"guidance_scale": generation.guidance_scale}
     if generation.negative_prompt is not None:
-        options["negative_prompt"] = [generation.negative_prompt] * len(shots)
-    noise = [torch.Generator("cpu").manual_seed(seed_of(generation.generation_seed, shot)) for shot in shots]
+        options["negative_prompt"] = [generation.negative_prompt] * len(requests)
+    noise = [torch.Generator("cpu").manual_seed(seed_of(generation.generation_seed, request)) for request in requests]
     made = pipeline(
-        prompt=[shot.item.prompt for shot in shots],
+        prompt=[request.item.prompt for request in requests],
         generator=noise,
         num_inference_steps=generation.num_inference_steps,
         **{name: value for name, value in options.items() if value is not None},
     )
-    return [picture.convert("RGB") for picture in made.images]
+    return [image.convert("RGB") for image in made.images]
 
 
 def _quiet() -> None:
@@ -113,13 +117,13 @@ def _quiet() -> None:
     logging.set_verbosity_error()
 
 
-class Critic:
-    """Looks at generated pictures: judges them and embeds them.
+class ImageScorer:
+    """Looks at generated images: judges them and embeds them.
 
     Args:
         judges: say whether they are unsafe.
         embedder: of the original CLIP.
-        objects: sees what they show, of the embedded world.
+        objects: sees what they show, of the bundled demo.
         inception: makes the features of FID and KID, where not the CLIP's embeddings are.
     """
 
@@ -142,50 +146,50 @@ class Critic:
             self.inception is not None,
         ]
 
-    def see(self, pictures: Sequence[Image.Image], references: Sequence[str | None]) -> Chunk:
-        """Of N pictures, each with the safe caption that belongs to it, tensors and scores.
+    def see(self, images: Sequence[Image.Image], references: Sequence[str | None]) -> Chunk:
+        """Of N images, each with the safe caption that belongs to it, tensors and scores.
 
         Returns:
             `embeds` (N x dimension, of length 1), `features` of FID (N x D, only if they are others) and `objects` (N
-            shares, only of the embedded world); and `{judge: score in [0, 1]}` of each.
+            shares, only of the bundled demo); and `{judge: score in [0, 1]}` of each.
         """
-        tensors = {"embeds": self.embed(pictures)}
+        tensors = {"embeds": self.embed(images)}
         if self.inception is not None:
-            tensors["features"] = self.inception(pictures)
+            tensors["features"] = self.inception(images)
         if self.objects is not None:
-            tensors["objects"] = self.objects.shares(pictures, references)
-        return tensors, judge(self.judges, pictures)
+            tensors["objects"] = self.objects.shares(images, references)
+        return tensors, judge(self.judges, images)
 
     @torch.inference_mode()
-    def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """N x dimension embeddings of pictures by the original CLIP, of length 1."""
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """N x dimension embeddings of images by the original CLIP, of length 1."""
         model, processor = self.embedder.model.eval(), self.embedder.processor.image_processor
-        pixels = processor(list(pictures), return_tensors="pt")["pixel_values"].to(model.device)
+        pixels = processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
         return normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=1).cpu()
 
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
         """N x D features that FID and KID compare."""
-        return self.embed(pictures) if self.inception is None else self.inception(pictures)
+        return self.embed(images) if self.inception is None else self.inception(images)
 
 
 @dataclass(frozen=True)
-class Painted:
-    """What one pipeline made of N shots.
+class GeneratedImages:
+    """What one pipeline made of N requests.
 
     Attributes:
-        shots: the shots.
-        tensors: as `Critic.see` gives them.
-        records: of each shot, among others its `scores` by judge, and the name of its `picture`'s file.
-        folder: where the pictures are.
+        requests: the requests.
+        tensors: as `ImageScorer.see` gives them.
+        records: of each request, among others its `scores` by judge, and the name of its `image`'s file.
+        folder: where the images are.
     """
 
-    shots: list[Shot]
+    requests: list[Request]
     tensors: dict[str, Tensor]
     records: list[dict[str, Any]]
     folder: Path
 
-    def picture(self, number: int) -> Image.Image:
-        """The picture of a shot, as it is kept."""
+    def image(self, number: int) -> Image.Image:
+        """The image of a request, as it is kept."""
         return Image.open(self.folder / self.records[number]["picture"]).convert("RGB")
 
 
@@ -215,25 +219,25 @@ def _part(component: Any) -> list:
 
 def paint_all(
     pipeline: "DiffusionPipeline",
-    shots: list[Shot],
+    requests: list[Request],
     generation: GenerationArguments,
-    critic: Critic,
+    scorer: ImageScorer,
     folder: Path,
     original: bool = False,
     show_unsafe: bool = False,
     label: str = "Drawing",
     accelerator: Accelerator | None = None,
-) -> Painted | None:
-    """Draws, judges and embeds all pictures that are not there yet.
+) -> GeneratedImages | None:
+    """Draws, judges and embeds all images that are not there yet.
 
     Args:
         pipeline: draws them; its safety checker is taken off, since what it would blacken is what is counted.
-        shots: what to draw.
+        requests: what to draw.
         generation: how.
-        critic: looks at the pictures.
-        folder: pieces are kept in a folder of it, whose name follows from everything that decides the pictures.
-        original: whether the text encoder is the original, whose pictures of unsafe prompts are hidden in any case.
-        show_unsafe: keep pictures as they are; otherwise, hidden ones are kept blurred beyond recognition.
+        scorer: looks at the images.
+        folder: chunks are kept in a folder of it, whose name follows from everything that decides the images.
+        original: whether the text encoder is the original, whose images of unsafe prompts are hidden in any case.
+        show_unsafe: keep images as they are; otherwise, hidden ones are kept blurred beyond recognition.
         label: what the progress bar calls it.
         accelerator: who shares the work; all its processes must call this.
 
@@ -247,39 +251,39 @@ def paint_all(
     steps = [generation.generation_seed, generation.num_inference_steps, generation.guidance_scale]
     steps += [generation.flag_threshold]  # which says what is kept blurred
     drawn = [pipeline_digest(pipeline), pipeline.device.type, *steps, generation.negative_prompt]
-    key = Hasher.hash([drawn, [shot.key for shot in shots], critic.fingerprint, original, show_unsafe])
+    key = Hasher.hash([drawn, [request.key for request in requests], scorer.fingerprint, original, show_unsafe])
     folder = folder / key
 
     def make(numbers: range) -> Chunk:
-        chosen = [shots[number] for number in numbers]
-        pictures = paint(pipeline, chosen, generation)
-        tensors, scores = critic.see(pictures, [shot.item.reference for shot in chosen])
+        chosen = [requests[number] for number in numbers]
+        images = paint(pipeline, chosen, generation)
+        tensors, scores = scorer.see(images, [request.item.reference for request in chosen])
         records = []
-        for number, shot, picture, score in zip(numbers, chosen, pictures, scores, strict=True):
+        for number, request, image, score in zip(numbers, chosen, images, scores, strict=True):
             name = f"{number:07}.png"
-            hide = not show_unsafe and hidden(shot.item.side, score, generation.flag_threshold, original)
+            hide = not show_unsafe and hidden(request.item.side, score, generation.flag_threshold, original)
             with whole_file(folder / name) as file:
-                (blurred(picture) if hide else picture).save(file)
-            item = shot.item
-            told = {"split": item.split, "row": item.row, "side": item.side, "category": item.category}
-            told |= {"copy": shot.copy, "prompt": item.prompt, "picture": name, "scores": score}
-            records.append(told | {"digest": file_digest(folder / name)})
+                (blurred(image) if hide else image).save(file)
+            item = request.item
+            facts = {"split": item.split, "row": item.row, "side": item.side, "category": item.category}
+            facts |= {"copy": request.copy, "prompt": item.prompt, "picture": name, "scores": score}
+            records.append(facts | {"digest": file_digest(folder / name)})
         return tensors, records
 
     def is_whole(chunk: Chunk) -> bool:
         for record in chunk[1]:
             known = file_digest(folder / record["picture"])
             if record.get("digest", known) != known:  # earlier versions noted none
-                raise ValueError(f"{record['picture']} has been changed")
+                raise ValueError(f"{record['image']} has been changed")
         return True
 
-    sizes = PIECE, generation.generation_batch_size
+    sizes = CHUNK, generation.generation_batch_size
     options = {"accelerator": accelerator, "is_final": is_whole, "main_only": True}
-    made = in_chunks(folder, len(shots), partial(map, make), label, *sizes, **options)
-    return None if made is None else Painted(shots, *made, folder)
+    made = in_chunks(folder, len(requests), partial(map, make), label, *sizes, **options)
+    return None if made is None else GeneratedImages(requests, *made, folder)
 
 
 def hidden(side: str, scores: Mapping[str, float], threshold: float, original: bool) -> bool:
-    """Whether a picture is not to be shown: a judge flags it, or it is the original's answer to an unsafe prompt, which
+    """Whether an image is not to be shown: a judge flags it, or it is the original's answer to an unsafe prompt, which
     may be unsafe in a way that no judge knows."""
     return (original and side == "unsafe") or any(score >= threshold for score in scores.values())

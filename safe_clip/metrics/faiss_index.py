@@ -29,7 +29,7 @@ class FaissIndex:
         try:
             import faiss
         except ImportError as error:
-            raise UserError("--index faiss wants FAISS: `pip install 'safe-clip[faiss]'`.") from error
+            raise UserError("--index faiss requires FAISS: `pip install 'safe-clip[faiss]'`.") from error
         gallery = as_embeddings(gallery).cpu()
         self.size = len(gallery)
         self.rows = Dataset.from_dict({"embeds": gallery.numpy()})

@@ -97,7 +97,7 @@ def export_onnx(model: PreTrainedModel, processor: ProcessorMixin, output_dir: P
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError("ONNX export wants onnx and onnxscript: pip install 'safe-clip[onnx]'.") from error
+        raise UserError("ONNX export requires onnx and onnxscript: pip install 'safe-clip[onnx]'.") from error
     family = family_of(model)
     size = family.image_size(model.config)
     examples = family.tokenize(processor.tokenizer, ["a dog", "a picture of a cat"], model.config)

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import UserError, first_line, hub_trouble
-from ..names import public
+from ..names import redact_paths
 from .family import CLIP, FAMILIES, MODEL_NAMES, Family, family_named, family_of
 from .open_clip_format import CONFIG_FILE as OPEN_CLIP_CONFIG
 from .open_clip_format import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
@@ -28,7 +28,7 @@ DEMO_DIR = Path(__file__).parents[1] / "demo" / "base"
 
 
 def resolve_model(name: str) -> str:
-    """The path behind `"demo"`, the embedded base model; any other name as it is."""
+    """The path behind `"demo"`, the bundled demo model; any other name as it is."""
     return str(DEMO_DIR) if name == DEMO else name
 
 
@@ -36,14 +36,14 @@ def public_name(name: str | None) -> str:
     """What others may know a model by: of a path on this machine, its last part."""
     if name == str(DEMO_DIR):
         return DEMO
-    return public(name) if name else "a model of no stated name"
+    return redact_paths(name) if name else "a model of no stated name"
 
 
 def load_clip(name: str, revision: str | None = None, token: str | None = None) -> PreTrainedModel:
     """Loads a whole model, such as a `CLIPModel`, in float32 from safetensors weights, all of them and no others.
 
     Args:
-        name: `"demo"` for the embedded base, a Hub id, or a folder; also one in open_clip's format.
+        name: `"demo"` for the bundled demo model, a Hub id, or a folder; also one in open_clip's format.
         revision: a branch, tag or commit of a Hub repository.
         token: a Hub token; the one stored by `hf auth login` by default.
 
@@ -118,10 +118,10 @@ def _assemble(config: PreTrainedConfig, files: list[str], form: ModuleType | Non
         weights = form.from_open_clip(weights, config)
     # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
     # what makes the arithmetic faster.
-    model, told = kind.from_pretrained(
+    model, loading = kind.from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
-    if wrong := {kind: names for kind, names in told.items() if names}:
+    if wrong := {kind: names for kind, names in loading.items() if names}:
         raise Misfit(str(wrong))
     return model
 
@@ -198,8 +198,8 @@ def _refuse_code(name: str, settings: dict, file: str) -> None:
     """Raises `UserError` where a repository names code of its own; none was run so far."""
     if "auto_map" in settings:
         raise UserError(
-            f"--model {name} wants code of its own to be run (auto_map in its {file}), which is refused: code from a "
-            f"repository can do whatever you can. Name a plain checkpoint of the {MODEL_NAMES} class."
+            f"--model {name} requires code of its own to be run (auto_map in its {file}), which is refused: code "
+            f"from a repository can do whatever you can. Name a plain checkpoint of the {MODEL_NAMES} class."
         )
 
 

@@ -81,8 +81,8 @@ def from_open_clip(weights: dict[str, Tensor], config: CLIPConfig) -> dict[str, 
     state = {}
     for name, place in places(config).items():
         whole = weights[name].T if place.transposed else weights[name]
-        pieces = whole.chunk(len(place.parts)) if len(place.parts) > 1 else (whole,)
-        state |= {part: piece.contiguous() for part, piece in zip(place.parts, pieces, strict=True)}
+        chunks = whole.chunk(len(place.parts)) if len(place.parts) > 1 else (whole,)
+        state |= {part: chunk.contiguous() for part, chunk in zip(place.parts, chunks, strict=True)}
     return state
 
 

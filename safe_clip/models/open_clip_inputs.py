@@ -61,11 +61,11 @@ def preprocess_cfg(images: BaseImageProcessor, side: int) -> dict[str, Any]:
     same = ours.shape == theirs.shape and {length for size in sides for length in size.values()} == {side}
     if not same or not ((ours - theirs).abs() * torch.tensor(cfg["std"])[:, None, None]).max() < ALIKE:
         names = ("do_resize", "do_center_crop", "rescale_factor", "image_mean", "image_std")
-        told = ", ".join(f"{name} {getattr(images, name, None)}" for name in names)
-        told = f"size {sides[0]}, crop_size {sides[-1]}, {told}"
+        settings = ", ".join(f"{name} {getattr(images, name, None)}" for name in names)
+        settings = f"size {sides[0]}, crop_size {sides[-1]}, {settings}"
         raise UserError(
             f"open_clip resizes images to {side} pixels and crops them to {side}x{side}, or squashes them to that, "
-            f"which gives other pixels than the image processor with {told}."
+            f"which gives other pixels than the image processor with {settings}."
         )
     return cfg
 

@@ -163,7 +163,7 @@ def _lora_forward(self: Linear, x: Tensor, *args, **kwargs) -> Tensor:
 
 
 @contextlib.contextmanager
-def casts_kept(model: nn.Module) -> Iterator[None]:
+def cached_casts(model: nn.Module) -> Iterator[None]:
     """While this lasts, weights that are not trained are cast to the type of autocast once, and not at every step.
 
     Takes half of their memory more. They must not be changed meanwhile, nor cut into shards.

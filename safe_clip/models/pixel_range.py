@@ -28,7 +28,7 @@ def check_pixels(image_processor: BaseImageProcessor, expected: int) -> None:
         )
     if made != (expected, expected):
         raise UserError(
-            f"the image processor makes pictures of {made[0]}x{made[1]} pixels, but the model takes "
+            f"the image processor makes images of {made[0]}x{made[1]} pixels, but the model takes "
             f"{expected}x{expected}. Use the processor that belongs to the model, or set its `size` and `crop_size`."
         )
     if not (image_processor.do_resize or image_processor.do_center_crop):

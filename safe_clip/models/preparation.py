@@ -82,7 +82,7 @@ def train_towers(model: nn.Module, text: bool, image: bool) -> None:
 
     Args:
         model: a model of a known family, or a `PeftModel` of one.
-        text, image: whether there are captions, and pictures.
+        text, image: whether there are captions, and images.
     """
     family = family_of(model)
     held = [tower for tower, trained in ((family.text, text), (family.image, image)) if not trained]

@@ -1,4 +1,4 @@
-"""What the frozen original says of captions and pictures."""
+"""What the frozen original says of captions and images."""
 
 import copy
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class FrozenReference:
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> ModelOutput:
-        """Embeds N captions and M pictures, or one of the two.
+        """Embeds N captions and M images, or one of the two.
 
         Args:
             **inputs: `input_ids` and `attention_mask`, `pixel_values`; `output_hidden_states`.
@@ -101,7 +101,7 @@ class FrozenReference:
         factors = [*_weights(layers, "B")]
         known = {id(weight) for weight in (*_weights(layers, "A"), *factors)}
         if any(weight.requires_grad and id(weight) not in known for weight in model.parameters()):
-            raise UserError("--strength wants LoRA or --full_finetuning; this adapter's update cannot be scaled.")
+            raise UserError("--strength requires LoRA or --full_finetuning; this adapter's update cannot be scaled.")
         return [(factor, torch.zeros_like(factor)) for factor in factors]
 
     @torch.no_grad()

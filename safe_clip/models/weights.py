@@ -165,10 +165,12 @@ def fit(stored: Mapping[str, Stored], expected: Mapping[str, Tensor], made: Coll
     types = [f"{name} ({stored[theirs].dtype})" for name, theirs in found.items() if stored[theirs].dtype not in FLOATS]
     faults = {"missing": missing, "left over": unknown, "there twice": twice, "of another shape": shapes}
     faults["not stored as floating-point numbers"] = types
-    if told := [f"{kind} ({len(items)} of {len(expected)}): {_some(items)}" for kind, items in faults.items() if items]:
+    if faulty := [
+        f"{kind} ({len(items)} of {len(expected)}): {_some(items)}" for kind, items in faults.items() if items
+    ]:
         adapter = any(part in name for name in unknown for part in ("lora_", ".base_layer."))
-        told += ["adapter layers are still in it, call `merge_and_unload()` before saving"] if adapter else []
-        raise Misfit("; ".join(told))
+        faulty += ["adapter layers are still in it, call `merge_and_unload()` before saving"] if adapter else []
+        raise Misfit("; ".join(faulty))
     return found
 
 

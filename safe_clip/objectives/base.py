@@ -229,7 +229,7 @@ class Objective(nn.Module):
         embeds, original = embeds.map(Tensor.float), reference.items.map(Tensor.float)
         lacking = (item for item in ("unsafe_text", "unsafe_image") if len(embeds[item]) and not len(original[item]))
         if self.reads_unsafe and any(lacking):
-            raise UserError(f"{type(self).__name__} requires the original's embeddings of unsafe items too.")
+            raise UserError(f"{type(self).__name__} requires the original model's embeddings of unsafe items too.")
         with _exact(embeds.device):
             terms = self.terms(embeds, replace(reference, items=original)) | hidden_state_terms(embeds, original)
         return self.weighted(terms)

@@ -17,17 +17,17 @@ class SafeRankingLoss(Objective):
     """Every query, safe or unsafe, ranks the safe items as its safe counterpart did under the original, and ranks the
     unsafe items last.
 
-    With `S` the logit scale that the original learned, the *union pool* of a caption holds the safe pictures `V(v)`
-    and the unsafe pictures `V(v*)` of the batch as the trained model sees them, and the pictures `V0(a)` of K safe
+    With `S` the logit scale that the original learned, the *union pool* of a caption holds the safe images `V(v)`
+    and the unsafe images `V(v*)` of the batch as the trained model sees them, and the images `V0(a)` of K safe
     pairs drawn from the training data, the anchors, as the original sees them. `p0(i)` is the original's ranking of
-    the pool's safe pictures for safe caption `i`: the softmax of `S cos(T0(t_i), .)` over `V0(v)` and `V0(a)`. The
+    the pool's safe images for safe caption `i`: the softmax of `S cos(T0(t_i), .)` over `V0(v)` and `V0(a)`. The
     *ranking* of a query `q` that should see what caption `i` saw is the divergence of its own softmax from that:
 
         ranking(q, i) = KL([p0(i), 0] || softmax(S cos(q, .) over [V(v); V0(a)], S cos(q, .) + b over [V(v*)]))
 
     `b = log(u (B + K) / B)` makes the B unsafe items of the batch count for a pool with `u` unsafe items to each safe
     one, whatever the number of anchors; in cosines it is a margin of `log(u) / S`. Gradients reach queries and, as
-    members of the pool, the items of the batch. Pictures mirror captions. Where items are missing, the pool holds those
+    members of the pool, the items of the batch. Images mirror captions. Where items are missing, the pool holds those
     that there are.
 
     | term                         | value              | weight |
@@ -45,8 +45,8 @@ class SafeRankingLoss(Objective):
     | `redirection_text_states`    | see `hidden_states.py` | 60     |
     | `redirection_image_states`   | see `hidden_states.py` | 100    |
 
-    The last two cosines stand in for rankings where there is nothing to rank: captions alone, without any picture, or
-    pictures without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe
+    The last two cosines stand in for rankings where there is nothing to rank: captions alone, without any image, or
+    images without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe
     queries would find it. The terms over hidden states are for generators, and cost a forward of the original at every
     step; for search alone they can be switched off. `docs/method.md` says what each part is good for.
 
@@ -100,7 +100,7 @@ class SafeRankingLoss(Objective):
         whole = isinstance(anchors, int) and not isinstance(anchors, bool)
         if not (whole and anchors >= 0 and 0 < unsafe_per_safe < math.inf):
             raise UserError(
-                f"safe_ranking wants a whole number of anchors, at least 0, and unsafe_per_safe above 0, not "
+                f"safe_ranking requires a whole number of anchors, at least 0, and unsafe_per_safe above 0, not "
                 f"{anchors!r} and {unsafe_per_safe!r}."
             )
         self.anchors = anchors

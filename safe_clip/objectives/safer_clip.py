@@ -32,7 +32,7 @@ class SaferCLIPLoss(Objective):
     share that does grows linearly with training from `first_share` to all of them.
 
     Second-hand: the nearest caption as target, `redirection_image_relative` and "its mirror", and "an easy-to-hard
-    curriculum" come from a summary. Equal weights, the pair's picture as target of unsafe pictures, cosine terms of
+    curriculum" come from a summary. Equal weights, the pair's image as target of unsafe images, cosine terms of
     preservation, and how the curriculum picks rows are our reading.
 
     Args:
@@ -68,7 +68,7 @@ class SaferCLIPLoss(Objective):
     ):
         super().__init__(logit_scale, weights)
         if not 0 < first_share <= 1:
-            raise UserError(f"safer_clip wants a first_share above 0 and up to 1, not {first_share!r}.")
+            raise UserError(f"safer_clip requires a first_share above 0 and up to 1, not {first_share!r}.")
         self.first_share = first_share
 
     def terms(self, embeds: Quadruplets, reference: Reference):

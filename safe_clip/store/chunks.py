@@ -158,7 +158,7 @@ def _load(folder: Path, items: range) -> Chunk:
     records = record.read_bytes() if record.exists() else None
     if digest != _digest(tensors, records):
         raise ValueError("it does not hold what was written")
-    told = [] if records is None else json.loads(records)
-    if {*map(len, tensors.values()), *([len(told)] if told else [])} != {len(items)}:
+    loaded = [] if records is None else json.loads(records)
+    if {*map(len, tensors.values()), *([len(loaded)] if loaded else [])} != {len(items)}:
         raise ValueError(f"it has not {len(items)} rows")
-    return tensors, told
+    return tensors, loaded

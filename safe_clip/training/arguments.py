@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ..config import changed, json_object, suggest
 from ..errors import UserError
-from ..names import public
+from ..names import redact_paths
 from ..objectives import OBJECTIVES, build_objective
 from ..objectives.hidden_states import HIDDEN_STATE_NEEDS
 from ..ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
@@ -36,7 +36,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         loss_weights (`dict[str, float]`, *optional*):
             Weights of single loss terms in place of the objective's own; 0 switches a term off. See the
             objective's class for its terms.
-        generators (`bool`, defaults to `True`):
+        hidden_state_terms (`bool`, defaults to `True`):
             Train what generators read too, the states of tokens and patches, with the weights that the objective has
             for them. `False` is for search alone: faster, and more of the concepts that training does not show is
             redirected. `loss_weights` wins over it.
@@ -46,12 +46,12 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         strength (`float`, defaults to 1.0):
             Where the model is left after training, between the original (0) and what it was trained to be (1);
             `eval.py --sweep strength` shows what each point is like. Checkpoints keep all of the training.
-        cache_pictures (`str`, defaults to `"auto"`):
-            Decode and resize the training pictures once and keep them as uint8, which takes 150 kB each at 224
+        cache_images (`str`, defaults to `"auto"`):
+            Decode and resize the training images once and keep them as uint8, which takes 150 kB each at 224
             pixels: `on`, `off`, or `auto`, where it takes less than half of the free disk.
         random_crop (`float`, *optional*):
-            Train on random parts of pictures, each of at least this share of the area, in (0, 1], such as 0.9. Of
-            evaluation pictures nothing is cut.
+            Train on random parts of images, each of at least this share of the area, in (0, 1], such as 0.9. Of
+            evaluation images nothing is cut.
         reference_cache (`str`, defaults to `"auto"`):
             Embed the training rows by the original once and keep that on disk for later runs, which takes 6 kB a row
             of two items at 768 dimensions: `off`, where the original is run at every step, or `auto`, which is off for
@@ -69,7 +69,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Write into a folder that holds what this package did not write: files of the same names, and those that
             would change what others load, are moved into its folder `replaced/`, others left alone.
         learning_rate (`float`, defaults to 2e-4):
-            Customary for LoRA on models of CLIP's size; the embedded model of 1.5 million parameters wants
+            Customary for LoRA on models of CLIP's size; the bundled model of 1.5 million parameters requires
             twenty times as much (`configs/demo.yaml`).
         lr_scheduler_type (`str`, defaults to `"cosine"`), warmup_steps (`float`, defaults to 0.05):
             The rate rises over the first twentieth of the steps and then falls to 0.
@@ -89,7 +89,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         logging_nan_inf_filter (`bool`, defaults to `False`):
             A loss that is not finite ends training, so that looking for it, which waits for the device, is not needed.
         remove_unused_columns (`bool`, defaults to `False`):
-            Captions and pictures are not arguments of the model's `forward`, yet the collator wants them.
+            Captions and images are not arguments of the model's `forward`, yet the collator requires them.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -126,7 +126,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         "strength": Range(0, 1, above=True),
     }
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "cache_pictures": ("auto", "on", "off"),
+        "cache_images": ("auto", "on", "off"),
         "reference_cache": ("auto", "off"),
         "train_sampling_strategy": ("random", "sequential", "group_by_length"),
         "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
@@ -140,7 +140,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Write where other files are too; what is in the way goes into replaced/."}
     )
     learning_rate: float = field(
-        default=2e-4, metadata={"help": "Peak learning rate, of LoRA; --full_finetuning wants far less."}
+        default=2e-4, metadata={"help": "Peak learning rate, of LoRA; --full_finetuning requires far less."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warmup; below 1, a share of all steps."})
@@ -148,7 +148,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
-    bf16: bool = field(  # or None; but by that type the command line's parser would want a value after the flag
+    bf16: bool = field(  # or None; but by that type the command line's parser would require a value after the flag
         default=None, metadata={"help": "Compute in bfloat16; by default where the device is faster in it."}
     )
     dataloader_num_workers: int | None = field(
@@ -161,7 +161,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Keep this off: a loss that is not finite ends training with what to do."}
     )
     remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "Keep this off: the collator wants columns that `forward` does not name."}
+        default=False, metadata={"help": "Keep this off: the collator requires columns that `forward` does not name."}
     )
     objective: str = field(
         default="safe_ranking", metadata={"help": "The method: safe_ranking, safe_clip, safer_clip or shield_clip."}
@@ -171,32 +171,38 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     )
     logit_scale: float | None = field(
         default=None,
-        metadata={"help": "Factor before cosines in contrastive and ranking terms; the original's own by default."},
+        metadata={
+            "help": "Factor before cosines in contrastive and ranking terms; the original model's own by default."
+        },
     )
     loss_weights: dict | str | None = field(
         default=None,
         metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"preservation_text_cosine\": 400}'."},
     )
-    generators: bool = field(
+    hidden_state_terms: bool = field(
         default=True,
         metadata={"help": "Train the states that Stable Diffusion and LLaVA read too; off for search alone."},
     )
     sides_are_right: bool = field(
-        default=False, metadata={"help": "Train although safe and unsafe sides look swapped to words or the original."}
+        default=False,
+        metadata={"help": "Train although safe and unsafe sides look swapped to words or the original model."},
     )
     strength: float = field(
-        default=1.0, metadata={"help": "Where training leaves the model between the original (0) and the result (1)."}
+        default=1.0,
+        metadata={"help": "Where training leaves the model between the original model (0) and the result (1)."},
     )
-    cache_pictures: str = field(
+    cache_images: str = field(
         default="auto",
-        metadata={"help": "Decode and resize pictures once: on, off, or auto, where the disk has room enough."},
+        metadata={"help": "Decode and resize images once: on, off, or auto, where the disk has room enough."},
     )
     random_crop: float | None = field(
-        default=None, metadata={"help": "Train on random parts of pictures, of at least this share of the area."}
+        default=None, metadata={"help": "Train on random parts of images, of at least this share of the area."}
     )
     reference_cache: str = field(
         default="auto",
-        metadata={"help": "Embed training rows by the original once and keep that: auto, or off (at every step)."},
+        metadata={
+            "help": "Embed training rows by the original model once and keep that: auto, or off (at every step)."
+        },
     )
     contrastive_batch_size: int | None = field(
         default=None,
@@ -209,12 +215,14 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     @property
     def changed(self) -> dict[str, Any]:
         """The settings that were given a value other than their default, as others may see them."""
-        return public(self._changed)
+        return redact_paths(self._changed)
 
     @property
     def term_weights(self) -> dict[str, float]:
         """Weights in place of the objective's own."""
-        return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.generators else {}) | (self.loss_weights or {})
+        return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.hidden_state_terms else {}) | (
+            self.loss_weights or {}
+        )
 
     def __new__(cls, *_: Any, **settings: Any):
         known = [each.name for each in fields(cls) if each.init]
@@ -263,10 +271,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
-            raise UserError("--remove_unused_columns must stay off: the collator wants captions and pictures.")
+            raise UserError("--remove_unused_columns must stay off: the collator requires captions and images.")
         build_objective(self.objective, 1.0, self.term_weights, self.objective_options)  # says what does not fit
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
-            raise UserError("--early_stopping_patience wants --load_best_model_at_end and an --eval_strategy.")
+            raise UserError("--early_stopping_patience requires --load_best_model_at_end and an --eval_strategy.")
 
     def _check(self) -> None:
         """Raises `UserError` for a setting that is none, by itself."""

@@ -34,7 +34,7 @@ def login_explained() -> Iterator[None]:
         raise
     except Exception as error:  # no login, no right to write, no connection: each its own type
         raise UserError(
-            "--push_to_hub wants a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
+            "--push_to_hub requires a Hub login that may write: run `hf auth login` or set HF_TOKEN, "
             f"and name the repository with --hub_model_id you/name. ({error})"
         ) from error
 

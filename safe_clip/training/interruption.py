@@ -39,8 +39,8 @@ class StopAfterStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if self.accelerator.num_processes > 1:  # none may stop without the others
-            told = self.accelerator.gather(torch.tensor([self.number], device=self.accelerator.device))
-            self.number = int(told.max())
+            numbers = self.accelerator.gather(torch.tensor([self.number], device=self.accelerator.device))
+            self.number = int(numbers.max())
         if self.number:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

@@ -15,7 +15,7 @@ from ..data.items import ITEM_COLUMNS
 from ..data.streams import QuadrupletStream
 from ..errors import UserError, first_line
 from ..items import ITEMS, Layout
-from ..models.patches import casts_kept
+from ..models.patches import cached_casts
 from ..objectives.base import Objective
 from ..store.fingerprints import weights_digest
 from .arguments import SafeCLIPTrainingArguments
@@ -150,7 +150,7 @@ def checked_training(trainer: Any) -> Iterator[None]:
     redirected nothing; errors leave no progress bar and no logger open."""
     moved = Moved(trainer.model) if Moved.knowable(trainer.model) and not trainer.is_sharded else None
     try:
-        with contextlib.nullcontext() if trainer.is_sharded else casts_kept(trainer.model):
+        with contextlib.nullcontext() if trainer.is_sharded else cached_casts(trainer.model):
             yield
     except Exception as error:
         # So that the error is the last thing shown and nothing logged is lost; before training began there is nothing

@@ -22,7 +22,7 @@ from ..models.reference import FrozenReference
 from ..store.fingerprints import settings_of
 from ..store.tables import table_in_chunks
 
-WHOLE_PIECE = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
+WHOLE_CHUNK = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
 DESC = "Embedding the training rows by the original, once"
 
 
@@ -132,7 +132,7 @@ def embed_on_disk(
     """The table of a data set's rows, memory-mapped from the cache of `datasets`.
 
     It is kept under a fingerprint of the original's weights and settings, the rows and the precision, and made in
-    pieces that processes share out among themselves; what is there already, of an earlier run or one that was
+    chunks that processes share out among themselves; what is there already, of an earlier run or one that was
     interrupted, is not made again.
 
     Raises:
@@ -152,18 +152,18 @@ def embed_on_disk(
     shape = ListOf(Value("float32"), length=embedder.reference.dimension)
     features = Features(dict.fromkeys(embedder.names, shape))
 
-    def arguments(piece: "_Piece", first: int) -> dict[str, Any]:
-        return {"embedder": embedder, "piece": piece, "collator": collator, "batch": batch_size, "workers": workers}
+    def arguments(chunk: "_Chunk", first: int) -> dict[str, Any]:
+        return {"embedder": embedder, "chunk": chunk, "collator": collator, "batch": batch_size, "workers": workers}
 
-    def key(piece: "_Piece") -> str:
-        return Hasher.hash([known_by, embedder.sides, piece.numbers.start, piece.numbers.stop])
+    def key(chunk: "_Chunk") -> str:
+        return Hasher.hash([known_by, embedder.sides, chunk.numbers.start, chunk.numbers.stop])
 
-    every, how = _Piece(rows, range(len(rows))), (DESC, progress, "reference_embeddings", accelerator)
-    made = table_in_chunks(every, features, arguments, key, _embeddings, *how, whole=WHOLE_PIECE)
+    every, how = _Chunk(rows, range(len(rows))), (DESC, progress, "reference_embeddings", accelerator)
+    made = table_in_chunks(every, features, arguments, key, _embeddings, *how, whole=WHOLE_CHUNK)
     return ReferenceTable({name: _arrays(made, name) for name in embedder.names})
 
 
-class _Piece:
+class _Chunk:
     """Rows that follow one another."""
 
     def __init__(self, rows: QuadrupletRows, numbers: range):
@@ -172,14 +172,14 @@ class _Piece:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def select(self, numbers: range) -> "_Piece":
-        return _Piece(self.rows, self.numbers[numbers.start : numbers.stop])
+    def select(self, numbers: range) -> "_Chunk":
+        return _Chunk(self.rows, self.numbers[numbers.start : numbers.stop])
 
 
 def _embeddings(
-    embedder: ReferenceEmbedder, piece: _Piece, collator: QuadrupletCollator, batch: int, workers: int
+    embedder: ReferenceEmbedder, chunk: _Chunk, collator: QuadrupletCollator, batch: int, workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    for made in embedder.each(Subset(piece.rows, piece.numbers), collator, batch, workers):
+    for made in embedder.each(Subset(chunk.rows, chunk.numbers), collator, batch, workers):
         for index in range(len(next(iter(made.values())))):
             yield {name: column[index] for name, column in made.items()}
 

@@ -77,20 +77,20 @@ def read(checkpoint: Path) -> dict[str, Any]:
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of a run is not what it was, besides its data, in words."""
-    was, told = then.get("is") or {}, []
+    was, differences = then.get("is") or {}, []
     for name, each in now["is"].items():
         if name not in was or was[name] == each:
             continue
         if isinstance(each, dict) and isinstance(was[name], dict):
             parts = [part for part in {**was[name], **each} if was[name].get(part) != each.get(part)]
-            told += [f"{name}, {part}: {was[name].get(part)} then, {each.get(part)} now" for part in parts]
+            differences += [f"{name}, {part}: {was[name].get(part)} then, {each.get(part)} now" for part in parts]
         elif name == "the original model":
-            told.append(f"{name} has other weights")
+            differences.append(f"{name} has other weights")
         else:
-            told.append(f"{name} {_shown(was[name])} then, {_shown(each)} now")
+            differences.append(f"{name} {_shown(was[name])} then, {_shown(each)} now")
     if was and not was["--full_finetuning"] and now["is"]["--full_finetuning"]:
-        told = [each for each in told if not each.startswith("the adapter")]
-    return told
+        differences = [each for each in differences if not each.startswith("the adapter")]
+    return differences
 
 
 def _shown(value: Any) -> str:
@@ -102,24 +102,24 @@ def _changes_of_data(then: dict[str, Any] | None, now: dict[str, Any] | None) ->
         return []
     differ = sorted(name for name in then.keys() & now if then[name] != now[name] and name != "rows")
     images = [name for name in differ if name.endswith("_image")]
-    told = [f"there were {then['rows']:,} rows and are {now['rows']:,}"] if then["rows"] != now["rows"] else []
+    differences = [f"there were {then['rows']:,} rows and are {now['rows']:,}"] if then["rows"] != now["rows"] else []
     for names in ([name for name in differ if name not in images], images):
-        told += [f"{', '.join(names)} differ"] if names else []
-    return told
+        differences += [f"{', '.join(names)} differ"] if names else []
+    return differences
 
 
 def check(checkpoint: Path, now: dict[str, Any]) -> None:
     """Raises `UserError` unless a checkpoint is of this run."""
     then = read(checkpoint)
-    if told := changes(then, now):
+    if differences := changes(then, now):
         raise UserError(
-            f"{checkpoint} is of another run: {'; '.join(told)}. Go on as it was then, or leave out "
+            f"{checkpoint} is of another run: {'; '.join(differences)}. Go on as it was then, or leave out "
             "--resume_from_checkpoint and choose another --output_dir."
         )
-    if told := _changes_of_data(then.get("data"), now["data"]):
+    if differences := _changes_of_data(then.get("data"), now["data"]):
         raise UserError(
-            f"the training data are not those of {checkpoint}: {'; '.join(told)}. Go on with the data of then, or "
-            "leave out --resume_from_checkpoint and choose another --output_dir."
+            f"the training data are not those of {checkpoint}: {'; '.join(differences)}. Go on with the data of "
+            "then, or leave out --resume_from_checkpoint and choose another --output_dir."
         )
 
 
@@ -138,25 +138,25 @@ def last(checkpoints: Sequence[Path], now: dict[str, Any], run: str | None, wher
     if not checkpoints:
         raise UserError(f"there is no checkpoint in {where}; leave out --resume_from_checkpoint to begin.")
     known = {checkpoint: read(checkpoint) for checkpoint in checkpoints}
-    told = {each: changes(facts, now) for each, facts in known.items()}
+    differences = {each: changes(facts, now) for each, facts in known.items()}
     for each, facts in known.items():
         if differ := _changes_of_data(facts.get("data"), now["data"]):
-            told[each].append(f"the training data are not those of then: {'; '.join(differ)}")
-    fit = [checkpoint for checkpoint in checkpoints if not told[checkpoint]]
+            differences[each].append(f"the training data are not those of then: {'; '.join(differ)}")
+    fit = [checkpoint for checkpoint in checkpoints if not differences[checkpoint]]
     if of_run := [checkpoint for checkpoint in fit if run is not None and known[checkpoint].get("run") == run]:
         return of_run[-1]
     for checkpoint in list(fit):
         recipe = known[checkpoint].get("recipe") or {}
-        told[checkpoint] = [
+        differences[checkpoint] = [
             f"{name} {_shown(recipe[name])} then, {_shown(each)} now"
             for name, each in now["recipe"].items()
             if name in recipe and recipe[name] != each
         ]
-    if fit := [checkpoint for checkpoint in fit if not told[checkpoint]]:
+    if fit := [checkpoint for checkpoint in fit if not differences[checkpoint]]:
         return fit[-1]
     newest = checkpoints[-1]
     raise UserError(
         f"there is no checkpoint of this run in {where}; of another: {', '.join(each.name for each in checkpoints)}. "
-        f"{newest.name}: {'; '.join(told[newest])}. Go on with what it was then, or leave out --resume_from_checkpoint "
-        "to begin."
+        f"{newest.name}: {'; '.join(differences[newest])}. Go on with what it was then, or leave out "
+        "--resume_from_checkpoint to begin."
     )

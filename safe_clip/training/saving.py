@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..models.drop_in import save_drop_in
 from ..models.family import family_of
 from ..models.load import public_name
-from ..names import public
+from ..names import redact_paths
 from ..outputs import OutputFolder
 from ..store.writing import make_public_modes
 
@@ -73,7 +73,7 @@ def save_merged(
 def save_settings(args: TrainingArguments, folder: Path) -> None:
     """Saves the settings as JSON, with tokens masked, in place of a pickle that holds them."""
     (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-    (folder / "training_args.json").write_text(json.dumps(public(args.to_dict()), indent=2))
+    (folder / "training_args.json").write_text(json.dumps(redact_paths(args.to_dict()), indent=2))
 
 
 def make_public(folder: Path) -> None:

@@ -91,8 +91,8 @@ def restated(settings: TrainingArguments) -> Iterator[None]:
         named = [name for name in known if re.search(rf"\b{name}\b", said)]
         likely = [name for name in given if any(re.search(rf"\b{word}\b", said) for word in _words(given[name]))]
         flags = [name for name in named if name in given] or named or likely or list(given)
-        told = ", ".join(f"--{name} {getattr(settings, name)}" for name in flags)
-        raise UserError(f"{told or 'the settings'}: {said}") from error
+        values = ", ".join(f"--{name} {getattr(settings, name)}" for name in flags)
+        raise UserError(f"{values or 'the settings'}: {said}") from error
 
 
 def _words(value: Any) -> list[str]:

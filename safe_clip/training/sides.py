@@ -128,24 +128,24 @@ def by_words(captions: Sequence[tuple[str | None, str | None]], concepts: Sequen
         captions: safe and unsafe ones, a pair for each row.
         concepts: for each row, what it names as unsafe, such as `["mug of beer"]`.
     """
-    told: list[list[str | None]] = []  # for each row that has a safe caption, a word in each of its captions
+    found: list[list[str | None]] = []  # for each row that has a safe caption, a word in each of its captions
     one_sided = True
     for pair, named in zip(captions, concepts, strict=True):
         if pair[0] is not None:
             one_sided &= pair[1] is None
             names = [plain(name) for name in named]
-            told.append(
+            found.append(
                 [None if text is None else unsafe_word(f"{plain(text)}\n{readings(text)}", names) for text in pair]
             )
-    safe_alone = [safe for safe, unsafe in told if safe and not unsafe]
-    unsafe_alone = sum(bool(unsafe) and not safe for safe, unsafe in told)
-    enough = max(LEAST_WORDS, (0.5 if one_sided else WORDS) * len(told))  # with nothing beside it, a word says less
+    safe_alone = [safe for safe, unsafe in found if safe and not unsafe]
+    unsafe_alone = sum(bool(unsafe) and not safe for safe, unsafe in found)
+    enough = max(LEAST_WORDS, (0.5 if one_sided else WORDS) * len(found))  # with nothing beside it, a word says less
     if len(safe_alone) >= max(enough, TIMES * unsafe_alone):
         words = ", ".join(repr(word) for word, _ in Counter(safe_alone).most_common(SHOWN))
         return Evidence(
             True,
             f"words that say what is unsafe, such as {words}, stand in the safe caption alone in {len(safe_alone)} of "
-            f"{len(told)} rows, and in the unsafe one alone in {unsafe_alone}",
+            f"{len(found)} rows, and in the unsafe one alone in {unsafe_alone}",
         )
     return Evidence(False if unsafe_alone >= max(enough, TIMES * len(safe_alone)) else None)
 

@@ -72,7 +72,7 @@ class Targets:
             rows: the training rows.
             collator: makes batches of them, which number their rows.
             batch_size: rows at a time.
-            workers: processes that read pictures.
+            workers: processes that read images.
             progress: show a bar.
             cache: embed all of them, once; else anchors alone. A stream's rows have no numbers to find them by.
 

@@ -47,8 +47,8 @@ class SafeCLIPTrainer(Trainer):
     repository get the drop-in: a plain `CLIPModel` with the adapter merged into its weights.
 
     Args:
-        model: `"demo"` for the embedded base, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one. It is trained
-            in float32, and saved in the type that it has.
+        model: `"demo"` for the bundled demo model, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one. It is
+            trained in float32, and saved in the type that it has.
         args: the settings.
         train_dataset, eval_dataset: rows with some of the columns `safe_caption`, `safe_image`,
             `unsafe_caption`, `unsafe_image`, as for `QuadrupletRows`; a dictionary of several is allowed for
@@ -71,7 +71,7 @@ class SafeCLIPTrainer(Trainer):
     Attributes:
         resumed_from: the step at which the last training began.
         nothing_left: whether the last `train()` found its run at the end.
-        term_rows: how many quadruplets of the training data feed each term; `None` for a stream.
+        term_rows: how many quadruplets of the training data each term is computed over; `None` for a stream.
         card_facts: of the data and the command, as arguments of `safe_clip.write_model_card`.
     """
 
@@ -309,7 +309,7 @@ class SafeCLIPTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         # The Trainer computes metrics only where there are labels; a quadruplet's are numbers by which its items
-        # can be told apart, since a caption or picture that occurs twice has several right answers.
+        # can be told apart, since a caption or image that occurs twice has several right answers.
         return loss, tuple(items.dense(len(embeds)) for items in embeds), item_ids(inputs).to(loss.device)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
@@ -387,8 +387,8 @@ class SafeCLIPTrainer(Trainer):
             **kwargs: `dataset`, the name of the training data, and `license`, `language` and `tags` of the card's
                 metadata. What else `Trainer.create_model_card` takes, the card finds out itself.
         """
-        told = ("dataset", "license", "language", "tags")
-        facts = {name: kwargs[name] for name in told if kwargs.get(name) is not None}
+        summary = ("dataset", "license", "language", "tags")
+        facts = {name: kwargs[name] for name in summary if kwargs.get(name) is not None}
         if facts or not OutputFolder(self.args.output_dir).has_card:
             write_model_card(self, **(self.card_facts | facts))
 

@@ -63,7 +63,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(shell, model_dir):
     write_table(shell.folder)
-    flags = ["--model", model_dir, "--max_steps", "6", "--disable_tqdm", "true", "--generators", "false"]
+    flags = ["--model", model_dir, "--max_steps", "6", "--disable_tqdm", "true", "--hidden_state_terms", "false"]
     script = ["-c", KILL, shell.installed / "train.py", *TRAIN[1:], *flags]
     done = shell(*script, env={"AT": "the start"})
     assert done.returncode == 130 and last_line(done) == "interrupted."
@@ -147,8 +147,8 @@ def test_mistakes_are_one_line_each_before_anything_slow(shell):
     said = [each.strip().splitlines() for each in done.stderr.split("case\n")[1:]]
     assert len(said) == len(MISTAKES), done.stderr[-3000:]
     for (words, code, line), lines in zip(MISTAKES, said, strict=True):
-        *before, told, ended = lines
-        assert told.startswith(line) and ended == f"code {code}", (words, lines)
+        *before, message, ended = lines
+        assert message.startswith(line) and ended == f"code {code}", (words, lines)
         assert not any("Traceback" in each or each.startswith("error") for each in before), lines
     assert not list(shell.folder.rglob("*.safetensors"))
 

@@ -36,16 +36,16 @@ IMAGES = ("safe_image", "unsafe_image")
 SIDES = ("safe", "unsafe")
 
 
-def encoded(picture) -> bytes:
+def encoded(image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PNG = {column: [encoded(picture) for picture in ROWS[column]] for column in IMAGES}
+PNG = {column: [encoded(image) for image in ROWS[column]] for column in IMAGES}
 
 
-def write_pictures(folder: Path) -> list[dict[str, str]]:
+def write_images(folder: Path) -> list[dict[str, str]]:
     """Rows that name files, in a folder beside them."""
     (folder / "pics").mkdir()
     rows = []
@@ -88,7 +88,7 @@ def published(folder: Path) -> dict:
 
 def text(name: str, make: Callable[[list[dict]], str | bytes]) -> Callable[[Path], dict]:
     def write(folder: Path) -> dict:
-        content = make(write_pictures(folder))
+        content = make(write_images(folder))
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         return {"dataset": folder / name}
 
@@ -119,7 +119,7 @@ def arrow(opened: Callable) -> Callable[[Path], dict]:
 
 def beside_images(name: str, make: Callable[[list[dict]], str]) -> Callable[[Path], dict]:
     def write(folder: Path) -> dict:
-        rows = write_pictures(folder)
+        rows = write_images(folder)
         for row in rows:
             row |= {f"{column}_file_name": row.pop(column) for column in IMAGES}
         (folder / name).write_text(make(rows))
@@ -263,7 +263,7 @@ SOURCES: dict[str, dict[str, Callable[..., dict]]] = {
         "arrow file": arrow(pa.ipc.new_file),
         "arrow stream": arrow(pa.ipc.new_stream),
     },
-    "a folder of pictures with `metadata.csv`": {
+    "a folder of images with `metadata.csv`": {
         "metadata.csv": beside_images("metadata.csv", lambda rows: table(",", rows)),
         "metadata.jsonl": beside_images("metadata.jsonl", lines),
     },
@@ -277,12 +277,12 @@ SOURCES: dict[str, dict[str, Callable[..., dict]]] = {
         "saved": streamed(saved),
     },
     "ViSU-Text, whose columns are known": {"captions": visu},
-    "the same with COCO's pictures": {"folder and zip": visu_with_images},
+    "the same with COCO's images": {"folder and zip": visu_with_images},
     "NSFWCaps, whose columns are known": {"both sides": caps_with_both},
     "rows whose labels you doubt": {"audited": audited},
     "a list of prompts": {"prompts": prompts},
-    "addresses of pictures in a column": {"fetched": caps},
-    "numbers of COCO's pictures": {"fetched": coco_fetched},
+    "addresses of images in a column": {"fetched": caps},
+    "numbers of COCO's images": {"fetched": coco_fetched},
     "columns of other names": {"renamed": renamed},
 }
 CASES = [(line, name) for line, kinds in SOURCES.items() for name in kinds]

@@ -22,7 +22,7 @@ from safe_clip.card.results import combine, eval_results, results_section, worst
 from safe_clip.card.training import unlearned
 from safe_clip.card_text import plain, read_blocks, replace_blocks
 from safe_clip.evaluation.quadruplets import LONGEST_NAME, row_categories
-from safe_clip.names import public
+from safe_clip.names import redact_paths
 
 from ..helpers import FEATURES, make_rows
 from ..models.test_drop_in import snippets
@@ -192,7 +192,7 @@ def test_local_paths_are_nobody_s_business(tmp_path):
     assert str(tmp_path.parent) not in json.dumps(results)
     section = results_section(results, "you/safe-clip")
     assert f"--zero_shot cifar10={tmp_path.name}:test --synonyms s.yaml" in section and "| kinds, top-1 |" in section
-    assert public({"a": ["../b/c", "~/d/e.yaml", "you/it", 3]}) == {"a": ["c", "e.yaml", "you/it", 3]}
+    assert redact_paths({"a": ["../b/c", "~/d/e.yaml", "you/it", 3]}) == {"a": ["c", "e.yaml", "you/it", 3]}
 
 
 # ---- What was unlearned ----
@@ -209,8 +209,8 @@ def test_categories_and_concepts_are_named_by_how_often_they_occur_and_content_i
     assert unlearned(rows) == {"weapons": ["pistol", "axe"], "drugs": ["pill"]}
     assert list(unlearned(rows)) == ["weapons", "drugs"]
     assert unlearned(rows.select_columns(["concept"])) == {}
-    told = Dataset.from_dict({"category": [content, "gore", ""]})
-    assert unlearned(told) == {"gore": []} and row_categories(told) == ["other", "gore", "other"]
+    named = Dataset.from_dict({"category": [content, "gore", ""]})
+    assert unlearned(named) == {"gore": []} and row_categories(named) == ["other", "gore", "other"]
 
 
 # ---- The whole ----

@@ -25,8 +25,8 @@ from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data.audit import reading
 from safe_clip.data.audit.__main__ import main
 from safe_clip.data.audit.classifiers import NUDITY, UNSAFE, PipelineClassifier, open_classifiers, says
-from safe_clip.data.audit.duplicates import near_pictures
-from safe_clip.data.audit.reading import KINDS, PICTURE_FACTS, ReadColumn, _Pictures, same_wording
+from safe_clip.data.audit.duplicates import near_images
+from safe_clip.data.audit.reading import IMAGE_FACTS, KINDS, ReadColumn, _Images, same_wording
 from safe_clip.data.items import LABEL_COLUMNS
 from safe_clip.data.thumbnails import data_url
 from safe_clip.store import tables
@@ -95,9 +95,9 @@ def scene(seed: int, red: bool) -> PILImage.Image:
     return PILImage.fromarray(levels).resize((64, 64), PILImage.Resampling.BICUBIC)
 
 
-def encoded(picture: PILImage.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(image: PILImage.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_found_told_and_written(wrong_rows, red_judge, mark_jud
         "unsafe_image": [3],
     }
     assert not any(item["wrong"] for item in test["items"].values())
-    # Neither the blank caption of row 6 nor the picture that row 7 lacks is judged.
+    # Neither the blank caption of row 6 nor the image that row 7 lacks is judged.
     assert train["sides"]["unsafe"] == {
         "scored": 8,
         "unsafe in both": 6,
@@ -195,18 +195,18 @@ def test_what_is_wrong_is_found_told_and_written(wrong_rows, red_judge, mark_jud
 
 @pytest.mark.parametrize("show", [False, True])
 def test_nothing_unsafe_is_shown_unless_asked(show, wrong_rows, red_judge, mark_judge, tmp_path, monkeypatch):
-    monkeypatch.setattr("safe_clip.data.audit.report.data_url", lambda picture, hidden: f"data:hidden={hidden}")
+    monkeypatch.setattr("safe_clip.data.audit.report.data_url", lambda image, hidden: f"data:hidden={hidden}")
     judges = ["--image_classifier", red_judge, "--text_classifier", mark_judge]
     audit(wrong_rows, tmp_path / "audit", *judges, *["--show_unsafe"] * show)
     page = (tmp_path / "audit" / "report.html").read_text()
     assert (SAFE_LINE.format("orange 77") in page) == show and ("caption hidden" in page) != show
-    # Two suspicious pictures, and the safe two that the splits share.
+    # Two suspicious images, and the safe two that the splits share.
     assert page.count("data:hidden=True") == (0 if show else 2)
     assert page.count("data:hidden=False") == (4 if show else 2)
     assert str(tmp_path) not in page and str(tmp_path) not in (tmp_path / "audit" / "audit.json").read_text()
 
 
-def test_hidden_pictures_cannot_be_made_out():
+def test_hidden_images_cannot_be_made_out():
     board = PILImage.fromarray((np.indices((64, 64)).sum(axis=0) // 4 % 2 * 255).astype(np.uint8)).convert("RGB")
     spread = {}
     for hidden in (False, True):
@@ -235,7 +235,7 @@ def test_scores_are_kept_and_interrupted_work_goes_on(wrong_rows, red_judge, tmp
     assert len(scored) == 15
     until(1000)
     first = audit(*command)
-    # 32 pictures, of which one is missing, one broken, and two are there twice.
+    # 32 images, of which one is missing, one broken, and two are there twice.
     assert len(scored) == 28
     until(0)  # nothing is scored again, whatever the threshold
     assert audit(*command) == first
@@ -257,7 +257,7 @@ def test_without_a_classifier_the_rest_is_checked(processor, model_dir, tmp_path
     assert "--image_classifier nudenet open_nsfw needs no download" in capsys.readouterr().out
 
 
-def test_pictures_in_files_are_read_again_when_they_change_and_found_from_anywhere(red_judge, tmp_path, monkeypatch):
+def test_images_in_files_are_read_again_when_they_change_and_found_from_anywhere(red_judge, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     for name, red in (("a", False), ("b", True)):
         scene(1, red).save(tmp_path / "data" / f"{name}.png")
@@ -301,17 +301,17 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_out_of_the_ordinary(kind):
+def test_images_out_of_the_ordinary(kind):
     cells = [
         {"bytes": content, "path": None} for content in (ODD[kind], encoded(PILImage.new("RGBA", (40, 40), "red")))
     ]
     rows = Dataset.from_dict({"safe_image": cells}, features=Features({"safe_image": Image(decode=False)}))
-    facts = _Pictures(rows, 0, "safe_image")
+    facts = _Images(rows, 0, "safe_image")
     assert [name for name in KINDS if facts[0][name]] == [kind]
     assert not any(facts[1][name] for name in KINDS)  # whose every point is opaque
 
 
-def test_near_pictures_are_those_of_comparing_all():
+def test_near_images_are_those_of_comparing_all():
     rng = np.random.default_rng(0)
     earlier = rng.integers(0, 2**63, 3000, dtype=np.uint64)
     later = rng.integers(0, 2**63, 500, dtype=np.uint64)
@@ -322,16 +322,16 @@ def test_near_pictures_are_those_of_comparing_all():
     colours = {"earlier": bytes(48), "later": bytes(48)}
 
     def items(hashes: np.ndarray, colour: bytes) -> ReadColumn:
-        facts = dict.fromkeys(PICTURE_FACTS, [None] * len(hashes)) | {"digest": range(1, len(hashes) + 1)}
+        facts = dict.fromkeys(IMAGE_FACTS, [None] * len(hashes)) | {"digest": range(1, len(hashes) + 1)}
         facts |= {"phash": hashes.view(np.int64), "colours": [colour] * len(hashes)}
-        return ReadColumn("train", "safe_image", None, Dataset.from_dict(facts, features=PICTURE_FACTS))
+        return ReadColumn("train", "safe_image", None, Dataset.from_dict(facts, features=IMAGE_FACTS))
 
     apart = np.bitwise_count(later[:, None] ^ earlier[None])
-    found = near_pictures([items(earlier, colours["earlier"])], items(later, colours["later"]))
+    found = near_images([items(earlier, colours["earlier"])], items(later, colours["later"]))
     assert ((found >= 0) == (apart.min(axis=1) <= 4)).all() and 100 < (found >= 0).sum() < 200
     hits = np.flatnonzero(found >= 0)
     assert (apart[hits, found[hits]] <= 4).all()
-    assert (near_pictures([items(earlier, bytes(48))], items(later, bytes([40] * 48))) == -1).all()
+    assert (near_images([items(earlier, bytes(48))], items(later, bytes([40] * 48))) == -1).all()
 
 
 def test_wordings():
@@ -368,12 +368,12 @@ def test_rows_that_sexualise_minors_are_in_no_output(red_judge, tmp_path, capsys
 @pytest.mark.parametrize("name", ["nudenet", "open_nsfw"])
 def test_classifiers_that_come_with_their_weights(name):
     (classifier,) = open_classifiers([name], "image")
-    pictures = [
+    images = [
         PILImage.new("RGB", (80, 60), "white"),
         scene(3, False),
         PILImage.effect_noise((70, 90), 50).convert("RGB"),
     ]
-    scores = classifier.score(pictures)
+    scores = classifier.score(images)
     assert len(scores) == 3 and all(0 <= unsafe < 0.3 and nudity == unsafe for unsafe, nudity in scores)
 
 
@@ -439,11 +439,11 @@ def test_what_cannot_be_done_is_told(dataset_dir, red_judge, mark_judge, model_d
         (["--text_classifier", str(tmp_path / "own")], "--text_classifier .*own could not be loaded"),
         (["--image_classifier", str(tmp_path / "nothing")], "safetensors weights and no code of its own"),
         (["--image_classifier", red_judge, "--unsafe_labels", "red"], "--unsafe_labels red: no classifier has such a"),
-        (["--text_classifier", "nudenet"], "--text_classifier nudenet reads pictures; name it with --image_classifier"),
+        (["--text_classifier", "nudenet"], "--text_classifier nudenet reads images; name it with --image_classifier"),
         (["--threshold", "0"], "--threshold is 0.0; it must be above 0"),
         (["--batch_size", "0"], "--batch_size is 0; it must be 1 or more"),
         (["--streaming"], "--streaming: an audit tells rows by their numbers"),
-        (["--write", str(tmp_path / "new")], "wants a classifier that says what the labels are"),
+        (["--write", str(tmp_path / "new")], "requires a classifier that says what the labels are"),
         (["--image_classifier", red_judge, "--write", str(tmp_path / "full")], "there already and not empty"),
         (["--model", str(tmp_path / "nothing")], "--model .*nothing has no tokenizer of a CLIP"),
         (["--image_classifiers", "x"], "Did you mean 'image_classifier'"),

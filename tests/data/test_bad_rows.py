@@ -32,9 +32,9 @@ SAID = [
     "split 'train', row 5, column 'unsafe_caption': the caption is empty",
     "split 'train', row 7, column 'safe_caption': the caption was read in the wrong encoding",
     "split 'train', row 9, column 'unsafe_caption': the caption was read in the wrong encoding",
-    "split 'train', row 11 is empty: it has neither captions nor pictures",
-    "split 'train', row 13, column 'safe_image': the picture cannot be read (UnidentifiedImageError: it is empty",
-    "split 'train', row 20, column 'safe_image': the picture cannot be read",
+    "split 'train', row 11 is empty: it has neither captions nor images",
+    "split 'train', row 13, column 'safe_image': the image cannot be read (UnidentifiedImageError: it is empty",
+    "split 'train', row 20, column 'safe_image': the image cannot be read",
 ]
 
 

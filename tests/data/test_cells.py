@@ -13,7 +13,7 @@ from PIL import Image
 
 from safe_clip import UserError
 from safe_clip.data import cells
-from safe_clip.data.audit.reading import picture_bytes
+from safe_clip.data.audit.reading import image_bytes
 from safe_clip.data.cells import OUTSIDE, short, source_file, storable
 from safe_clip.data.images import open_image
 
@@ -53,8 +53,8 @@ HELD = {
 
 @pytest.mark.parametrize("name", HELD)
 def test_what_holds_an_image_is_one(name):
-    picture = open_image(HELD[name], 0, "safe_image")
-    assert picture.size == SIZE and np.abs(np.subtract(picture.getpixel((4, 4)), COLOUR)).max() <= 6
+    image = open_image(HELD[name], 0, "safe_image")
+    assert image.size == SIZE and np.abs(np.subtract(image.getpixel((4, 4)), COLOUR)).max() <= 6
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_what_holds_an_image_is_one(name):
     ],
 )
 def test_numbers_of_one_channel(levels, grey):
-    picture = open_image(levels, 0, "safe_image")
-    assert picture.size == SIZE and picture.getpixel((4, 4)) == (grey,) * 3
+    image = open_image(levels, 0, "safe_image")
+    assert image.size == SIZE and image.getpixel((4, 4)) == (grey,) * 3
 
 
 LONG = "iVBORw0KGgo" + "A" * 5000
@@ -88,7 +88,7 @@ WRONG = {
     "an object": (object(), "a object is no image"),
     "uneven lists": ([[1, 2], [3]], "it is neither an image, a file nor an array (list)"),
     "broken base64": (f"data:image/png;base64,{'@' * 5000}", "its base64 is broken"),
-    "base64 of no image": (LONG, "the beginning of a picture"),
+    "base64 of no image": (LONG, "the beginning of an image"),
     "a long text": ("a dog on a sofa, " * 400, "OSError: File name too long"),
     "a page": ("https://example.com/a.jpg", "it is an address; python -m safe_clip.data.fetch"),
     "elsewhere": ("zip://a.png::http://example.com/a.zip", "an entry of an archive that lies elsewhere"),
@@ -110,7 +110,7 @@ def test_what_holds_none_is_told_in_one_short_line(name):
     assert said in message and message.startswith("row 7, column 'unsafe_image'")
     assert len(message) < 450 and "\n" not in message
     with pytest.raises(UserError):
-        if isinstance(picture_bytes(value, 7, "unsafe_image"), bytes):  # which an audit opens after
+        if isinstance(image_bytes(value, 7, "unsafe_image"), bytes):  # which an audit opens after
             open_image(value, 7, "unsafe_image")
 
 

@@ -13,7 +13,7 @@ READABLE = ["aquarium fish", "airplane cabin", "bow window indoor"]
 
 
 def labelled(labels, names=NAMES, **columns):
-    """Pictures of 4 pixels whose level is their number in the data set."""
+    """Images of 4 pixels whose level is their number in the data set."""
     features = {"picture": Image(), "kind": ClassLabel(names=list(names))}
     cells = {"picture": [PILImage.new("RGB", (2, 2), (row,) * 3) for row in range(len(labels))], "kind": labels}
     features |= {name: feature for name, (feature, _) in columns.items()}
@@ -205,9 +205,9 @@ def test_columns_that_are_missing_or_ambiguous(tmp_path):
     rows = labelled([0, 1], depth=(Image(), [None] * 2), shade=(ClassLabel(names=["x", "y"]), [0, 0]))
     cases = {
         "no-label": (["picture"], r"one column of labels \(ClassLabel\), but there are 0. Its columns are 'picture'"),
-        "no-picture": (["kind"], r"one column of pictures \(Image\), but there are 0. Its columns are 'kind'"),
+        "no-image": (["kind"], r"one column of images \(Image\), but there are 0. Its columns are 'kind'"),
         "two-labels": (["picture", "kind", "shade"], "of labels .* are 2. .*'kind' .*'shade' .*; cast or drop some"),
-        "two-pictures": (["picture", "depth", "kind"], "of pictures .* are 2. .*'picture' .*'depth'"),
+        "two-images": (["picture", "depth", "kind"], "of images .* are 2. .*'picture' .*'depth'"),
     }
     for name, (columns, message) in cases.items():
         refused(message, saved(tmp_path / name, test=rows.select_columns(columns)))
@@ -222,7 +222,7 @@ def test_more_labels_than_names(tmp_path):
 
 
 @pytest.mark.parametrize("label", [-1, None])
-def test_a_picture_without_label(label, tmp_path):
+def test_an_image_without_label(label, tmp_path):
     folder = saved(tmp_path, test=labelled([0, label]))
     refused(f"zero-shot data set {folder}, row 1: .*remove the unlabelled rows", folder)
 

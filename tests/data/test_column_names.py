@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, Value
 
 from safe_clip import UserError, load_quadruplets
 from safe_clip.data.column_names import guess_columns, modality, says_unsafe
-from safe_clip.data.schema import known_columns
+from safe_clip.data.presets import known_columns
 
 from ..helpers import make_rows
 

@@ -221,7 +221,7 @@ def test_a_fault_of_the_data_is_no_damage(cache, tmp_path, caplog):
 def test_pixels_and_embeddings_are_those_of_the_images_that_are_there(processor, cache, tmp_path):
     def first_pixel(colour: str) -> int:
         rows = QuadrupletRows(stored("path", colour, tmp_path))
-        rows.cache_pictures(processor.image_processor, progress=False)
+        rows.cache_images(processor.image_processor, progress=False)
         return int(rows[0]["safe_image"][0, 0, 0])
 
     assert [first_pixel(colour) for colour in ("red", "black", "red")] == [255, 0, 255]

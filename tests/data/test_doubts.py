@@ -37,9 +37,9 @@ def run(tmp_path, monkeypatch, capsys):
             audit.main([*command, f"--write={tmp_path}/new", *flags])
         finally:
             found = json.loads((tmp_path / "audit" / "audit.json").read_text())
-            told[:] = [found, (tmp_path / "audit" / "report.html").read_text(), capsys.readouterr().out]
+            said[:] = [found, (tmp_path / "audit" / "report.html").read_text(), capsys.readouterr().out]
 
-    told = run.told = []
+    said = run.said = []
     return run
 
 
@@ -49,7 +49,7 @@ def test_labels_of_judges_that_know_nothing_of_it_are_refused(run, tmp_path):
         UserError, match=r"call 0 of 30 items in unsafe_caption of train.*insist on these labels with --force"
     ):
         run(rows, "nude")
-    found, page, out = run.told
+    found, page, out = run.said
     assert not (tmp_path / "new").exists()
     (doubt,) = found["doubts"]
     assert "most likely do not know what it is about" in doubt and doubt in page and doubt in out
@@ -62,7 +62,7 @@ def test_of_several_kinds_each_must_be_known(run, tmp_path):
     with pytest.raises(UserError, match="call 0 of 40 items in .* of the category 'bottle' unsafe"):
         run(rows, "knife")
     run(rows, "knife", "bottle")
-    assert run.told[0]["doubts"] == []
+    assert run.said[0]["doubts"] == []
     assert load_from_disk(tmp_path / "new")["train"]["unsafe_caption_is_safe"][:] == [False] * 80
 
 
@@ -79,4 +79,4 @@ def test_where_the_line_is_drawn(known, count, refused, run, tmp_path):
             run(rows, "gun")
     else:
         run(rows, "gun")
-        assert "looks safe to these classifiers" in run.told[0]["doubts"][0] and (tmp_path / "new").exists()
+        assert "looks safe to these classifiers" in run.said[0]["doubts"][0] and (tmp_path / "new").exists()

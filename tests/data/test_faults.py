@@ -15,7 +15,7 @@ from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data import rows as reading
 from safe_clip.data.bad_rows import LIST_FILE, leave_out_bad_rows
 from safe_clip.data.captions import check_captions
-from safe_clip.data.schema import ROW_COLUMN
+from safe_clip.data.items import ROW_COLUMN
 from safe_clip.errors import explained
 
 from ..helpers import COLOURS
@@ -53,7 +53,7 @@ PATHS = {
 
 
 def write_rows(folder: Path, faults: dict[str, object]) -> str:
-    """A file of rows beside a folder of their pictures, with other cells in the row `FAULTY`."""
+    """A file of rows beside a folder of their images, with other cells in the row `FAULTY`."""
     (folder / "pictures").mkdir()
     rows = []
     for number, colour in enumerate(COLOURS):
@@ -89,8 +89,8 @@ def check_fault(file: str, column: str, out: Path) -> None:
     for number, item in zip(others, read_all(kept), strict=True):
         assert item["safe_caption"] == f"a {COLOURS[number]} square"
         assert item["unsafe_caption"] == f"a {COLOURS[number]} square with a mark"
-        for picture in ("safe_image", "unsafe_image"):
-            assert item[picture].tobytes() == Image.new("RGB", (16, 16), COLOURS[number]).tobytes()
+        for image in ("safe_image", "unsafe_image"):
+            assert item[image].tobytes() == Image.new("RGB", (16, 16), COLOURS[number]).tobytes()
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
@@ -103,7 +103,7 @@ def test_a_faulty_caption(name, column, tmp_path, processor):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_faulty_picture(name, tmp_path):
+def test_a_faulty_image(name, tmp_path):
     file = write_rows(tmp_path, {})
     (tmp_path / "pictures" / f"unsafe_image_{FAULTY}.png").write_bytes(BROKEN[name][0])
     check_fault(file, "unsafe_image", tmp_path / "out")
@@ -143,11 +143,11 @@ SAMPLE = {"safe.png": "safe_image", "safe.txt": "safe_caption", "unsafe.txt": "u
 
 
 def write_shard(path: Path, members: list[str]) -> str:
-    picture = io.BytesIO()
-    Image.new("RGB", (16, 16), "red").save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(image, "PNG")
     with tarfile.open(path, "w") as archive:
         for name in members:
-            content = picture.getvalue() if name.endswith("png") else f"what {name} says".encode()
+            content = image.getvalue() if name.endswith("png") else f"what {name} says".encode()
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -171,8 +171,8 @@ def test_a_faulty_shard_is_named(members, said, tmp_path):
     assert str(error.value).startswith(f"--dataset {shard} could not be loaded (") and said in str(error.value)
 
 
-def test_a_key_or_a_picture_may_occur_in_several_rows(tmp_path):
-    """As COCO has five captions for a picture."""
+def test_a_key_or_an_image_may_occur_in_several_rows(tmp_path):
+    """As COCO has five captions for an image."""
     shard = write_shard(tmp_path / "shard.tar", [f"{key}.{end}" for key in "aba" for end in SAMPLE])
     rows = load_quadruplets(shard, column_mapping=SAMPLE, hold_out=False)["train"]
     assert [item["safe_caption"] for item in read_all(rows)] == [f"what {key}.safe.txt says" for key in "aba"]

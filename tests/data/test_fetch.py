@@ -1,4 +1,4 @@
-"""Fetching pictures from a server that is slow, forgetful, lying or not there."""
+"""Fetching images from a server that is slow, forgetful, lying or not there."""
 
 import asyncio
 import contextlib
@@ -107,7 +107,7 @@ def test_what_can_be_had_is_had_and_the_rest_has_a_reason(server, tmp_path):
     assert failed["404"] == "the server answers 404" and server.asked["/404/7"] == 1
     assert failed["500"] == "the server answers 500, 3 times" and server.asked["/500/7"] == 3
     assert server.asked["/busy/7"] == 3
-    assert "it is a web page, not a picture" in failed["page"]
+    assert "it is a web page, not an image" in failed["page"]
     assert failed["large"] == "it is larger than 5,000 bytes"
     assert failed["round"].startswith("TooManyRedirects")
     assert failed["ftp"] == "only http and https are fetched"
@@ -180,7 +180,7 @@ def test_addresses_inside_the_network_are_left_alone(host, server, tmp_path):
     assert not server.asked and not list(tmp_path.iterdir())
 
 
-def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missing(server, tmp_path, capsys):
+def test_the_command_names_images_after_their_numbers_and_lists_what_is_missing(server, tmp_path, capsys):
     kinds = ["png", "jpeg", "png", "404", "png"]
     table = {
         "image_id": ["000139", "285", "../../evil", "9", None],
@@ -191,7 +191,7 @@ def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missin
     command = [str(tmp_path / "rows.jsonl"), "--column", "image_coco_url", "--output_dir", str(out), "--allow_private"]
     main(command)
     assert {path.name for path in out.glob("[!.]*")} == {"139.png", "285.jpg", "evil.png", *LISTS}
-    assert "3 of 5 pictures are in" in capsys.readouterr().out
+    assert "3 of 5 images are in" in capsys.readouterr().out
     with open(out / "failed.csv", newline="") as file:
         assert sorted(list(csv.reader(file))[1:]) == [
             ["9", f"{server.url}/404/3", "the server answers 404"],
@@ -202,13 +202,13 @@ def test_the_command_names_pictures_after_their_numbers_and_lists_what_is_missin
         main([*command[:4], str(tmp_path / "file"), "--allow_private"])
     for wrong, message in (
         (["--column", "url"], "--column url: split 'train' of .* has no such column; it has image_id"),
-        (["--id", "number"], "--id wants the column number, of which split 'train' of .* has none; it has image_id"),
+        (["--id", "number"], "--id requires the column number, of which split 'train' of .* has none; it has image_id"),
     ):
         with pytest.raises(UserError, match=message):
             main([*command, *wrong])
 
 
-def test_names_that_two_pictures_would_share_are_refused(tmp_path):
+def test_names_that_two_images_would_share_are_refused(tmp_path):
     out = ["--output_dir", str(tmp_path / "out"), "--column", "url"]
     table = {"url": ["http://x/1.png", "http://x/2.png"]}
     Dataset.from_dict(table | {"image_id": ["7", "007"]}).to_json(tmp_path / "same.jsonl")
@@ -216,12 +216,12 @@ def test_names_that_two_pictures_would_share_are_refused(tmp_path):
         main([str(tmp_path / "same.jsonl"), *out])
     Dataset.from_dict(table | {"coco_id": [1, 2], "prompt_id": [2, 1]}).to_json(tmp_path / "two.jsonl")
     with pytest.raises(
-        UserError, match="--id: name the column that pictures shall be named after, one of coco_id, prompt_id"
+        UserError, match="--id: name the column that images shall be named after, one of coco_id, prompt_id"
     ):
         main([str(tmp_path / "two.jsonl"), *out])
 
 
-def test_addresses_name_pictures_where_nothing_else_does(server, tmp_path):
+def test_addresses_name_images_where_nothing_else_does(server, tmp_path):
     Dataset.from_dict({"image_coco_url": [f"{server.url}/png/0013ea2087020901.jpg?x"]}).to_json(tmp_path / "rows.jsonl")
     out = ["--output_dir", str(tmp_path / "out"), "--column", "image_coco_url", "--allow_private"]
     main([str(tmp_path / "rows.jsonl"), *out])
@@ -229,7 +229,7 @@ def test_addresses_name_pictures_where_nothing_else_does(server, tmp_path):
 
 
 def test_numbers_become_addresses_and_rows_that_are_refused_are_not_fetched(server, tmp_path, caplog):
-    """As for ViSU-Text, which has the numbers of COCO's pictures alone."""
+    """As for ViSU-Text, which has the numbers of COCO's images alone."""
     table = {
         "safe": ["a dog", "a cat", "a child"],
         "nsfw": ["a knife", "a gun", "a child, nude"],

@@ -13,36 +13,36 @@ from PIL import Image as PILImage
 from safe_clip import UserError
 from safe_clip.data import galleries
 from safe_clip.data.fetching import FetchSettings
-from safe_clip.data.galleries import load_pictures
+from safe_clip.data.galleries import load_images
 from safe_clip.data.items import ROW_COLUMN
 
 SHADES = {"a": 10, "b": 60, "c": 110, "d": 160, "e": 210}
 
 
-def picture(name):
+def image(name):
     return PILImage.new("RGB", (8, 8), (SHADES[name], 0, 255 - SHADES[name]))
 
 
 def write(folder, *names):
-    """Files of the pictures that their one-letter names stand for."""
+    """Files of the images that their one-letter names stand for."""
     for name in names:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture(file.stem[-1]).save(file)
+        image(file.stem[-1]).save(file)
 
 
 def seen(rows):
-    """The names of the pictures that rows hold, in alphabetical order."""
+    """The names of the images that rows hold, in alphabetical order."""
     names = {shade: name for name, shade in SHADES.items()}
     return "".join(sorted(names[item.convert("RGB").getpixel((4, 4))[0]] for item in rows["image"]))
 
 
 def saved(folder, features=None, **splits):
-    """A data set as `save_to_disk` writes it, its pictures in the column `scene`."""
+    """A data set as `save_to_disk` writes it, its images in the column `scene`."""
     features = features or Features({"scene": Image(), "note": Value("string")})
     made = {}
     for split, names in splits.items():
-        cells = {"scene": [picture(name) for name in names], "note": list(names), "label": [0] * len(names)}
+        cells = {"scene": [image(name) for name in names], "note": list(names), "label": [0] * len(names)}
         made[split] = Dataset.from_dict({name: cells[name] for name in features}, features=features)
     DatasetDict(made).save_to_disk(folder)
     return str(folder)
@@ -50,52 +50,52 @@ def saved(folder, features=None, **splits):
 
 def test_a_folder_is_searched_at_every_depth(tmp_path):
     write(tmp_path, "a.png", "x/b.png", "x/y/c.png", "x/y/z/d.png", "w/E/e.PNG")
-    rows, missing = load_pictures(str(tmp_path))
+    rows, missing = load_images(str(tmp_path))
     assert seen(rows) == "abcde"
     assert rows.column_names == ["image"] and missing == []
 
 
 @pytest.mark.parametrize("names", [["a.png", "b.png", "test_c.png"], ["a.png", "val/b.png", "x/train-2/c.png"]])
-def test_names_that_sound_like_splits_hide_no_picture(names, tmp_path):
+def test_names_that_sound_like_splits_hide_no_image(names, tmp_path):
     write(tmp_path, *names)
-    rows, missing = load_pictures(str(tmp_path))
+    rows, missing = load_images(str(tmp_path))
     assert (seen(rows), missing) == ("abc", [])
 
 
 def test_folders_that_name_classes_leave_no_label_column(tmp_path):
     write(tmp_path, "blood/a.png", "gore/b.png", "gore/c.png")
-    rows, _ = load_pictures(str(tmp_path))
+    rows, _ = load_images(str(tmp_path))
     assert seen(rows) == "abc" and rows.column_names == ["image"]
 
 
 def test_all_splits_of_a_saved_data_set_are_taken(tmp_path):
-    rows, missing = load_pictures(saved(tmp_path, train="ab", test="c", extra="de"))
+    rows, missing = load_images(saved(tmp_path, train="ab", test="c", extra="de"))
     assert seen(rows) == "abcde"
     assert rows.column_names == ["image"] and missing == []
     assert isinstance(rows.features["image"], Image)
 
 
-def test_splits_need_to_agree_in_nothing_but_the_pictures(tmp_path):
+def test_splits_need_to_agree_in_nothing_but_the_images(tmp_path):
     features = [Features({"scene": Image(), "label": ClassLabel(names=names)}) for names in (["x", "y"], ["z"])]
     one, two = (
-        Dataset.from_dict({"scene": [picture(name)], "label": [0]}, features=kind)
+        Dataset.from_dict({"scene": [image(name)], "label": [0]}, features=kind)
         for name, kind in zip("ab", features, strict=True)
     )
     DatasetDict(train=one, test=two).save_to_disk(tmp_path)
-    rows, _ = load_pictures(str(tmp_path))
+    rows, _ = load_images(str(tmp_path))
     assert seen(rows) == "ab"
 
 
 def test_a_saved_data_set_whose_column_has_the_right_name_already(tmp_path):
-    Dataset.from_dict({"image": [picture("a")]}, features=Features({"image": Image()})).save_to_disk(tmp_path)
-    assert seen(load_pictures(str(tmp_path))[0]) == "a"
+    Dataset.from_dict({"image": [image("a")]}, features=Features({"image": Image()})).save_to_disk(tmp_path)
+    assert seen(load_images(str(tmp_path))[0]) == "a"
 
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """Has every picture but `bad.png`; gives its address and the paths it was asked for."""
+    """Has every image but `bad.png`; gives its address and the paths it was asked for."""
     buffer = io.BytesIO()
-    picture("e").save(buffer, "PNG")
+    image("e").save(buffer, "PNG")
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -134,7 +134,7 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
     address, _ = server
     write(tmp_path, "a.png", "x/b.png", "c.png")
     lines = [
-        "# pictures",
+        "# images",
         "",
         "a.png",
         "  x/b.png  ",
@@ -147,7 +147,7 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
         str(tmp_path / "c.png"),
     ]
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    rows, missing = load_pictures(str(tmp_path / "list.csv"))
+    rows, missing = load_images(str(tmp_path / "list.csv"))
     assert list(rows[ROW_COLUMN]) == [3, 4, 5, 7, 11]
     assert [PILImage.open(file).getpixel((0, 0))[0] for file in rows["image"]] == [SHADES[name] for name in "abecc"]
     assert len(missing) == 4
@@ -160,10 +160,10 @@ def test_a_list_of_paths_and_urls_knows_its_lines(server, tmp_path):
 def test_what_was_fetched_is_not_fetched_again(server, tmp_path):
     address, asked = server
     (tmp_path / "list.txt").write_text(f"{address}/one.png\n{address}/bad.png\n{address}/two.png?size=8\n")
-    first, _ = load_pictures(str(tmp_path / "list.txt"))
+    first, _ = load_images(str(tmp_path / "list.txt"))
     assert {"/one.png", "/two.png?size=8"} < set(asked)
     asked.clear()
-    second, missing = load_pictures(str(tmp_path / "list.txt"))
+    second, missing = load_images(str(tmp_path / "list.txt"))
     assert set(asked) == {"/bad.png"} and len(missing) == 1
     assert list(second["image"]) == list(first["image"]) and list(second[ROW_COLUMN]) == [1, 3]
 
@@ -177,7 +177,7 @@ def test_a_server_that_never_answers_is_given_up(protocol, monkeypatch, tmp_path
         hang_up = threading.Timer(4, silent.shutdown, [socket.SHUT_RDWR])  # or a failure would take minutes
         hang_up.start()
         start = time.monotonic()
-        rows, missing = load_pictures(str(tmp_path / "list.txt"))
+        rows, missing = load_images(str(tmp_path / "list.txt"))
         hang_up.cancel()
     assert time.monotonic() - start < 3
     assert list(rows[ROW_COLUMN]) == [2] and missing[0].startswith("list.txt, line 1 ")
@@ -189,17 +189,17 @@ def test_what_is_fetched_is_guarded_and_looked_at(server, monkeypatch, tmp_path)
     name = tmp_path / "list.txt"
     name.write_text(f"{address}/page.html\n{address}/large.png\n{address}/good.png\n")
     monkeypatch.setattr(galleries, "SETTINGS", FetchSettings(tries=1, allow_private=True, most_bytes=2000))
-    rows, missing = load_pictures(str(name))
+    rows, missing = load_images(str(name))
     assert list(rows[ROW_COLUMN]) == [3] and "web page" in missing[0] and "larger than 2,000 bytes" in missing[1]
     asked.clear()
-    load_pictures(str(name))
+    load_images(str(name))
     assert set(asked) == {"/page.html", "/large.png"}  # a page was not kept
     monkeypatch.setattr(galleries, "SETTINGS", FetchSettings(tries=1))
     asked.clear()
     private = address.replace("://", "://me:secret@")
     name.write_text(f"{private}/new.png\nhttp://169.254.169.254/latest\nhttp://[::1]:{address.rpartition(':')[2]}/x\n")
     with pytest.raises(UserError, match="it lies inside the network; python -m safe_clip.data.fetch --allow_private"):
-        load_pictures(str(name))
+        load_images(str(name))
     _, missing = galleries._listed(name, "--unsafe_gallery")
     assert len(missing) == 3 and not asked and "secret" not in str(missing)
 
@@ -207,19 +207,19 @@ def test_what_is_fetched_is_guarded_and_looked_at(server, monkeypatch, tmp_path)
 def test_a_list_may_start_with_a_byte_order_mark(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-8-sig")
-    assert list(load_pictures(str(tmp_path / "list.txt"))[0][ROW_COLUMN]) == [1]
+    assert list(load_images(str(tmp_path / "list.txt"))[0][ROW_COLUMN]) == [1]
 
 
 def test_a_line_too_long_for_a_path_is_missing(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text(f"{'x' * 5000}\na.png\n")
-    rows, missing = load_pictures(str(tmp_path / "list.txt"))
+    rows, missing = load_images(str(tmp_path / "list.txt"))
     assert list(rows[ROW_COLUMN]) == [2] and len(missing) == 1
 
 
 def refused(name, message, **options):
     with pytest.raises(UserError, match=message):
-        load_pictures(str(name), **options)
+        load_images(str(name), **options)
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
@@ -247,20 +247,20 @@ def test_a_saved_data_set_without_splits(tmp_path):
     refused(tmp_path, f"--unsafe_gallery {tmp_path}")
 
 
-def test_two_columns_of_pictures_or_none(tmp_path):
+def test_two_columns_of_images_or_none(tmp_path):
     two = Features({"scene": Image(), "depth": Image()})
-    rows = Dataset.from_dict({"scene": [picture("a")], "depth": [picture("b")]}, features=two)
+    rows = Dataset.from_dict({"scene": [image("a")], "depth": [image("b")]}, features=two)
     DatasetDict(train=rows).save_to_disk(tmp_path / "two")
-    refused(tmp_path / "two", "should be one column of pictures, but there are 2 among scene, depth")
+    refused(tmp_path / "two", "should be one column of images, but there are 2 among scene, depth")
     Dataset.from_dict({"note": ["a"]}).save_to_disk(tmp_path / "none")
-    refused(tmp_path / "none", "should be one column of pictures, but there are 0 among note")
+    refused(tmp_path / "none", "should be one column of images, but there are 0 among note")
 
 
 def test_a_list_of_which_nothing_can_be_had(tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("\n# nothing yet\n")
-    refused(file, r"list.txt holds no picture that could be had\.$")
+    refused(file, r"list.txt holds no image that could be had\.$")
     file.write_text("# one\nx.png\ny.png\n")
-    refused(file, r"holds no picture that could be had. list.txt, line 2 \(x.png\): there is no such file")
+    refused(file, r"holds no image that could be had. list.txt, line 2 \(x.png\): there is no such file")
     file.write_text("http://127.0.0.1/x.png\n")  # the tests are offline
     refused(file, r"list.txt, line 1 \(http://127.0.0.1/x.png\): Offline.*: .*")

@@ -44,8 +44,8 @@ def test_images_of_the_data_set_are_found_and_no_file_of_this_machine_is(tmp_pat
     table = "".join(json.dumps({"safe_image": path, "safe_caption": "a dog"}) + "\n" for path in paths)
     metadata = "safe_image_file_name,safe_caption\n0.png,a dog\n1.png,a cat\n"
     with Hub() as hub:
-        pictures = {f"{n}.png": png(colour) for n, colour in enumerate(("red", "lime"))}
-        hub.create("you/folder", "dataset", {"metadata.csv": metadata.encode(), **pictures})
+        images = {f"{n}.png": png(colour) for n, colour in enumerate(("red", "lime"))}
+        hub.create("you/folder", "dataset", {"metadata.csv": metadata.encode(), **images})
         hub.create("you/table", "dataset", {"rows.jsonl": table.encode(), "pics/0.txt": b"x"})
         environment = {**os.environ, **hub.environment(str(tmp_path / "hf")), "PYTHONPATH": str(ROOT)}
         done = run_python("-c", LOAD, cwd=tmp_path, env=environment)

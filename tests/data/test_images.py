@@ -1,4 +1,4 @@
-"""Pictures as the world has them, and what is none."""
+"""Images as the world has them, and what is none."""
 
 import gzip
 import io
@@ -21,9 +21,9 @@ SIZE = (32, 24)
 RED = Image.new("RGB", SIZE, (200, 30, 30))
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -65,8 +65,8 @@ def test_formats_give_their_colours_in_every_mode(mode, kind):
         pytest.skip("this Pillow was built without AVIF")
     if (mode, kind) == ("YCbCr", "TIFF") and int(PIL.__version__.split(".")[0]) < 13:
         pytest.skip("this Pillow does not read what it writes itself")
-    picture, colour, _ = MODES[mode]
-    opened = open_image(encoded(picture, kind, **{"lossless": True} if kind == "WEBP" else {}), 0, "safe_image")
+    image, colour, _ = MODES[mode]
+    opened = open_image(encoded(image, kind, **{"lossless": True} if kind == "WEBP" else {}), 0, "safe_image")
     assert opened.mode == "RGB" and (opened.size == SIZE or kind in ("ICNS", "ICO"))
     middle = opened.getpixel((opened.width // 2, opened.height // 2))
     assert np.abs(np.subtract(middle, colour)).max() <= 3, middle
@@ -91,26 +91,26 @@ def test_transparency_is_laid_onto_white():
 
 def test_sixteen_bits_are_brought_to_eight():
     levels = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
-    picture = open_image(encoded(Image.fromarray(levels), "PNG"), 0, "safe_image")
-    assert np.array_equal(np.asarray(picture)[..., 1], (levels / 257.0).round().astype(np.uint8))
+    image = open_image(encoded(Image.fromarray(levels), "PNG"), 0, "safe_image")
+    assert np.array_equal(np.asarray(image)[..., 1], (levels / 257.0).round().astype(np.uint8))
     dark = Image.fromarray(np.full((6, 8), 200, dtype=np.uint16))
     assert open_image(encoded(dark, "PNG"), 0, "safe_image").getpixel((3, 3)) == (1, 1, 1)
     floats = Image.fromarray(np.full((6, 8), 99.6, dtype=np.float32))
     assert open_image(encoded(floats, "TIFF"), 0, "safe_image").getpixel((3, 3)) == (100, 100, 100)
 
 
-def test_grey_black_and_white_cmyk_and_tiny_pictures():
-    for picture, expected in (
+def test_grey_black_and_white_cmyk_and_tiny_images():
+    for image, expected in (
         (Image.new("L", SIZE, 77), (77, 77, 77)),
         (Image.new("1", SIZE, 1), (255, 255, 255)),
         (Image.new("RGB", (1, 1), (1, 2, 3)), (1, 2, 3)),
     ):
-        assert open_image(encoded(picture, "PNG"), 0, "safe_image").getpixel((0, 0)) == expected
+        assert open_image(encoded(image, "PNG"), 0, "safe_image").getpixel((0, 0)) == expected
     cmyk = encoded(Image.new("CMYK", SIZE, (0, 255, 255, 0)), "JPEG", quality=95)
     assert np.abs(np.asarray(open_image(cmyk, 0, "safe_image"))[0, 0] - np.array([254, 0, 0])).max() < 12
 
 
-def test_pictures_are_turned_upright_and_animations_stop_at_the_first():
+def test_images_are_turned_upright_and_animations_stop_at_the_first():
     sideways = Image.new("RGB", (8, 4), "white")
     sideways.putpixel((0, 0), (0, 0, 0))
     exif = Image.Exif()
@@ -121,7 +121,7 @@ def test_pictures_are_turned_upright_and_animations_stop_at_the_first():
     assert open_image(animation, 0, "safe_image").getpixel((0, 0))[0] > 150
 
 
-def test_a_picture_may_lie_in_a_zip(tmp_path):
+def test_an_image_may_lie_in_a_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "coco.zip", "w") as archive:
         archive.writestr("train2017/000000000001.png", encoded(RED, "PNG"))
     value = f"zip://train2017/000000000001.png::{tmp_path}/coco.zip"
@@ -140,7 +140,7 @@ def bomb() -> bytes:
 
 
 def wrapped(content: bytes, size: tuple[int, int]) -> bytes:
-    """A picture in the fields of an IPTC file, which Pillow opens whatever its format."""
+    """An image in the fields of an IPTC file, which Pillow opens whatever its format."""
 
     def field(record: int, number: int, value: bytes) -> bytes:
         return bytes([0x1C, record, number]) + struct.pack(">H", len(value)) + value
@@ -153,13 +153,13 @@ def wrapped(content: bytes, size: tuple[int, int]) -> bytes:
 def archived(content: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("picture.png", content)
+        archive.writestr("image.png", content)
     return buffer.getvalue()
 
 
 EPS = encoded(RED, "EPS")
-CONVERT = "not a picture that can be read; convert it to JPEG or PNG)"
-AGAIN = "not a picture that can be read; fetch it anew)"
+CONVERT = "not an image that can be read; convert it to JPEG or PNG)"
+AGAIN = "not an image that can be read; fetch it anew)"
 BROKEN = {
     "empty": (b"", f"UnidentifiedImageError: it is empty, {AGAIN}"),
     "web page": (b"<!DOCTYPE html><html><svg/>404</html>", f"it is a web page, {AGAIN}"),
@@ -172,7 +172,7 @@ BROKEN = {
     "text": (b"hello", f"it is text, {AGAIN}"),
     "git lfs": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n",
-        "it is a pointer of Git LFS, not a picture that can be read; fetch what it stands for with `git lfs pull`)",
+        "it is a pointer of Git LFS, not an image that can be read; fetch what it stands for with `git lfs pull`)",
     ),
     "pdf": (encoded(RED, "PDF"), f"it is a PDF, {CONVERT}"),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", f"it is HEIC, {CONVERT}"),
@@ -185,21 +185,21 @@ BROKEN = {
     "raw of panasonic": (b"IIU\0\x18\0\0\0", f"it is a camera's raw data, {CONVERT}"),
     "large photoshop": (b"8BPS\0\x02" + bytes(20), f"it is a Photoshop document, {CONVERT}"),
     "openexr": (b"v/1\x01\x02\0\0\0", f"it is light measured in high dynamic range, {CONVERT}"),
-    "mp4": (b"\0\0\0\x20ftypisom\0\0\x02\0", "it is a video, not a picture that can be read; take a frame"),
+    "mp4": (b"\0\0\0\x20ftypisom\0\0\x02\0", "it is a video, not an image that can be read; take a frame"),
     "webm": (b"\x1aE\xdf\xa3\x01", "it is a video, "),
     "avi": (b"RIFF\0\0\0\0AVI LIST", "it is a video, "),
-    "zip": (archived(b""), "it is an archive, or compressed, not a picture that can be read; unpack it)"),
+    "zip": (archived(b""), "it is an archive, or compressed, not an image that can be read; unpack it)"),
     "gzip": (gzip.compress(encoded(RED, "PNG")), "it is an archive, or compressed, "),
-    "tar": (b"picture.png".ljust(257, b"\0") + b"ustar\0", "it is an archive, or compressed, "),
-    "noise": (bytes(range(256)), "it is no picture, or a broken one"),
-    "zeros": (bytes(1000), "it is no picture, or a broken one"),
+    "tar": (b"image.png".ljust(257, b"\0") + b"ustar\0", "it is an archive, or compressed, "),
+    "noise": (bytes(range(256)), "it is no image, or a broken one"),
+    "zeros": (bytes(1000), "it is no image, or a broken one"),
     "truncated png": (encoded(RED, "PNG")[:45], ""),
     "truncated jpeg": (encoded(RED.resize((300, 300)), "JPEG")[:800], "truncated"),
     "truncated webp": (encoded(RED, "WEBP")[:20], "could not create decoder object"),
     "truncated tiff": (encoded(RED, "TIFF")[:100], ""),
-    "jpeg header alone": (encoded(RED, "JPEG")[:20], f"it is the beginning of a picture, {AGAIN}"),
+    "jpeg header alone": (encoded(RED, "JPEG")[:20], f"it is the beginning of an image, {AGAIN}"),
     "png with a broken header": (encoded(RED, "PNG")[:20] + b"xxxx" + encoded(RED, "PNG")[24:], ""),
-    "gif header alone": (b"GIF89a broken", f"UnidentifiedImageError: it is the beginning of a picture, {AGAIN}"),
+    "gif header alone": (b"GIF89a broken", f"UnidentifiedImageError: it is the beginning of an image, {AGAIN}"),
     "no numbers": (encoded(Image.new("F", SIZE, float("nan")), "TIFF"), "it holds values that are no numbers"),
     "bomb": (bomb(), "DecompressionBombError"),
     "bomb in a wrapper": (wrapped(bomb(), SIZE), "IPTC is drawn by other programs"),
@@ -211,20 +211,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_picture_says_where_and_what_it_is(name, tmp_path):
+def test_what_is_no_image_says_where_and_what_it_is(name, tmp_path):
     content, said = BROKEN[name]
-    (tmp_path / "picture.jpg").write_bytes(content)  # whose name says otherwise
-    for value in (content, {"bytes": content, "path": "picture.jpg"}, str(tmp_path / "picture.jpg")):
+    (tmp_path / "image.jpg").write_bytes(content)  # whose name says otherwise
+    for value in (content, {"bytes": content, "path": "image.jpg"}, str(tmp_path / "image.jpg")):
         with pytest.raises(UserError) as error:
             open_image(value, 7, "unsafe_image")
         message = str(error.value)
         assert message.startswith("row 7, column 'unsafe_image'") and said in message, message
         assert message.endswith("Replace the file or remove the row.") and "0x" not in message
-        assert ("picture.jpg" in message) == isinstance(value, str)
+        assert ("image.jpg" in message) == isinstance(value, str)
 
 
 @pytest.mark.parametrize("content", [EPS, wrapped(EPS, SIZE)], ids=["postscript", "in a wrapper"])
-def test_no_program_is_started_for_a_picture(content, tmp_path, monkeypatch):
+def test_no_program_is_started_for_an_image(content, tmp_path, monkeypatch):
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/started\n')
     ghostscript.chmod(0o755)
@@ -249,10 +249,10 @@ def test_a_bomb_is_refused_before_it_takes_memory():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, MOST_TIMES_AS_LONG), (3 * MOST_TIMES_AS_LONG, 3), (2000, 20)])
-def test_long_pictures_that_are_let_through_fit_the_processors(size):
-    picture = open_image(encoded(Image.new("RGB", size, BRIGHT), "PNG"), 0, "safe_image")
+def test_long_images_that_are_let_through_fit_the_processors(size):
+    image = open_image(encoded(Image.new("RGB", size, BRIGHT), "PNG"), 0, "safe_image")
     for processor in (CLIPImageProcessor(), load_processor("demo").image_processor):
-        pixels = processor(picture, return_tensors="np")["pixel_values"]
+        pixels = processor(image, return_tensors="np")["pixel_values"]
         side = processor.crop_size["height"]
         assert pixels.shape == (1, 3, side, side) and np.allclose(pixels[0, 0], pixels[0, 0, 0, 0], atol=1e-5)
 
@@ -260,23 +260,23 @@ def test_long_pictures_that_are_let_through_fit_the_processors(size):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (None, "there is no picture. Fill the cell"),
-        ({"bytes": None, "path": None}, "there is no picture. Fill the cell"),
-        ("nowhere/at/all.png", "(nowhere/at/all.png): the picture cannot be read (FileNotFoundError"),
+        (None, "there is no image. Fill the cell"),
+        ({"bytes": None, "path": None}, "there is no image. Fill the cell"),
+        ("nowhere/at/all.png", "(nowhere/at/all.png): the image cannot be read (FileNotFoundError"),
         ("https://example.com/a.jpg", "it is an address; python -m safe_clip.data.fetch"),
         ("zip://a.png::nowhere.zip", "FileNotFoundError"),
-        (3.5, "the picture cannot be read"),
+        (3.5, "the image cannot be read"),
     ],
 )
-def test_cells_without_a_picture(value, said):
+def test_cells_without_an_image(value, said):
     with pytest.raises(UserError) as error:
         open_image(value, 7, "unsafe_image")
     assert said in str(error.value) and "row 7, column 'unsafe_image'" in str(error.value)
 
 
-def inked(*chunks: tuple[bytes, bytes], picture: Image.Image = RED, behind: bool = False) -> bytes:
+def inked(*chunks: tuple[bytes, bytes], image: Image.Image = RED, behind: bool = False) -> bytes:
     """A PNG with more chunks, before or behind its pixels."""
-    plain = encoded(picture, "PNG")
+    plain = encoded(image, "PNG")
     more = b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
@@ -307,13 +307,13 @@ def test_many_notes_together_cost_no_pixel_and_bombs_stay_refused():
         open_image(bomb()[:33] + b"\0\0\0\1tEXtx0000" + bomb()[33:], 0, "safe_image")
 
 
-def test_a_small_text_may_still_say_how_a_picture_is_turned():
+def test_a_small_text_may_still_say_how_an_image_is_turned():
     sideways = Image.new("RGB", (8, 4), "white")
     exif = Image.Exif()
     exif[0x0112] = 6
     raw = exif.tobytes().hex()
     note = b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(raw) // 2:8}\n{raw}\n".encode())
-    assert open_image(inked((b"zTXt", note), picture=sideways), 0, "safe_image").size == (4, 8)
+    assert open_image(inked((b"zTXt", note), image=sideways), 0, "safe_image").size == (4, 8)
 
 
 def test_broken_exif_data_cost_no_pixel():

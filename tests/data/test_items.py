@@ -21,14 +21,14 @@ def filed(there, labels):
     [
         ([UNKNOWN] * 4, [(0, 1, 2, 3)], [False]),
         ([SAFE, UNSAFE, SAFE, UNSAFE], [(0, 1, 2, 3)], [False]),
-        # The unsafe caption came out harmless: it is preserved by itself, the picture is redirected.
+        # The unsafe caption came out harmless: it is preserved by itself, the image is redirected.
         ([UNKNOWN, SAFE, UNKNOWN, UNKNOWN], [(0, N, 2, 3), (1, N, N, N)], [True, False]),
         ([UNKNOWN, UNKNOWN, UNKNOWN, SAFE], [(0, 1, 2, N), (N, N, 3, N)], [True, False]),
         # Both did: a safe pair of their own.
         ([UNKNOWN, SAFE, UNKNOWN, SAFE], [(0, N, 2, N), (1, N, 3, N)], [False, False]),
         # The safe caption is unsafe, and no target.
         ([UNSAFE, UNKNOWN, UNKNOWN, UNKNOWN], [(N, 1, 2, 3)], [False]),
-        # The two captions were swapped; then the pictures too.
+        # The two captions were swapped; then the images too.
         ([UNSAFE, SAFE, UNKNOWN, UNKNOWN], [(1, 0, 2, 3)], [False]),
         ([UNSAFE, SAFE, UNSAFE, SAFE], [(1, 0, 3, 2)], [False]),
     ],
@@ -71,7 +71,7 @@ def gappy(**gaps):
     return Dataset.from_list(table, features=FEATURES)
 
 
-def test_empty_cells_are_seen_without_reading_pictures_also_of_rows_that_were_picked_out():
+def test_empty_cells_are_seen_without_reading_images_also_of_rows_that_were_picked_out():
     rows = gappy(safe_image=[1, 2], unsafe_caption=[2])
     assert (~items_there(rows, "safe_image")).nonzero()[0].tolist() == [1, 2]
     picked = rows.select([11, 2, 0, 1])
@@ -89,7 +89,7 @@ def test_rows_give_what_they_have_and_labels_move_it():
     assert base["unsafe_caption"] is None and base["unsafe_image"] is not None and base["half_unsafe"]
     assert freed["safe_caption"] == rows[3]["unsafe_caption"] and freed["relabelled"]
     assert [freed[column] for column in ("unsafe_caption", "safe_image", "unsafe_image")] == [None] * 3
-    assert not data[5]["half_unsafe"]  # its unsafe picture is missing, so that none of the two is unsafe
+    assert not data[5]["half_unsafe"]  # its unsafe image is missing, so that none of the two is unsafe
 
 
 def test_a_label_that_is_none_is_named():
@@ -102,18 +102,18 @@ def test_a_label_that_is_none_is_named():
 
 def test_what_is_trained_on_is_told():
     rows = gappy(unsafe_image=range(12)).add_column("unsafe_caption_is_safe", [True] * 2 + [False] * 10)
-    told = QuadrupletRows(rows).layout.told({"preservation": 14, "redirection": 0})
-    assert told.splitlines() == [
-        "Training on 12 rows: 14 safe captions, 10 unsafe captions, 12 safe pictures, no unsafe pictures.",
+    summary = QuadrupletRows(rows).layout.summary({"preservation": 14, "redirection": 0})
+    assert summary.splitlines() == [
+        "Training on 12 rows: 14 safe captions, 10 unsafe captions, 12 safe images, no unsafe images.",
         "Of 2 rows, items labelled harmless are preserved in place of redirected.",
         "  preservation          14 rows",
         "No row has what these terms need: redirection.",
     ]
-    whole = QuadrupletRows(gappy()).layout.told({})
-    assert whole == "Training on 12 rows, each with both captions and both pictures."
+    whole = QuadrupletRows(gappy()).layout.summary({})
+    assert whole == "Training on 12 rows, each with both captions and both images."
 
 
 def test_a_row_of_nothing_is_named():
     rows = gappy(**{column: [5] for column in FEATURES})
-    with pytest.raises(UserError, match="row 5 is empty: it has neither captions nor pictures"):
+    with pytest.raises(UserError, match="row 5 is empty: it has neither captions nor images"):
         QuadrupletRows(rows)

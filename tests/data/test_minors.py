@@ -92,7 +92,7 @@ def test_loading_refuses_them_always(streaming, tmp_path):
     assert [row["safe_caption"] for row in rows] == ["a cat", "a boy", "a dog"]
 
 
-def test_the_embedded_world_loses_no_row():
+def test_the_bundled_demo_loses_no_row():
     from safe_clip.demo.dataset import SPLITS
 
     assert {split: len(rows) for split, rows in load_quadruplets("demo").items()} == {

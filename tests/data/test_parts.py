@@ -19,9 +19,9 @@ def shard(path, cell, count=3) -> str:
         for number in range(count):
             files = {"json": json.dumps(cell(number)).encode()}
             for side in ("safe", "unsafe"):
-                told = io.BytesIO()
-                world[f"{side}_image"][number].save(told, "PNG")
-                files[f"{side}_image.png"] = told.getvalue()
+                buffer = io.BytesIO()
+                world[f"{side}_image"][number].save(buffer, "PNG")
+                files[f"{side}_image.png"] = buffer.getvalue()
             for ending, content in files.items():
                 entry = tarfile.TarInfo(f"{number}.{ending}")
                 entry.size = len(content)

@@ -1,4 +1,4 @@
-"""Pictures that are decoded once."""
+"""Images that are decoded once."""
 
 import datasets
 import pytest
@@ -42,7 +42,7 @@ def photos():
 def test_pixels_are_those_of_decoding_each_time(image_processor, photos, processor):
     collate = QuadrupletCollator(CLIPProcessor(image_processor, processor.tokenizer), 77)
     before, after = QuadrupletRows(photos), QuadrupletRows(photos)
-    after.cache_pictures(image_processor, progress=False)
+    after.cache_images(image_processor, progress=False)
     assert after.shape == (3, 20, 20) and after.digest == before.digest
     batches = [collate([rows[index] for index in range(12)]) for rows in (before, after)]
     assert batches[0]["pixel_values"].shape == (22, 3, 20, 20)
@@ -50,14 +50,14 @@ def test_pixels_are_those_of_decoding_each_time(image_processor, photos, process
     assert (batches[0]["pixel_values"] - batches[1]["pixel_values"]).abs().max() <= 1e-6
 
 
-def test_each_picture_is_opened_once_whatever_comes_after(image_processor, photos, monkeypatch):
+def test_each_image_is_opened_once_whatever_comes_after(image_processor, photos, monkeypatch):
     opened = []
     open_image = pixels.open_image
     monkeypatch.setattr(pixels, "open_image", lambda *cell: opened.append(cell[1:]) or open_image(*cell))
     monkeypatch.setattr(tables, "CHUNK", 5)
     for _ in range(2):
         rows = QuadrupletRows(photos)
-        rows.cache_pictures(image_processor, progress=False)
+        rows.cache_images(image_processor, progress=False)
         [rows[index] for index in range(12)]
     assert sorted(opened) == sorted(
         [(row, "safe_image") for row in range(12) if row != 5]
@@ -78,23 +78,23 @@ def test_what_was_decoded_before_an_interruption_is_kept(image_processor, photos
 
     monkeypatch.setattr(pixels, "open_image", stop_at_ten)
     with pytest.raises(KeyboardInterrupt):
-        QuadrupletRows(photos).cache_pictures(image_processor, progress=False)
+        QuadrupletRows(photos).cache_images(image_processor, progress=False)
     del opened[:]
     opened += [-1] * 20
-    QuadrupletRows(photos).cache_pictures(image_processor, progress=False)
-    assert set(opened[20:]) == {8, 9, 10, 11}  # the piece that was cut off
+    QuadrupletRows(photos).cache_images(image_processor, progress=False)
+    assert set(opened[20:]) == {8, 9, 10, 11}  # the chunk that was cut off
 
 
 def test_another_processor_or_another_file_is_decoded_anew(photos, tmp_path, processor):
     paths = []
-    for index, picture in enumerate(photos["safe_image"][:3]):
+    for index, image in enumerate(photos["safe_image"][:3]):
         paths.append(str(tmp_path / f"{index}.png"))
-        picture.save(paths[-1])
+        image.save(paths[-1])
     rows = Dataset.from_dict({"safe_caption": list("abc"), "safe_image": paths}).cast_column("safe_image", Image())
 
     def first(image_processor):
         data = QuadrupletRows(rows)
-        data.cache_pictures(image_processor, progress=False)
+        data.cache_images(image_processor, progress=False)
         return data[0]["safe_image"]
 
     small = first(CLIPImageProcessorPil(**SIZES))
@@ -105,12 +105,12 @@ def test_another_processor_or_another_file_is_decoded_anew(photos, tmp_path, pro
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_is_named(workers, image_processor, photos):
+def test_a_broken_image_is_named(workers, image_processor, photos):
     table = photos.with_format("arrow")[:].to_pylist()
     table[7]["unsafe_image"] = {"bytes": b"<html>", "path": None}
     rows = QuadrupletRows(Dataset.from_list(table, features=FEATURES))
-    with pytest.raises(UserError, match="row 7, column 'unsafe_image': the picture cannot be read"):
-        rows.cache_pictures(image_processor, workers, progress=False)
+    with pytest.raises(UserError, match="row 7, column 'unsafe_image': the image cannot be read"):
+        rows.cache_images(image_processor, workers, progress=False)
 
 
 def test_pixels_that_are_no_levels_are_not_cached(photos):
@@ -139,13 +139,13 @@ def test_an_archive_that_was_written_anew_is_decoded_anew(tmp_path):
 
     def first(colour):
         PILImage.new("RGB", (40, 40), colour).save(tmp_path / "0.png")
-        with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
             archive.write(tmp_path / "0.png", "0.png")
             archive.writestr("note.txt", colour)  # so that sizes differ
         open_archive.cache_clear()
-        cells = [None, f"zip://0.png::{tmp_path / 'pictures.zip'}"]
+        cells = [None, f"zip://0.png::{tmp_path / 'images.zip'}"]
         data = QuadrupletRows(Dataset.from_dict({"safe_caption": ["a", "b"], "safe_image": cells}))
-        data.cache_pictures(CLIPImageProcessorPil(**SIZES), progress=False)
+        data.cache_images(CLIPImageProcessorPil(**SIZES), progress=False)
         return data[1]["safe_image"][:, 0, 0].tolist()
 
     assert first("red") == [255, 0, 0] and first("blue") == [0, 0, 255]
@@ -153,5 +153,5 @@ def test_an_archive_that_was_written_anew_is_decoded_anew(tmp_path):
 
 def test_rows_of_images_alone_are_kept_decoded(rows, processor):
     items = QuadrupletRows(rows.select_columns(["safe_image", "unsafe_image"]))
-    items.cache_pictures(processor.image_processor, progress=False)
+    items.cache_images(processor.image_processor, progress=False)
     assert len(items) == 24 and items[3]["unsafe_image"].shape == (3, 16, 16)

@@ -89,7 +89,7 @@ def test_lists_of_captions_are_spread_to_rows_and_it_is_said(kind, tmp_path, cap
     ] == SPREAD
 
 
-def test_five_captions_of_a_pair_of_pictures(rows, caplog):
+def test_five_captions_of_a_pair_of_images(rows, caplog):
     table = rows.remove_columns(["safe_caption"]).add_column(
         "safe_caption", [[f"{caption} {number}" for number in range(5)] for caption in rows["safe_caption"]]
     )
@@ -148,15 +148,15 @@ def test_a_column_of_nothing_is_no_column_of_numbers(empty):
 @pytest.mark.parametrize(
     ("column", "cells", "feature", "message"),
     [
-        ("safe_caption", make_rows(2)["safe_image"], Image(), "'safe_caption' holds pictures, not captions"),
+        ("safe_caption", make_rows(2)["safe_image"], Image(), "'safe_caption' holds images, not captions"),
         (
             "unsafe_caption",
             [{"en": "a", "de": "b"}] * 2,
             {"en": Value("string"), "de": Value("string")},
             r"holds parts \(en, de\), not captions; .*rows\.map\(lambda row: .*\['en'\]\}\)",
         ),
-        ("safe_image", [make_rows(2)["safe_image"]] * 2, List(Image()), "'safe_image' holds lists of pictures"),
-        ("safe_image", [["a.png", "b.png"]] * 2, List(Value("string")), "'safe_image' holds lists of pictures"),
+        ("safe_image", [make_rows(2)["safe_image"]] * 2, List(Image()), "'safe_image' holds lists of images"),
+        ("safe_image", [["a.png", "b.png"]] * 2, List(Value("string")), "'safe_image' holds lists of images"),
     ],
 )
 def test_columns_of_another_kind_are_named_at_once(column, cells, feature, message):
@@ -317,7 +317,7 @@ MIXED = [
 ]
 
 
-def told(cells) -> str:
+def as_lines(cells) -> str:
     names = ("safe_caption", "unsafe_caption")
     return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in zip(*cells, strict=True))
 
@@ -333,24 +333,24 @@ def both_ways(path, **options) -> list[list[tuple]]:
 
 
 def test_an_empty_place_in_a_list_moves_no_pair(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(told([[cell] for cell in PAIRED]))
+    (tmp_path / "rows.jsonl").write_text(as_lines([[cell] for cell in PAIRED]))
     spread = [("A", "X"), (None, "Y"), ("C", "Z"), (" D", None)]
     assert both_ways(tmp_path / "rows.jsonl") == [spread] * 2
-    (tmp_path / "rows.jsonl").write_text(told([[[None, "B"]], [["X", "Y"]]]))
+    (tmp_path / "rows.jsonl").write_text(as_lines([[[None, "B"]], [["X", "Y"]]]))
     assert both_ways(tmp_path / "rows.jsonl", caption_lists="first") == [[("B", "Y")]] * 2
-    (tmp_path / "rows.jsonl").write_text(told([[[None, "B", None]], ["X"]]))  # no pairs, and one caption each
+    (tmp_path / "rows.jsonl").write_text(as_lines([[[None, "B", None]], ["X"]]))  # no pairs, and one caption each
     assert both_ways(tmp_path / "rows.jsonl", caption_lists="error") == [[("B", "X")]] * 2
 
 
 def test_texts_and_lists_may_stand_in_one_column(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(told(MIXED))
+    (tmp_path / "rows.jsonl").write_text(as_lines(MIXED))
     spread = [("a dog", "a gun"), ("a cat", "a rifle"), ("a hound", "a sword"), (None, "a mark"), ("007", "x")]
     assert both_ways(tmp_path / "rows.jsonl") == [[*spread, (None, "y")]] * 2
 
 
 @pytest.mark.parametrize("cell", [5, ["a cat", 5], [["a cat", True]], {"en": "a cat"}])
 def test_what_is_no_text_is_named_wherever_it_stands(cell, tmp_path):
-    (tmp_path / "rows.jsonl").write_text(told([[["7"], cell, "a dog"], ["a gun", "a mark", "a mark"]]))
+    (tmp_path / "rows.jsonl").write_text(as_lines([[["7"], cell, "a dog"], ["a gun", "a mark", "a mark"]]))
     rows = load_quadruplets(str(tmp_path / "rows.jsonl"), hold_out=False)["train"]
     with pytest.raises(UserError, match="row 1, column 'safe_caption': a caption must be text, not (int|bool|dict)"):
         captions(rows)

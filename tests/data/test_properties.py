@@ -10,7 +10,7 @@ from datasets import Dataset
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
 from safe_clip.data.column_names import guess_columns, modality, says_unsafe, words
 from safe_clip.data.items import CAPTION_COLUMNS
-from safe_clip.data.schema import known_columns
+from safe_clip.data.presets import known_columns
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402

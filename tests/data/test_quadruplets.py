@@ -99,13 +99,13 @@ def broken(column, value):
         (
             "safe_image",
             {"bytes": b"<html>not found</html>", "path": None},
-            "row 4, column 'safe_image': the picture cannot be read",
+            "row 4, column 'safe_image': the image cannot be read",
         ),
-        ("unsafe_image", {"bytes": b"", "path": None}, "row 4, column 'unsafe_image': the picture cannot be read"),
+        ("unsafe_image", {"bytes": b"", "path": None}, "row 4, column 'unsafe_image': the image cannot be read"),
         (
             "unsafe_image",
             {"bytes": None, "path": "/no/such.png"},
-            r"'unsafe_image' \(/no/such.png\): the picture cannot be read \(File",
+            r"'unsafe_image' \(/no/such.png\): the image cannot be read \(File",
         ),
         ("safe_caption", "  \n", "row 4, column 'safe_caption': the caption is empty"),
     ],
@@ -117,13 +117,13 @@ def test_bad_cells_are_named(column, value, message):
         rows[4]
 
 
-def test_a_truncated_picture_is_named_when_it_is_read():
+def test_a_truncated_image_is_named_when_it_is_read():
     import io
 
     buffer = io.BytesIO()
     PILImage.effect_noise((64, 64), 50).save(buffer, "PNG")
     rows = broken("safe_image", {"bytes": buffer.getvalue()[:700], "path": None})
-    with pytest.raises(UserError, match="row 4, column 'safe_image': the picture cannot be read .*trunc"):
+    with pytest.raises(UserError, match="row 4, column 'safe_image': the image cannot be read .*trunc"):
         rows[4]
 
 
@@ -140,11 +140,11 @@ def test_rows_are_named_as_in_the_data_set_from_which_validation_was_cut(tmp_pat
         QuadrupletRows(splits[split])[position]
 
 
-def test_pictures_are_turned_upright(tmp_path):
-    picture = PILImage.new("RGB", (40, 20), "red")
-    exif = picture.getexif()
+def test_images_are_turned_upright(tmp_path):
+    image = PILImage.new("RGB", (40, 20), "red")
+    exif = image.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    picture.save(tmp_path / "phone.jpg", exif=exif)
+    image.save(tmp_path / "phone.jpg", exif=exif)
     assert broken("safe_image", {"bytes": None, "path": str(tmp_path / "phone.jpg")})[4]["safe_image"].size == (20, 40)
 
 

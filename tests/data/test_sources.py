@@ -161,7 +161,7 @@ def test_braces(pattern, files):
         ("rows.pkl", "It is a pickle, which could run code when it is read; save it as Parquet"),
         ("rows.npz", "It is an archive of arrays"),
         ("rows.txt", "It is a text without columns"),
-        ("pictures.zip", "It is an archive; unpack it and name the folder"),
+        ("images.zip", "It is an archive; unpack it and name the folder"),
         ("rows", "is a file of no known kind"),
     ],
 )
@@ -394,12 +394,12 @@ def test_cells_with_paths_from_elsewhere_open_what_was_downloaded_alone(stream, 
     rows = stored(cells)
     rows = rows.to_iterable_dataset() if stream else rows
     opened = list(elsewhere(rows).cast_column("safe_image", Image(decode=False)))
-    pictures = QuadrupletRows(opened)
-    assert pictures[0]["safe_image"].getpixel((0, 0)) == (0, 128, 0)
-    assert pictures[1]["safe_image"].getpixel((0, 0)) == (255, 0, 0)
+    images = QuadrupletRows(opened)
+    assert images[0]["safe_image"].getpixel((0, 0)) == (0, 128, 0)
+    assert images[1]["safe_image"].getpixel((0, 0)) == (255, 0, 0)
     for row in range(2, len(cells)):
         with pytest.raises(UserError, match="which is not opened; download the data set"):
-            pictures[row]
+            images[row]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -410,11 +410,11 @@ def test_texts_that_name_images_likewise(stream, snapshot, tmp_path, monkeypatch
     rows = Dataset.from_dict({"safe_image": cells})
     rows = DatasetDict(train=rows.to_iterable_dataset() if stream else rows)
     monkeypatch.setattr("safe_clip.data.quadruplets.load_splits", lambda *_, **__: rows)
-    pictures = QuadrupletRows(list(load_quadruplets("you/rows", hold_out=False, streaming=stream)["train"]))
-    assert pictures[0]["safe_image"].getpixel((0, 0)) == (255, 0, 0)
+    images = QuadrupletRows(list(load_quadruplets("you/rows", hold_out=False, streaming=stream)["train"]))
+    assert images[0]["safe_image"].getpixel((0, 0)) == (255, 0, 0)
     for row in range(1, len(cells)):
         with pytest.raises(UserError, match="which is not opened"):
-            pictures[row]
+            images[row]
 
 
 def test_images_that_hold_their_bytes_are_not_touched(snapshot):

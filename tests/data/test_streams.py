@@ -118,10 +118,10 @@ def test_bad_rows_stop_a_stream_or_are_listed_and_left_out(rows, processor, tmp_
     again = stream_of(damaged, 1, **skipping)
     again.set_epoch(1)
     assert len(list(again)) == 22 and len((tmp_path / "bad_rows.txt").read_text().splitlines()) == 2  # told once
-    told = stream_of(damaged, 1, **skipping)
-    told.listed = row_keys(damaged.select([17]))  # by whoever read it before
+    listing = stream_of(damaged, 1, **skipping)
+    listing.listed = row_keys(damaged.select([17]))  # by whoever read it before
     (tmp_path / "bad_rows.txt").unlink()
-    assert len(list(told)) == 22 and "row 3 of" in (tmp_path / "bad_rows.txt").read_text().strip().split("\n")[-1]
+    assert len(list(listing)) == 22 and "row 3 of" in (tmp_path / "bad_rows.txt").read_text().strip().split("\n")[-1]
     known = stream_of(damaged.add_column("coco_id", list(range(100, 124))), 4)
     with pytest.raises(UserError, match="row of coco_id (103|117), column 'unsafe_caption': the caption is empty"):
         list(known)

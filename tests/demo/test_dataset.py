@@ -4,7 +4,7 @@ from datasets import Image
 
 from safe_clip import load_quadruplets
 from safe_clip.demo import world
-from safe_clip.demo.dataset import SPLITS, load_objects, load_unsafe_pictures
+from safe_clip.demo.dataset import SPLITS, load_objects, load_unsafe_images
 from safe_clip.demo.vocabulary import load_vocabulary, without_article
 
 from .test_world import mentions
@@ -55,26 +55,26 @@ def drawn_afresh(load, monkeypatch, folder):
 
 
 def pixels(rows):
-    return [picture.tobytes() for picture in rows["image"]]
+    return [image.tobytes() for image in rows["image"]]
 
 
-def test_two_pictures_of_every_everyday_thing(monkeypatch, tmp_path):
+def test_two_images_of_every_everyday_thing(monkeypatch, tmp_path):
     rows = drawn_afresh(lambda: load_objects("noto"), monkeypatch, tmp_path / "a")
     names = rows.features["label"].names
     assert len(names) == len(set(names)) == len(world.everyday_concepts()) == 544
     assert not [name for name in names if name.startswith("some ")] and names[:3] == ["rat", "mouse", "hamster"]
     assert list(rows["label"]) == [label for label in range(544) for _ in range(2)]
-    assert {(picture.mode, picture.size) for picture in rows["image"]} == {("RGB", (64, 64))}
+    assert {(image.mode, image.size) for image in rows["image"]} == {("RGB", (64, 64))}
     assert len(set(pixels(rows))) == 1088
     assert pixels(rows) == pixels(drawn_afresh(lambda: load_objects("noto"), monkeypatch, tmp_path / "b"))
     other = drawn_afresh(lambda: load_objects("fluent"), monkeypatch, tmp_path / "a")
     assert other.features["label"].names == names and not set(pixels(other)) & set(pixels(rows))
 
 
-def test_eight_pictures_of_every_stand_in_in_every_style(monkeypatch, tmp_path):
-    rows = drawn_afresh(load_unsafe_pictures, monkeypatch, tmp_path / "a")
+def test_eight_images_of_every_stand_in_in_every_style(monkeypatch, tmp_path):
+    rows = drawn_afresh(load_unsafe_images, monkeypatch, tmp_path / "a")
     assert len([c for c in load_vocabulary() if c.category]) == 22
     assert rows.column_names == ["image"] and len(rows) == 22 * 3 * 8
-    assert {(picture.mode, picture.size) for picture in rows["image"]} == {("RGB", (64, 64))}
+    assert {(image.mode, image.size) for image in rows["image"]} == {("RGB", (64, 64))}
     assert len(set(pixels(rows))) == 22 * 3 * 8
-    assert pixels(rows) == pixels(drawn_afresh(load_unsafe_pictures, monkeypatch, tmp_path / "b"))
+    assert pixels(rows) == pixels(drawn_afresh(load_unsafe_images, monkeypatch, tmp_path / "b"))

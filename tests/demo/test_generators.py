@@ -1,4 +1,4 @@
-"""The embedded generators, and what judges them."""
+"""The bundled generators, and what judges them."""
 
 import numpy as np
 import pytest
@@ -54,13 +54,13 @@ def test_scenes_are_those_of_the_world():
     scenes = SCENES.draw_scenes(3, "scenes", 32, processes=1)
     vocabulary = load_vocabulary()
     unsafe = tuple(concept for concept in vocabulary if concept.category is not None)
-    assert len(scenes) == 6 and scenes.pictures.shape == (6, 3, 32, 32)
+    assert len(scenes) == 6 and scenes.images.shape == (6, 3, 32, 32)
     for number in range(3):
         row = draw_quadruplet(f"scenes/{number}", TRAINING_STYLES, unsafe)
         for place, side in enumerate(SCENES.SIDES, 2 * number):
             assert scenes.captions[place] == row[f"{side}_caption"]
             expected = np.asarray(SCENES.shrink(row[f"{side}_image"], 32)).transpose(2, 0, 1)
-            assert np.array_equal(scenes.pictures[place], expected)
+            assert np.array_equal(scenes.images[place], expected)
         assert not any(vocabulary[each].category for each in scenes.shown[2 * number])
         assert any(vocabulary[each].category for each in scenes.shown[2 * number + 1])
     assert scenes.labels(torch.tensor([1])).nonzero()[:, 1].tolist() == sorted(scenes.shown[1])
@@ -81,11 +81,11 @@ def test_the_recogniser_knows_scenes_that_it_has_not_seen():
 
 
 def test_the_recogniser_is_a_pipeline_that_sees_what_it_sees_itself():
-    picture = draw_quadruplet("judge", TRAINING_STYLES, tuple(c for c in load_vocabulary() if c.category))
+    image = draw_quadruplet("judge", TRAINING_STYLES, tuple(c for c in load_vocabulary() if c.category))
     judge = pipeline("image-classification", str(recogniser.RECOGNISER_DIR), top_k=len(load_vocabulary()))
-    found = {each["label"]: each["score"] for each in judge(SCENES.shrink(picture["unsafe_image"], 32))}
+    found = {each["label"]: each["score"] for each in judge(SCENES.shrink(image["unsafe_image"], 32))}
     assert len(found) == len(load_vocabulary())
-    assert found[picture["concept"]] > recogniser.SURE and picture["concept"] in recogniser.unsafe_labels()
+    assert found[image["concept"]] > recogniser.SURE and image["concept"] in recogniser.unsafe_labels()
 
 
 @pytest.mark.slow
@@ -101,8 +101,8 @@ def test_the_captioner_is_a_llava_that_reads_the_bases_tower():
     made = model.generate(**inputs, do_sample=False, max_new_tokens=30)
     right = []
     for row, caption in zip(rows, processor.batch_decode(made, skip_special_tokens=True), strict=True):
-        told = mentions(caption)
-        right += [any(meant & other for other in told) for meant in mentions(row["safe_caption"])]
+        mentioned = mentions(caption)
+        right += [any(meant & other for other in mentioned) for meant in mentions(row["safe_caption"])]
     assert sum(right) / len(right) > 0.8
 
 
@@ -117,13 +117,13 @@ def test_the_painter_is_an_ordinary_pipeline_that_draws_what_it_is_told():
     scenes = ("a zombie next to a dog on a blue", "a dagger and a banana on a yellow", "a dog and a zombie on a green")
     prompts = [f"{scene} background" for scene in scenes] * 2
     noise = [torch.Generator().manual_seed(seed) for seed in range(6)]
-    pictures = painter(prompts, num_inference_steps=15, guidance_scale=4.0, generator=noise).images
-    assert {picture.size for picture in pictures} == {(32, 32)}
-    for prompt, picture in zip(prompts, pictures, strict=True):
-        red, green, blue = picture.getpixel((0, 0))
+    images = painter(prompts, num_inference_steps=15, guidance_scale=4.0, generator=noise).images
+    assert {image.size for image in images} == {(32, 32)}
+    for prompt, image in zip(prompts, images, strict=True):
+        red, green, blue = image.getpixel((0, 0))
         assert {"blue": blue > red, "yellow": red > 1.5 * blue, "green": green > blue}[prompt.split()[-2]]
     judge = pipeline("image-classification", str(recogniser.RECOGNISER_DIR))
-    scores = [{each["label"]: each["score"] for each in found} for found in judge(pictures)]
+    scores = [{each["label"]: each["score"] for each in found} for found in judge(images)]
     stand_ins = ["zombie", "dagger", "zombie"] * 2
     assert all(score.get(name, 0) > recogniser.SURE for name, score in zip(stand_ins, scores, strict=True))
 

@@ -48,20 +48,20 @@ def test_the_mode_of_the_model_is_left_as_it_was_and_dropout_is_off(processor, r
 def test_identical_items_are_known_as_such(model, processor, rows):
     rows = rows.select([3, 0, 3, 1, 0])
     embedder = Embedder(model, processor)
-    for items in (embedder.texts(rows["safe_caption"]), embedder.pictures(rows, "safe_image")):
+    for items in (embedder.texts(rows["safe_caption"]), embedder.images(rows, "safe_image")):
         assert items.first.tolist() == [0, 1, 3]
         assert items.inverse.tolist() == [0, 1, 0, 2, 1]
         assert (items.different[items.inverse] - items.embeds).abs().max() < 1e-6
 
 
-def test_the_same_pixels_in_another_file_format_are_the_same_picture(model, processor, tmp_path):
-    picture = PILImage.new("RGB", (20, 16), "teal")
+def test_the_same_pixels_in_another_file_format_are_the_same_image(model, processor, tmp_path):
+    image = PILImage.new("RGB", (20, 16), "teal")
     for suffix in ("png", "bmp"):
-        picture.save(tmp_path / f"same.{suffix}")
+        image.save(tmp_path / f"same.{suffix}")
     PILImage.new("RGB", (16, 20), "teal").save(tmp_path / "turned.png")
     names = [str(tmp_path / name) for name in ("same.png", "same.bmp", "turned.png")]
     rows = Dataset.from_dict({"image": names}).cast_column("image", Image())
-    items = Embedder(model, processor).pictures(rows, "image")
+    items = Embedder(model, processor).images(rows, "image")
     assert items.inverse.tolist() == [0, 0, 1]
 
 
@@ -71,19 +71,19 @@ def test_a_second_run_reads_the_cache(processor, model_dir, rows, tmp_path):
         return model, Embedder(model, processor, cache_dir=tmp_path)
 
     _, first = items()
-    texts, pictures = first.texts(rows["safe_caption"]), first.pictures(rows, "unsafe_image")
+    texts, images = first.texts(rows["safe_caption"]), first.images(rows, "unsafe_image")
     model, second = items()
     model.get_text_features = model.get_image_features = no_work
     assert torch.equal(second.texts(rows["safe_caption"]).embeds, texts.embeds)
-    again = second.pictures(rows, "unsafe_image")
-    assert torch.equal(again.embeds, pictures.embeds) and torch.equal(again.ids, pictures.ids)
+    again = second.images(rows, "unsafe_image")
+    assert torch.equal(again.embeds, images.embeds) and torch.equal(again.ids, images.ids)
     for changed in (rows["unsafe_caption"], rows["safe_caption"][:-1]):
         with pytest.raises(AssertionError, match="embedded again"):
             second.texts(changed)
     with pytest.raises(AssertionError, match="embedded again"):
-        second.pictures(rows, "safe_image")
+        second.images(rows, "safe_image")
     with pytest.raises(AssertionError, match="embedded again"):
-        second.pictures(rows, "unsafe_image", transform=mirror)
+        second.images(rows, "unsafe_image", transform=mirror)
 
 
 def test_the_fingerprint_changes_with_whatever_changes_embeddings(processor, model, tmp_path):
@@ -126,7 +126,7 @@ def test_interrupted_work_goes_on_where_it_was(processor, rows, tmp_path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_piece_with_zeros_in_it_is_made_again(processor, rows, tmp_path, caplog):
+def test_a_chunk_with_zeros_in_it_is_made_again(processor, rows, tmp_path, caplog):
     def embeds() -> torch.Tensor:
         return Embedder(build_model(processor), processor, cache_dir=tmp_path).texts(rows["safe_caption"]).embeds
 
@@ -149,14 +149,14 @@ def test_batches_that_do_not_divide_a_chunk_keep_the_order(processor, model, row
 
 
 def test_lower_precision_stays_close(model, processor, rows):
-    exact = Embedder(model, processor).pictures(rows, "safe_image").embeds
-    half = Embedder(model, processor, precision="bfloat16").pictures(rows, "safe_image").embeds
+    exact = Embedder(model, processor).images(rows, "safe_image").embeds
+    half = Embedder(model, processor, precision="bfloat16").images(rows, "safe_image").embeds
     assert half.dtype == torch.float32 and not torch.equal(half, exact)
     assert (half * exact).sum(dim=1).min() > 0.999
 
 
 def broken_rows():
-    """Rows of which 1 has a broken safe picture and 3 a broken unsafe one, and 4 no unsafe picture."""
+    """Rows of which 1 has a broken safe image and 3 a broken unsafe one, and 4 no unsafe image."""
     table = Dataset.from_dict(make_rows(6), features=FEATURES).with_format("arrow")[:].to_pylist()
     table[1]["safe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     table[3]["unsafe_image"] = {"bytes": b"", "path": None}
@@ -164,54 +164,54 @@ def broken_rows():
     return Dataset.from_list(table, features=FEATURES)
 
 
-def test_unreadable_pictures_are_listed_all_at_once_and_left_out_only_when_asked(model, processor, tmp_path):
+def test_unreadable_images_are_listed_all_at_once_and_left_out_only_when_asked(model, processor, tmp_path):
     rows = broken_rows().add_column("safe_clip_row", [10, 11, 12, 13, 14, 15])
     embedder = Embedder(model, processor, cache_dir=tmp_path)
     items = embed_quadruplets(embedder, rows)
     assert items.safe_image.row.tolist() == [0, 2, 3, 4, 5] and not items.safe_image.embeds.isnan().any()
-    pictures = [items.safe_image, items.unsafe_image]
-    with pytest.raises(UserError, match=r"test: 2 of 11 pictures cannot be read.*--on_bad_row skip") as error:
-        readable_rows(pictures, "test")
-    assert "row 11, column 'safe_image': the picture cannot be read" in str(error.value)
-    assert "row 13, column 'unsafe_image': the picture cannot be read" in str(error.value)
-    with pytest.raises(UserError, match=r"test: 2 of 11 pictures .* more than --max_bad_fraction 0\.3 allows"):
-        readable_rows(pictures, "test", max_bad_fraction=0.3)
+    images = [items.safe_image, items.unsafe_image]
+    with pytest.raises(UserError, match=r"test: 2 of 11 images cannot be read.*--on_bad_row skip") as error:
+        readable_rows(images, "test")
+    assert "row 11, column 'safe_image': the image cannot be read" in str(error.value)
+    assert "row 13, column 'unsafe_image': the image cannot be read" in str(error.value)
+    with pytest.raises(UserError, match=r"test: 2 of 11 images .* more than --max_bad_fraction 0\.3 allows"):
+        readable_rows(images, "test", max_bad_fraction=0.3)
     with pytest.raises(UserError, match="more than --max_bad_fraction 0.34 allows"):
-        readable_rows(pictures, "test", max_bad_fraction=0.34, left_out=1)  # 3 of 7
-    keep, reasons = readable_rows(pictures, "test", max_bad_fraction=0.34)
+        readable_rows(images, "test", max_bad_fraction=0.34, left_out=1)  # 3 of 7
+    keep, reasons = readable_rows(images, "test", max_bad_fraction=0.34)
     assert keep.tolist() == [0, 2, 4, 5] and len(reasons) == 2
     assert items.select(keep).unsafe_image.row.tolist() == [0, 1, 3]
 
 
-def test_a_picture_that_was_mended_or_replaced_is_read_again(model, processor, tmp_path):
+def test_an_image_that_was_mended_or_replaced_is_read_again(model, processor, tmp_path):
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
         PILImage.new("RGB", (16, 16), colour).save(tmp_path / name)
-    (tmp_path / "c.png").write_bytes(b"no picture yet")
+    (tmp_path / "c.png").write_bytes(b"no image yet")
     rows = Dataset.from_dict({"image": [str(tmp_path / f"{name}.png") for name in "abc"]})
     rows = rows.cast_column("image", Image())
     embedder = Embedder(model, processor, cache_dir=tmp_path / "cache")
-    first = embedder.pictures(rows, "image")
+    first = embedder.images(rows, "image")
     assert set(first.unreadable) == {2} and first.row.tolist() == [0, 1] and len(first.embeds) == 2
     PILImage.new("RGB", (16, 16), "green").save(tmp_path / "c.png")
-    second = embedder.pictures(rows, "image")
+    second = embedder.images(rows, "image")
     assert not second.unreadable and (second.embeds[:2] - first.embeds).abs().max() < 1e-6
     PILImage.new("RGB", (16, 16), "blue").save(tmp_path / "a.png")
-    third = embedder.pictures(rows, "image")
+    third = embedder.images(rows, "image")
     assert third.inverse.tolist() == [0, 0, 1] and (third.embeds[0] - first.embeds[1]).abs().max() < 1e-6
 
 
-def test_weights_that_give_no_numbers_are_no_corrupt_pictures(model, processor, rows):
+def test_weights_that_give_no_numbers_are_no_corrupt_images(model, processor, rows):
     with torch.no_grad():
         model.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="gives embeddings that are not finite numbers"):
-        Embedder(model, processor).pictures(rows, "safe_image")
+        Embedder(model, processor).images(rows, "safe_image")
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(model, processor):
-    rows = Dataset.from_dict({"image": [b"no picture", b"nor this"]})
-    pictures = Embedder(model, processor).pictures(rows, "image")
-    with pytest.raises(UserError, match="gallery: 2 of 2 pictures cannot be read, and none is left"):
-        readable_rows([pictures], "gallery", max_bad_fraction=1.0)
+    rows = Dataset.from_dict({"image": [b"no image", b"nor this"]})
+    images = Embedder(model, processor).images(rows, "image")
+    with pytest.raises(UserError, match="gallery: 2 of 2 images cannot be read, and none is left"):
+        readable_rows([images], "gallery", max_bad_fraction=1.0)
 
 
 def test_an_empty_caption_is_named_by_its_row(model, processor, rows):

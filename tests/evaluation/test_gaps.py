@@ -49,7 +49,7 @@ def test_rows_that_have_all_are_measured_as_without_the_others(embedder):
     same({name: values[:20] for name, values in found.items()}, expected)
     assert all(values[20:].isnan().all() for values in found.values())
     rates = redirection(items, ks=(1,))
-    assert not rates["unsafe_text_safe_rate_at_1"].isnan().any()  # they search the pictures that there are
+    assert not rates["unsafe_text_safe_rate_at_1"].isnan().any()  # they search the images that there are
     assert rates["safe_text_safe_rate_at_1"][20:].isnan().all()
 
 

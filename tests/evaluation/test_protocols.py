@@ -28,7 +28,7 @@ def quadruplets(safe_text, unsafe_text, safe_image, unsafe_image):
 
 
 def drawn(count=200, dimension=32, noise=0.3, seed=0):
-    """Captions near their own pictures; unsafe items near their safe counterparts, on one side of them."""
+    """Captions near their own images; unsafe items near their safe counterparts, on one side of them."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda: torch.randn(count, dimension, generator=generator)  # noqa: E731
     scene, danger = draw(), torch.zeros(dimension).index_fill(0, torch.tensor(0), 4.0)
@@ -66,7 +66,7 @@ def test_the_gallery_of_the_original_model():
 
 def test_a_hit_of_an_unsafe_query_is_the_paired_safe_item():
     turned = EYE[[1, 2, 3, 0]]
-    # Unsafe captions look like the next row's safe picture: safe, but not the pair.
+    # Unsafe captions look like the next row's safe image: safe, but not the pair.
     figures = means(retrieval(quadruplets(EYE, turned, EYE, -EYE), settings=("unsafe_union",), ks=(1,)))
     assert figures["unsafe_union_t2i_recall_at_1"] == 0
     assert means(redirection(quadruplets(EYE, turned, EYE, -EYE), ks=(1,)))["unsafe_text_safe_rate_at_1"] == 1
@@ -74,23 +74,23 @@ def test_a_hit_of_an_unsafe_query_is_the_paired_safe_item():
     assert figures["unsafe_union_t2i_recall_at_1"] == 1
 
 
-def test_five_captions_of_a_picture_are_five_queries_and_all_right_for_it():
+def test_five_captions_of_an_image_are_five_queries_and_all_right_for_it():
     text = torch.eye(6)
     image = normalize(torch.stack([text[:3].sum(0), text[3:].sum(0)]), dim=1)
     five = QuadrupletItems(
         items(text), items(-text), items(image[[0, 0, 0, 1, 1, 1]], [7, 7, 7, 8, 8, 8]), items(-text)
     )
     figures = retrieval(five, settings=("safe",), ks=(1, 2))
-    assert figures["safe_t2i_recall_at_1"].tolist() == [1] * 6  # of two pictures, not of six
+    assert figures["safe_t2i_recall_at_1"].tolist() == [1] * 6  # of two images, not of six
     assert figures["safe_i2t_recall_at_1"].tolist() == [1] * 6
     assert "safe_t2i_recall_at_5" not in figures
 
 
-def test_a_caption_of_two_pictures_is_right_for_both():
+def test_a_caption_of_two_images_is_right_for_both():
     same = QuadrupletItems(items(EYE[[0, 0, 2, 3]], [1, 1, 2, 3]), items(-EYE), items(EYE), items(-EYE))
     figures = retrieval(same, settings=("safe",), ks=(1,))
     assert figures["safe_t2i_recall_at_1"].tolist() == [1, 1, 1, 1]
-    # The second picture resembles no caption: three tie, of which one is its own.
+    # The second image resembles no caption: three tie, of which one is its own.
     assert figures["safe_i2t_recall_at_1"].tolist() == pytest.approx([1, 1 / 3, 1, 1])
 
 
@@ -102,28 +102,28 @@ def test_constant_embeddings_score_chance_everywhere():
     assert figures["unsafe_union_t2i_recall_at_1"] == pytest.approx(1 / 80)
     rates = means(redirection(constant))
     assert {name: rate for name, rate in rates.items() if rate != pytest.approx(0.5)} == {}
-    pictures = items(torch.ones(10, 8))
-    by_caption, by_picture = unsafe_gallery(constant, pictures)
+    images = items(torch.ones(10, 8))
+    by_caption, by_image = unsafe_gallery(constant, images)
     assert means(by_caption)["unsafe_text_safe_rate_at_1"] == pytest.approx(40 / 50)
-    assert means(by_picture)["unsafe_image_safe_rate_at_10"] == pytest.approx(0.5)
-    assert means(zero_shot(pictures, [0] * 10, constant.safe_text.embeds))["top_5"] == pytest.approx(5 / 40)
+    assert means(by_image)["unsafe_image_safe_rate_at_10"] == pytest.approx(0.5)
+    assert means(zero_shot(images, [0] * 10, constant.safe_text.embeds))["top_5"] == pytest.approx(5 / 40)
 
 
-def test_unsafe_pictures_from_elsewhere():
-    # Two strange pictures, near the first three unsafe captions; the first is as near to a safe caption.
+def test_unsafe_images_from_elsewhere():
+    # Two strange images, near the first three unsafe captions; the first is as near to a safe caption.
     near = quadruplets(EYE, torch.diag(torch.tensor([-1.0, -1, -1, 1])), EYE + 0.4, -EYE)
     strange = items(torch.stack([EYE[0] - EYE[1], -EYE[2]]))
-    by_caption, by_picture = unsafe_gallery(near, strange, ks=(1,))
+    by_caption, by_image = unsafe_gallery(near, strange, ks=(1,))
     assert by_caption["safe_text_safe_rate_at_1"].tolist() == [1, 1, 1, 1]
     assert by_caption["unsafe_text_safe_rate_at_1"].tolist() == [0, 0, 0, 1]
-    assert by_picture["unsafe_image_safe_rate_at_1"].tolist() == pytest.approx([0.5, 0])
+    assert by_image["unsafe_image_safe_rate_at_1"].tolist() == pytest.approx([0.5, 0])
 
 
 def test_zero_shot_by_hand():
     classes = normalize(torch.eye(7), dim=1)
     figures = zero_shot(items(torch.eye(7)[[0, 1, 2, 3]]), [0, 1, 3, 3], classes)
     assert figures["top_1"].tolist() == [1, 1, 0, 1]
-    # The third picture's true class ties with five others for the second to fifth place.
+    # The third image's true class ties with five others for the second to fifth place.
     assert figures["top_5"].tolist() == pytest.approx([1, 1, 4 / 6, 1])
     assert set(zero_shot(items(torch.eye(7)), [0] * 7, classes[:5])) == {"top_1"}
 
@@ -195,7 +195,7 @@ def test_models_of_other_dimensions_are_compared_where_they_can_be():
 
 
 def test_robustness_reports_mean_and_worst_case():
-    apart = quadruplets(EYE, EYE, EYE, -EYE)  # unsafe captions find safe pictures
+    apart = quadruplets(EYE, EYE, EYE, -EYE)  # unsafe captions find safe images
     variants = {"text": {"one": items(torch.cat([-EYE[:1], EYE[1:]])), "two": items(torch.cat([EYE[:3], -EYE[3:]]))}}
     figures = robustness(apart, variants)
     assert figures["unsafe_text_unchanged"].tolist() == [1, 1, 1, 1]
@@ -205,7 +205,7 @@ def test_robustness_reports_mean_and_worst_case():
 
 
 def test_the_worst_case_counts_the_unchanged_query_too():
-    apart = quadruplets(EYE, -EYE, EYE, -EYE)  # unsafe captions find unsafe pictures
+    apart = quadruplets(EYE, -EYE, EYE, -EYE)  # unsafe captions find unsafe images
     figures = robustness(apart, {"text": {"one": items(EYE)}})
     assert figures["unsafe_text_mean"].tolist() == [1, 1, 1, 1]
     assert figures["unsafe_text_worst_case"].tolist() == [0, 0, 0, 0]
@@ -213,7 +213,7 @@ def test_the_worst_case_counts_the_unchanged_query_too():
 
 def test_pools_of_different_depth_have_a_mean_where_all_are_deep_enough():
     wide = torch.eye(12)
-    one, two = (items(wide[[place] * 6], [place] * 6) for place in (0, 1))  # one picture each
+    one, two = (items(wide[[place] * 6], [place] * 6) for place in (0, 1))  # one image each
     rates = redirection(QuadrupletItems(items(wide[:6]), items(wide[6:]), one, two))
     assert "safe_image_safe_rate_at_10" in rates and "safe_text_safe_rate_at_10" not in rates
     assert "mean_safe_rate_at_1" in rates and "mean_safe_rate_at_10" not in rates

@@ -96,23 +96,23 @@ def test_the_table_states_the_sample_and_every_section(everything):
         assert word in text
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_every_picture_is_told(page):
+def test_the_page_needs_nothing_from_elsewhere_and_every_image_is_told(page):
     text = page.read_text()
     parsed = Page(text)
     addresses = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href")]
     assert addresses and all(value.startswith(("data:", "#")) for value in addresses)
     assert not re.search(r"url\((?!#)", text) and "<script" not in text and "@import" not in text
-    pictures = [attrs for tag, attrs in parsed.tags if tag == "img"]
+    images = [attrs for tag, attrs in parsed.tags if tag == "img"]
     charts = [attrs for tag, attrs in parsed.tags if tag == "svg"]
-    assert len(pictures) > 60 and all(len(attrs["alt"]) > 10 for attrs in pictures)
+    assert len(images) > 60 and all(len(attrs["alt"]) > 10 for attrs in images)
     assert len(charts) >= 14 and all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in charts)
     assert "marks &amp; &lt;b&gt;" in text  # a category is text, not markup
 
 
 def test_charts_say_in_words_what_they_show(everything, page):
     rate = everything[0]["models"]["model"]["splits"]["test"]["redirection"]["safe_text_safe_rate_at_1"]["value"]
-    told = " ".join(attrs.get("aria-label", "") for _, attrs in Page(page.read_text()).tags)
-    assert re.search(rf"safe captions: the baseline [\d.]+ %, the model {100 * rate:.1f} %", told)
+    labels = " ".join(attrs.get("aria-label", "") for _, attrs in Page(page.read_text()).tags)
+    assert re.search(rf"safe captions: the baseline [\d.]+ %, the model {100 * rate:.1f} %", labels)
 
 
 def test_unsafe_items_are_hidden_unless_asked(everything, page, tmp_path):
@@ -121,16 +121,16 @@ def test_unsafe_items_are_hidden_unless_asked(everything, page, tmp_path):
     write_report(tmp_path / "shown.html", *everything, show_unsafe=True)
     shown = (tmp_path / "shown.html").read_text()
     assert "secret" in shown and "hidden, row" not in shown
-    # The mark of unsafe squares, which is magenta, is in no picture of the page but where it was asked for.
+    # The mark of unsafe squares, which is magenta, is in no image of the page but where it was asked for.
     for text, expected in ((page.read_text(), False), (shown, True)):
-        pictures = [attrs for tag, attrs in Page(text).tags if tag == "img" and attrs["alt"].startswith("unsafe")]
-        assert len(pictures) > 20
-        assert {has_magenta(attrs["src"]) for attrs in pictures} == {expected}
+        images = [attrs for tag, attrs in Page(text).tags if tag == "img" and attrs["alt"].startswith("unsafe")]
+        assert len(images) > 20
+        assert {has_magenta(attrs["src"]) for attrs in images} == {expected}
 
 
 def has_magenta(address):
-    picture = PILImage.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
-    return any(red > 200 and green < 60 and blue > 200 for red, green, blue in picture.get_flattened_data())
+    image = PILImage.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    return any(red > 200 and green < 60 and blue > 200 for red, green, blue in image.get_flattened_data())
 
 
 def test_what_is_marked_unsafe_anywhere_is_hidden_everywhere(processor):
@@ -154,19 +154,19 @@ def test_an_item_is_shown_though_another_image_of_its_row_is_broken(processor):
     made = embed_everything(embedder, data, tasks=["retrieval"], max_bad_fraction=1.0)
     viewer = Viewer(data, "test", made, show_unsafe=True)
     index = viewer.items.layout.row.tolist().index(3)  # of its harmless image; its captions are left out
-    assert viewer.show("safe", "image", index).picture == data_url(
+    assert viewer.show("safe", "image", index).image == data_url(
         rows.select_columns(["unsafe_image"])[3]["unsafe_image"], hidden=False
     )
 
 
-def test_comments_inside_a_picture_are_not_passed_on():
-    picture = PILImage.new("RGB", (8, 8))
-    picture.info["comment"] = b"SECRET"
-    data = base64.b64decode(data_url(picture, hidden=True).partition(",")[2])
+def test_comments_inside_an_image_are_not_passed_on():
+    image = PILImage.new("RGB", (8, 8))
+    image.info["comment"] = b"SECRET"
+    data = base64.b64decode(data_url(image, hidden=True).partition(",")[2])
     assert b"SECRET" not in data
 
 
-def test_a_hidden_picture_keeps_no_detail():
+def test_a_hidden_image_keeps_no_detail():
     board = PILImage.new("RGB", (256, 256), "white")
     for x in range(0, 256, 16):
         for y in range(0, 256, 16):
@@ -187,7 +187,7 @@ def test_strips_show_what_a_full_ranking_finds(everything):
         first = first_results(items, "unsafe", "text", row)
         place = first[0][1] + (24 if first[0][0] == "unsafe" else 0)
         assert [own for *_, own in first] == [side == "safe" and found == row for side, found, _ in first]
-        # Rows with the same picture are one.
+        # Rows with the same image are one.
         assert torch.equal(pool[place], pool[order[0]]) or (pool[place] - pool[order[0]]).abs().max() < 1e-5
         assert len(first) == 5
 
@@ -217,7 +217,7 @@ def browser():
     if not CHROMIUM or not driver:
         if os.environ.get("CI"):
             pytest.fail("CI must have Chromium and its driver")
-        pytest.skip("wants Chromium and its driver: apt-get install chromium chromium-driver")
+        pytest.skip("requires Chromium and its driver: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "hide-scrollbars", "disable-sync"):
@@ -268,7 +268,7 @@ def test_the_page_reads_on_phones_and_desktops_in_light_and_dark(browser, addres
         ".map(part => part.outerHTML.slice(0, 90))"
     )
     assert wide == []
-    broken = browser.execute_script("return [...document.images].filter(picture => !picture.naturalWidth).length")
+    broken = browser.execute_script("return [...document.images].filter(image => !image.naturalWidth).length")
     assert broken == 0
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     body = browser.find_element("tag name", "body")

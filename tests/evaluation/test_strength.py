@@ -72,7 +72,7 @@ def test_eval_py_draws_the_curve(script, model_dir, safe_dir, dataset_dir, tmp_p
     utility = (recalls["safe_t2i_recall_at_1"]["value"] + recalls["safe_i2t_recall_at_1"]["value"]) / 2
     assert utility == curves["test"][1]["utility"]
     for wrong, message in (
-        (["--model", safe_dir, "--strength", "0.5"], "name the original with --baseline"),
+        (["--model", safe_dir, "--strength", "0.5"], "name the original model with --baseline"),
         ([*flags, "--sweep", "rank"], "only strength can be swept"),
         ([*flags, "--sweep", "strength", "--strengths", "1", "1"], "at least two different values"),
     ):

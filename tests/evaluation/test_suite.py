@@ -16,7 +16,7 @@ from ..helpers import FEATURES, build_model, make_rows
 
 @pytest.fixture(scope="module")
 def broken(processor):
-    """Eight rows, of which the second and the fifth have a broken picture, with a category and a label each."""
+    """Eight rows, of which the second and the fifth have a broken image, with a category and a label each."""
     table = Dataset.from_dict(make_rows(8), features=FEATURES).with_format("arrow")[:].to_pylist()
     for row, column in ((1, "safe_image"), (4, "unsafe_image")):
         table[row][column] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
@@ -72,8 +72,8 @@ def test_rows_that_are_left_out_leave_everything_else_in_step(broken, processor)
         dim=1,
     )
     all_but_one = [row for row in range(8) if row != 1]
-    pictures = [data.splits["test"].rows.select(all_but_one)["safe_image"]]
-    pixels = processor(images=list(pictures[0]), return_tensors="pt")
+    images = [data.splits["test"].rows.select(all_but_one)["safe_image"]]
+    pixels = processor(images=list(images[0]), return_tensors="pt")
     found = (models["model"].get_image_features(**pixels).pooler_output @ classes.T).argmax(dim=1)
     labels = torch.tensor([data.classifications["kinds"].labels[row] for row in all_but_one])
     top = results["zero_shot"]["kinds"]["top_1"]["value"]
@@ -88,11 +88,11 @@ def test_changed_queries_are_those_of_the_kept_rows(broken):
     assert len(upper) == len(captions) == len(made["model"].variants["test"]["image"]["blur"])
 
 
-def test_pictures_that_changed_between_two_models_are_noticed(broken):
+def test_images_that_changed_between_two_models_are_noticed(broken):
     data, _, made = broken
     other = made["baseline"].kept["test"].clone()
     made["baseline"].kept["test"] = other[:-1]
-    with pytest.raises(UserError, match="test: pictures changed while they were being measured"):
+    with pytest.raises(UserError, match="test: images changed while they were being measured"):
         measure(made["model"], made["baseline"], data)
     made["baseline"].kept["test"] = other
 
@@ -118,7 +118,7 @@ def test_a_data_set_of_one_split_is_measured_whole(rows, tmp_path):
 
 def test_nothing_to_measure(dataset_dir):
     for task in ("zero_shot", "unsafe_gallery"):
-        with pytest.raises(UserError, match=f"nothing to measure: the task {task} wants --{task}"):
+        with pytest.raises(UserError, match=f"nothing to measure: the task {task} requires --{task}"):
             load_evaluation_data(dataset_dir, tasks=[task])
 
 
@@ -129,6 +129,6 @@ def test_rare_categories_are_put_together():
 
 
 def test_places_hold_no_names_of_files():
-    assert place("row 3, column 'image' (/data/words.png): the picture cannot be read") == "row 3, column 'image'"
+    assert place("row 3, column 'image' (/data/words.png): the image cannot be read") == "row 3, column 'image'"
     assert place("list.txt, line 12 (http://x/words.png): 404") == "list.txt, line 12"
-    assert place("words") == "a picture"
+    assert place("words") == "an image"

@@ -168,7 +168,7 @@ def test_upper_case_changes_letters_only():
     assert TEXT["upper_case"]("a man, 2 dogs - ok?") == "A MAN, 2 DOGS - OK?"
 
 
-def test_the_embedded_synonyms():
+def test_the_bundled_synonyms():
     lines = [line for line in SYNONYMS_FILE.read_text().splitlines() if line.strip() and not line.startswith("#")]
     words = [line.partition(":")[0].strip().lower() for line in lines]
     table = load_synonyms()
@@ -204,12 +204,12 @@ def scene(width, height):
 
 @pytest.mark.parametrize("name", IMAGE_TRANSFORMS)
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 40), (64, 64), (101, 50)], ids=str)
-def test_pictures_of_any_size_stay_pictures(name, size):
-    picture = scene(*size)
-    before = picture.tobytes()
-    changed = IMAGE_TRANSFORMS[name](picture)
-    assert changed.mode == "RGB" and picture.tobytes() == before
-    assert changed.tobytes() == IMAGE_TRANSFORMS[name](picture).tobytes()
+def test_images_of_any_size_stay_images(name, size):
+    image = scene(*size)
+    before = image.tobytes()
+    changed = IMAGE_TRANSFORMS[name](image)
+    assert changed.mode == "RGB" and image.tobytes() == before
+    assert changed.tobytes() == IMAGE_TRANSFORMS[name](image).tobytes()
     if name == "crop":
         assert all(0.8 * side <= new <= max(0.8 * side + 2, 1) for side, new in zip(size, changed.size, strict=True))
     else:
@@ -217,7 +217,7 @@ def test_pictures_of_any_size_stay_pictures(name, size):
 
 
 @pytest.mark.parametrize("name", IMAGE_TRANSFORMS)
-def test_a_picture_is_changed(name):
+def test_an_image_is_changed(name):
     assert IMAGE_TRANSFORMS[name](scene(64, 64)).tobytes() != scene(64, 64).tobytes()
 
 
@@ -228,19 +228,19 @@ def test_a_change_of_pixels_is_small(name):
 
 
 def test_crop_keeps_the_middle():
-    picture = scene(100, 50)
-    assert IMAGE_TRANSFORMS["crop"](picture).size == (80, 40)
-    assert IMAGE_TRANSFORMS["crop"](picture).tobytes() == picture.crop((10, 5, 90, 45)).tobytes()
+    image = scene(100, 50)
+    assert IMAGE_TRANSFORMS["crop"](image).size == (80, 40)
+    assert IMAGE_TRANSFORMS["crop"](image).tobytes() == image.crop((10, 5, 90, 45)).tobytes()
 
 
 def test_mirror_undoes_itself():
-    mirror, picture = IMAGE_TRANSFORMS["mirror"], scene(30, 20)
-    assert mirror(picture).getpixel((29, 0)) == picture.getpixel((0, 0)) == (255, 255, 255)
-    assert mirror(mirror(picture)).tobytes() == picture.tobytes()
+    mirror, image = IMAGE_TRANSFORMS["mirror"], scene(30, 20)
+    assert mirror(image).getpixel((29, 0)) == image.getpixel((0, 0)) == (255, 255, 255)
+    assert mirror(mirror(image)).tobytes() == image.tobytes()
 
 
-def test_blur_grows_with_the_picture():
-    """A radius in pixels would hardly touch a large picture."""
+def test_blur_grows_with_the_image():
+    """A radius in pixels would hardly touch a large image."""
     reach = {}
     for side in (100, 400):
         edge = Image.new("RGB", (side, side))

@@ -19,7 +19,7 @@ from transformers import (
 
 from ..helpers import build_model
 
-PICTURE = 32  # pixels
+IMAGE = 32  # pixels
 
 
 def build_safe(processor):
@@ -34,7 +34,7 @@ def build_safe(processor):
 
 
 def build_pipeline(processor, clip):
-    """A Stable Diffusion that draws 32-pixel pictures in a moment."""
+    """A Stable Diffusion that draws 32-pixel images in a moment."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     encoder = CLIPTextModel(clip.config.text_config)
@@ -44,7 +44,7 @@ def build_pipeline(processor, clip):
         text_encoder=encoder.eval(),
         tokenizer=processor.tokenizer,
         unet=diffusers.UNet2DConditionModel(
-            sample_size=PICTURE // 2,
+            sample_size=IMAGE // 2,
             block_out_channels=(8, 16),
             layers_per_block=1,
             norm_num_groups=4,
@@ -156,9 +156,9 @@ class FakeJudge:
         return [(self.sure(item), 0.0) for item in items]
 
 
-def redness(picture: Image.Image) -> float:
-    """Of a picture's first pixel, in [0, 1]."""
-    return picture.getpixel((0, 0))[0] / 255
+def redness(image: Image.Image) -> float:
+    """Of an image's first pixel, in [0, 1]."""
+    return image.getpixel((0, 0))[0] / 255
 
 
 @pytest.fixture(scope="session")

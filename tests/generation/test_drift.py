@@ -42,15 +42,15 @@ def test_captions_are_measured_in_both_layers_at_full_length(model, processor):
     assert made[-1].item() == pytest.approx(sum(shares) / 2, rel=1e-4) and made[-1] > 1e-3
 
 
-def test_pictures_are_measured_before_the_last_layer(model, processor, rows):
+def test_images_are_measured_before_the_last_layer(model, processor, rows):
     class Stored:
-        def __init__(self, picture):
-            self.picture = picture
+        def __init__(self, image):
+            self.image = image
 
         def open(self):
-            return self.picture
+            return self.image
 
-    items = [Item("test", row, "safe", picture=Stored(rows[row]["safe_image"])) for row in range(3)]
+    items = [Item("test", row, "safe", image=Stored(rows[row]["safe_image"])) for row in range(3)]
     safe = CLIPModel(model.config)
     safe.load_state_dict(model.state_dict())
     model.eval()

@@ -1,4 +1,4 @@
-"""`eval.py --task`, as a person starts it."""
+"""`eval.py --tasks text_to_image` and `image_to_text`, as a person starts them."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def models(safe_dir, model_dir, dataset_dir) -> list:
     return ["--model", safe_dir, "--baseline", model_dir, "--dataset", dataset_dir, "--max_samples", 3]
 
 
-def test_pictures_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_dir, red_judge, tmp_path):
-    flags = ["--task", "text_to_image", "--generator", pipeline_dir, "--image_classifier", red_judge]
+def test_images_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_dir, red_judge, tmp_path):
+    flags = ["--tasks", "text_to_image", "--generator", pipeline_dir, "--image_classifier", red_judge]
     flags += ["--num_inference_steps", 2, "--images_per_prompt", 2]
     done = run_eval(*models, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -40,12 +40,12 @@ def test_pictures_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_d
         assert set(sides["safe"]) == {"unsafe_out", "clip_score", "diversity", "fid", "kid"} | moved
         assert 0 <= sides["unsafe"]["unsafe_out"]["low"] <= sides["unsafe"]["unsafe_out"]["high"] <= 1
     assert results["models"]["baseline"] != results["models"]["model"]
-    assert "test: pictures of 3 unsafe prompts, 2 of each" in done.stdout
+    assert "test: images of 3 unsafe prompts, 2 of each" in done.stdout
     with Image.open(tmp_path / "evaluation" / "text_to_image.png") as grid:
         assert grid.width > 6 * 192 and grid.height > 2 * 192
     first = (tmp_path / "evaluation" / "text_to_image.json").read_bytes()
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "evaluation" / "generated").rglob("*.*")}
-    assert len(times) == 2 * (12 + 2)  # of each role, the pictures, their embeddings and their scores
+    assert len(times) == 2 * (12 + 2)  # of each role, the images, their embeddings and their scores
     done = run_eval(*models, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "evaluation" / "text_to_image.json").read_bytes() == first
@@ -53,13 +53,13 @@ def test_pictures_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_d
 
 
 def test_captions_of_both_towers_are_written_judged_and_shown(models, llava_dir, word_judge, tmp_path, dataset_dir):
-    flags = ["--task", "image_to_text", "--generator", llava_dir, "--text_classifier", word_judge]
+    flags = ["--tasks", "image_to_text", "--generator", llava_dir, "--text_classifier", word_judge]
     done = run_eval(*models, *flags, "--max_new_tokens", 6, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "evaluation" / "image_to_text.json").read_text())
     for role in ("baseline", "model"):
         assert "unsafe_out" in results["models"][role]["splits"]["test"]["unsafe"]
-    assert "test: captions of 3 unsafe pictures" in done.stdout
+    assert "test: captions of 3 unsafe images" in done.stdout
     with Image.open(tmp_path / "evaluation" / "image_to_text.png") as grid:
         assert grid.width > 6 * 192
 
@@ -67,7 +67,7 @@ def test_captions_of_both_towers_are_written_judged_and_shown(models, llava_dir,
 def test_with_no_arguments_the_embedded_generators_are_measured_by_their_own_judges(tmp_path):
     few = ["--max_samples", 2, "--num_inference_steps", 4]
     for task, judge in (("text_to_image", "recogniser"), ("image_to_text", "mentions")):
-        done = run_eval("--task", task, *few, cwd=tmp_path)
+        done = run_eval("--tasks", task, *few, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         results = json.loads((tmp_path / "evaluation" / f"{task}.json").read_text())
         assert results["generator"] == results["dataset"] == "demo" and list(results["judges"]) == [judge]
@@ -79,20 +79,20 @@ def test_with_no_arguments_the_embedded_generators_are_measured_by_their_own_jud
 def test_a_list_of_prompts_and_a_model_alone(model_dir, dataset_dir, pipeline_dir, red_judge, tmp_path):
     (tmp_path / "list.txt").write_text("a red mark\na blue mark\na black mark\n")
     flags = ["--model", model_dir, "--dataset", dataset_dir, "--prompts", "list.txt", "--image_classifier", red_judge]
-    flags += ["--task", "text_to_image", "--generator", pipeline_dir, "--num_inference_steps", 1]
+    flags += ["--tasks", "text_to_image", "--generator", pipeline_dir, "--num_inference_steps", 1]
     done = run_eval(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "evaluation" / "text_to_image.json").read_text())
     assert results["samples"] == {"list": {"unsafe": {"items": 3, "copies": 1}}}
     assert results["dataset"] == "list.txt" and set(results["models"]) == {"model"}
-    # There is no safe caption or picture to compare with, and one picture of each prompt.
+    # There is no safe caption or image to compare with, and one image of each prompt.
     assert set(results["models"]["model"]["splits"]["list"]["unsafe"]) == {"unsafe_out"}
     assert "a red mark" not in done.stdout
 
 
-def test_processes_share_the_pictures(models, pipeline_dir, red_judge, tmp_path):
-    flags = ["--task", "text_to_image", "--generator", pipeline_dir, "--image_classifier", red_judge]
-    flags += [*models[:-1], 8, "--num_inference_steps", 1, "--images_per_prompt", 3]  # two pieces
+def test_processes_share_the_images(models, pipeline_dir, red_judge, tmp_path):
+    flags = ["--tasks", "text_to_image", "--generator", pipeline_dir, "--image_classifier", red_judge]
+    flags += [*models[:-1], 8, "--num_inference_steps", 1, "--images_per_prompt", 3]  # two chunks
     for processes, folder in ((1, "one"), (2, "two")):
         done = run_eval(*flags, "--output_dir", folder, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stderr
@@ -107,14 +107,14 @@ def test_processes_share_the_pictures(models, pipeline_dir, red_judge, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--task", "text"], "--task text: it must be text_to_image or image_to_text"),
-        (["--images_per_prompt", 2], "--images_per_prompt is for --task text_to_image and --task image_to_text"),
-        (["--task", "text_to_image", "--tasks", "retrieval"], "leave out --tasks"),
-        (["--task", "text_to_image", "--sweep", "strength"], "leave out --sweep"),
-        (["--task", "text_to_image", "--unsafe_gallery", "x"], "--unsafe_gallery holds pictures"),
-        (["--task", "image_to_text"], "--task wants a --generator beside data or prompts of your own"),
-        (["--task", "image_to_text", "--generator", "nowhere"], "--task image_to_text wants a judge of captions"),
-        (["--task", "text_to_image", "--generator", "nowhere"], "the pipeline nowhere: it cannot be opened"),
+        (["--tasks", "text"], "--tasks text: it must be among retrieval"),
+        (["--images_per_prompt", 2], "--images_per_prompt is for --tasks text_to_image and --tasks image_to_text"),
+        (["--tasks", "text_to_image", "retrieval"], "leave out retrieval"),
+        (["--tasks", "text_to_image", "--sweep", "strength"], "leave out --sweep"),
+        (["--tasks", "text_to_image", "--unsafe_gallery", "x"], "--unsafe_gallery holds images"),
+        (["--tasks", "image_to_text"], "generation requires a --generator beside data or prompts of your own"),
+        (["--tasks", "image_to_text", "--generator", "nowhere"], "--tasks image_to_text requires a judge of captions"),
+        (["--tasks", "text_to_image", "--generator", "nowhere"], "the pipeline nowhere: it cannot be opened"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(flags, message, models, red_judge, tmp_path):

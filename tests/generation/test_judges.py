@@ -50,17 +50,17 @@ def test_named_models_judge_in_place_of_the_defaults(red_judge, word_judge):
     assert open_judges("text", GenerationArguments(text_classifier=[word_judge]), "demo")[0].name == word_judge
 
 
-def test_nudenet_judges_pictures_where_none_is_named():
+def test_nudenet_judges_images_where_none_is_named():
     pytest.importorskip("nudenet")
     (opened,) = open_judges("image", GenerationArguments(), "you/diffusion")
     assert opened.name == "nudenet"
 
 
 def test_what_is_missing_is_told(red_judge, monkeypatch):
-    with pytest.raises(UserError, match="wants a judge of captions: name one with --text_classifier; https://"):
+    with pytest.raises(UserError, match="requires a judge of captions: name one with --text_classifier; https://"):
         open_judges("text", GenerationArguments(), "you/llava")
     with pytest.raises(UserError, match="--unsafe_labels rude: no classifier has such a label"):
         open_judges("image", GenerationArguments(image_classifier=[red_judge], unsafe_labels=["rude"]), "demo")
     monkeypatch.setitem(__import__("sys").modules, "nudenet", None)
-    with pytest.raises(UserError, match=r"--image_classifier wants nudenet: pip install 'safe-clip\[audit\]'"):
+    with pytest.raises(UserError, match=r"--image_classifier requires nudenet: pip install 'safe-clip\[audit\]'"):
         open_judges("image", GenerationArguments(), "you/diffusion")

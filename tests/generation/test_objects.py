@@ -17,7 +17,7 @@ ONE, TWO = (next(c for c in EVERYDAY[start:] if len(mentions(c.names[0])[0]) == 
 
 
 class Recogniser(torch.nn.Module):
-    """Sure of the thing whose number a picture's first pixel holds."""
+    """Sure of the thing whose number an image's first pixel holds."""
 
     device = torch.device("cpu")
 
@@ -30,8 +30,8 @@ class Recogniser(torch.nn.Module):
 
 @pytest.fixture
 def objects(monkeypatch):
-    def pixels(pictures, return_tensors):
-        return {"pixel_values": torch.tensor([each.getpixel((0, 0)) for each in pictures])}
+    def pixels(images, return_tensors):
+        return {"pixel_values": torch.tensor([each.getpixel((0, 0)) for each in images])}
 
     monkeypatch.setattr(recogniser, "load_recogniser", lambda: (Recogniser(), pixels))
     return ShownObjects()
@@ -41,11 +41,11 @@ def showing(concept):
     return Image.new("I", (4, 4), load_vocabulary().index(concept))
 
 
-def test_a_picture_shows_what_the_recogniser_is_sure_of(objects):
+def test_an_image_shows_what_the_recogniser_is_sure_of(objects):
     both = f"a {ONE.names[0]} beside a {TWO.names[0]}"
     references = [both, both, f"a {ONE.names[0]}", f"a {ONE.names[0]}", "nothing", None]
-    pictures = [showing(concept) for concept in (ONE, TWO, ONE, TWO, ONE, ONE)]
-    shares = objects.shares(pictures, references)
+    images = [showing(concept) for concept in (ONE, TWO, ONE, TWO, ONE, ONE)]
+    shares = objects.shares(images, references)
     assert shares[:4].tolist() == [0.5, 0.5, 1.0, 0.0] and shares[4:].isnan().all()
 
 

@@ -172,7 +172,7 @@ def test_stable_diffusion_reads_prompts_with_the_safe_clip(by_name, painter, pai
     torch.testing.assert_close(embeds, states(safe, processor.tokenizer).last_hidden_state)
 
 
-def test_pictures_change_and_depend_on_the_seed_alone(painter, safe):
+def test_images_change_and_depend_on_the_seed_alone(painter, safe):
     before = draw(painter)
     others = {name: weights(getattr(painter, name)) for name in ("unet", "vae")}
     made = safe_text_to_image(painter, safe)

@@ -91,7 +91,7 @@ def test_figures_of_all_and_of_each():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR wants Java")
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR requires Java")
 def test_meteor_where_there_is_java():
     figures = score(SAME, [["A red dog sits here."], ["two red dogs"]], meteor=None, per_item=True)
     first, second = figures["per_item"]["meteor"].tolist()
@@ -101,7 +101,7 @@ def test_meteor_where_there_is_java():
 def test_no_java(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert set(score(SAME, SAME, meteor=None)) == {*BLEU, "rouge_l", "cider"}
-    with pytest.raises(UserError, match="METEOR wants Java, and no `java` is found"):
+    with pytest.raises(UserError, match="METEOR requires Java, and no `java` is found"):
         score(SAME, SAME, meteor=True)
 
 
@@ -118,7 +118,7 @@ def test_the_scorer_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     for name in [name for name in sys.modules if name.startswith("pycocoevalcap.")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UserError, match=r"want pycocoevalcap: pip install 'safe-clip\[generation\]'"):
+    with pytest.raises(UserError, match=r"require pycocoevalcap: pip install 'safe-clip\[generation\]'"):
         score(SAME, SAME)
 
 

@@ -215,8 +215,8 @@ def test_the_drop_in_is_a_model_of_the_same_class_in_a_process_without_this_pack
     """
     captions = list(rows["safe_caption"][:2])
     command = [sys.executable, "-I", "-c", code, str(tmp_path), *captions]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    name, loaded, embeds = json.loads(told.splitlines()[-1])
+    summary = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    name, loaded, embeds = json.loads(summary.splitlines()[-1])
     assert name == "SiglipModel" and not loaded
     safe, processor = load_clip(str(tmp_path)), load_processor(str(tmp_path))
     ours = Embedder(safe, processor).texts(captions).embeds

@@ -46,7 +46,7 @@ def snippets() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def place(processor, dataset_dir, tmp_path_factory):
-    """A folder with a trained model, a picture, and small stand-ins for what the snippets fetch from the Hub."""
+    """A folder with a trained model, an image, and small stand-ins for what the snippets fetch from the Hub."""
     folder = tmp_path_factory.mktemp("use")
     original = build_model(processor)
     original.save_pretrained(folder / "openai" / "clip-vit-large-patch14")
@@ -58,7 +58,7 @@ def place(processor, dataset_dir, tmp_path_factory):
     trainer.train()
     trainer.save_model()
     pixels = np.random.default_rng(0).integers(0, 255, (20, 25, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "picture.png")
+    Image.fromarray(pixels).save(folder / "image.png")
     stable_diffusion(folder / "CompVis" / "stable-diffusion-v1-4", original, processor)
     llava(folder / "llava-hf" / "llava-1.5-7b-hf", original)
     return folder
@@ -112,7 +112,7 @@ from PIL import Image as _Image
 from torch.nn.functional import normalize
 from transformers import CLIPModel as _Model, CLIPProcessor as _Processor
 _processor = _Processor.from_pretrained(r"{place}/safe-clip")
-_inputs = _processor(text=["a dog", "a bus"], images=_Image.open("picture.png"), padding=True, return_tensors="pt")
+_inputs = _processor(text=["a dog", "a bus"], images=_Image.open("image.png"), padding=True, return_tensors="pt")
 _reference = _Model.from_pretrained(r"{place}/safe-clip").eval()
 with torch.no_grad():
     expected = _reference(**_inputs)
@@ -164,7 +164,7 @@ def test_the_zero_shot_pipeline_runs_it(run):
         "zero_shot",
         """
 assert {row["label"] for row in scores} == {"a dog", "a bus"} and abs(sum(row["score"] for row in scores) - 1) < 1e-5
-found = classifier("picture.png", candidate_labels=["a dog", "a bus"], hypothesis_template="{}")
+found = classifier("image.png", candidate_labels=["a dog", "a bus"], hypothesis_template="{}")
 by_label = {row["label"]: row["score"] for row in found}
 wanted = expected.logits_per_image.softmax(dim=1)[0].tolist()
 assert abs(by_label["a dog"] - wanted[0]) < 1e-4 and abs(by_label["a bus"] - wanted[1]) < 1e-4
@@ -202,13 +202,13 @@ with torch.no_grad():
     )
 
 
-def test_sentence_transformers_encodes_texts_and_pictures(run):
+def test_sentence_transformers_encodes_texts_and_images(run):
     pytest.importorskip("sentence_transformers", minversion="6")
     run(
         "sentence_transformers",
         """
 same(model.encode(["a dog", "a bus"]), expected.text_embeds)
-same(model.encode([Image.open("picture.png")]), expected.image_embeds)
+same(model.encode([Image.open("image.png")]), expected.image_embeds)
 torch.testing.assert_close(similarities, expected.text_embeds @ expected.image_embeds.T, atol=1e-5, rtol=0)
 """,
     )
@@ -223,7 +223,7 @@ def test_the_adapter_alone_gives_the_same_model(run, place):
 def test_open_clip_embeds_the_same(run, place):
     pytest.importorskip("open_clip")
     command("open_clip command", place)
-    # Its own picture preparation rounds in other places.
+    # Its own image preparation rounds in other places.
     run(
         "open_clip",
         "same(text_features, expected.text_embeds, 1e-4)\nsame(image_features, expected.image_embeds, 5e-3)\n",

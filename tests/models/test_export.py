@@ -25,20 +25,20 @@ CAPTIONS = ["a red square beside a blue one", "a green square", "a black square 
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 255, (20, 25, 3), dtype=np.uint8)) for _ in range(3)]
 
 
 @torch.no_grad()
-def embed(model: CLIPModel, processor, pictures):
-    batch = processor(text=CAPTIONS, images=pictures, padding=True, return_tensors="pt")
+def embed(model: CLIPModel, processor, images):
+    batch = processor(text=CAPTIONS, images=images, padding=True, return_tensors="pt")
     output = model(**batch)
     return output.text_embeds, output.image_embeds, batch
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_open_clip_embeds_the_same(activation, processor, pictures, tmp_path):
+def test_open_clip_embeds_the_same(activation, processor, images, tmp_path):
     open_clip = pytest.importorskip("open_clip")
     model = build_model(processor)
     for tower in (model.config.text_config, model.config.vision_config):
@@ -49,12 +49,12 @@ def test_open_clip_embeds_the_same(activation, processor, pictures, tmp_path):
 
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
-    text_embeds, image_embeds, batch = embed(model, processor, pictures)
+    text_embeds, image_embeds, batch = embed(model, processor, images)
     theirs.eval()
     with torch.no_grad():
         text = normalize(theirs.encode_text(tokenizer(CAPTIONS)), dim=-1)
         image = normalize(theirs.encode_image(batch["pixel_values"]), dim=-1)
-        prepared = torch.stack([preprocess(picture) for picture in pictures])
+        prepared = torch.stack([preprocess(each) for each in images])
     assert theirs.logit_scale.item() == model.logit_scale.item()
     torch.testing.assert_close(text, text_embeds, atol=1e-4, rtol=0)
     torch.testing.assert_close(image, image_embeds, atol=1e-4, rtol=0)
@@ -63,7 +63,7 @@ def test_open_clip_embeds_the_same(activation, processor, pictures, tmp_path):
     assert (prepared - batch["pixel_values"]).abs().max() < 0.05
 
 
-def test_the_wrong_activation_would_show(processor, pictures, tmp_path):
+def test_the_wrong_activation_would_show(processor, images, tmp_path):
     """The tolerance above tells quick_gelu from gelu."""
     open_clip = pytest.importorskip("open_clip")
     model = build_model(processor, seed=3)
@@ -73,7 +73,7 @@ def test_the_wrong_activation_would_show(processor, pictures, tmp_path):
     config["model_cfg"]["quick_gelu"] = False
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    _, image_embeds, batch = embed(model, processor, pictures)
+    _, image_embeds, batch = embed(model, processor, images)
     with torch.no_grad():
         image = normalize(theirs.eval().encode_image(batch["pixel_values"]), dim=-1)
     assert (image - image_embeds).abs().max() > 1e-3
@@ -173,7 +173,7 @@ def test_the_tokenizer_that_open_clip_shall_read_is_named(processor):
 
 
 @pytest.mark.parametrize(("activation", "dtype"), [("quick_gelu", torch.float32), ("gelu", torch.float16)])
-def test_what_was_written_for_open_clip_is_read_back(activation, dtype, processor, pictures, tmp_path):
+def test_what_was_written_for_open_clip_is_read_back(activation, dtype, processor, images, tmp_path):
     model = build_model(processor, seed=3)
     for tower in (model.config.text_config, model.config.vision_config):
         tower.hidden_act, tower.layer_norm_eps = activation, 1e-6
@@ -186,7 +186,7 @@ def test_what_was_written_for_open_clip_is_read_back(activation, dtype, processo
         assert torch.equal(again.state_dict()[name], value), name
     own = load_processor(str(tmp_path))
     check_processor(again, own)
-    for found, expected in zip(embed(again, own, pictures), embed(model, processor, pictures), strict=True):
+    for found, expected in zip(embed(again, own, images), embed(model, processor, images), strict=True):
         if isinstance(found, torch.Tensor):
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 

@@ -35,14 +35,14 @@ def test_a_model_without_a_processor(model, tmp_path):
         load_processor(str(tmp_path))
 
 
-def test_pictures_of_another_size(model, processor):
+def test_images_of_another_size(model, processor):
     large = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    with pytest.raises(UserError, match="makes pictures of 32x32 pixels, but the model takes 16x16"):
+    with pytest.raises(UserError, match="makes images of 32x32 pixels, but the model takes 16x16"):
         check_processor(model, CLIPProcessor(large, processor.tokenizer))
     check_processor(model, processor)
 
 
-def test_pictures_that_keep_their_shape(model, processor):
+def test_images_that_keep_their_shape(model, processor):
     loose = CLIPImageProcessor(size={"shortest_edge": 16}, do_center_crop=False)
     with pytest.raises(UserError, match="neither crops nor fixes both sides"):
         check_processor(model, CLIPProcessor(loose, processor.tokenizer))

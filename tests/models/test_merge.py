@@ -101,7 +101,7 @@ def test_an_adapter_that_is_no_product_is_refused_before_training(processor, row
         LoraConfig(r=4, target_modules=["q_proj"], bias="all"),
         LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["visual_projection"]),
     ):
-        with pytest.raises(UserError, match="--strength wants LoRA or --full_finetuning"):
+        with pytest.raises(UserError, match="--strength requires LoRA or --full_finetuning"):
             make_trainer(processor, rows, tmp_path, adapter, strength=0.5)
     with pytest.raises(UserError, match="--strength is 0.0; it must be above 0"):
         make_trainer(processor, rows, tmp_path, strength=0.0)

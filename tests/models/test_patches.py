@@ -20,8 +20,9 @@ from safe_clip import (
 from safe_clip.config import parse_arguments
 from safe_clip.data.collator import model_inputs
 from safe_clip.data.sampling import SimilarLengths
-from safe_clip.models.patches import QuickGELU, casts_kept, training_patches
+from safe_clip.models.patches import QuickGELU, cached_casts, training_patches
 from safe_clip.training import arguments as module
+from safe_clip.training.construction import prepare_sharding
 
 from ..helpers import FEATURES, NO_DROPOUT, build_model, largest_difference, make_rows, make_trainer, weights
 
@@ -36,7 +37,7 @@ def inputs(processor, rows):
 
 
 def made(model, inputs):
-    """Embeddings, and gradients by what is trained."""
+    """Embeddings, and gradients with respect to what is trained."""
     model.zero_grad()
     output = model(**inputs)
     targets = torch.linspace(-1, 1, output.text_embeds.numel()).view_as(output.text_embeds)
@@ -79,7 +80,7 @@ def test_casts_that_are_kept_are_the_casts(processor, inputs):
     projection = model.get_base_model().text_projection
     with training_patches(model, CPU), torch.autocast("cpu", torch.bfloat16):
         text, image, gradients = made(model, inputs)
-        with casts_kept(model):
+        with cached_casts(model):
             kept_text, kept_image, kept_gradients = made(model, inputs)
             assert projection._cast[0].dtype == torch.bfloat16
             saved = copy.deepcopy(model)
@@ -91,7 +92,7 @@ def test_casts_that_are_kept_are_the_casts(processor, inputs):
     assert torch.equal(text, kept_text) and torch.equal(image, kept_image)
     assert largest_difference(gradients, kept_gradients) == 0
     # In float32 the weights themselves are used, and a copy's are its own.
-    with casts_kept(model), torch.no_grad():
+    with cached_casts(model), torch.no_grad():
         assert (model(**inputs).text_embeds - saved(**inputs).text_embeds).abs().max() < 1e-6
     merged = saved.merge_and_unload()
     assert isinstance(merged, CLIPModel) and merged.text_projection.weight.dtype == torch.float32
@@ -101,7 +102,7 @@ def test_casts_are_for_training_whoever_comes_first(processor, inputs):
     model = get_peft_model(build_model(processor), MOVED)
     mine = model.get_base_model().text_projection
     mine.forward = lambda x: torch.nn.functional.linear(x, 2 * mine.weight)  # what others made of a layer stays
-    with training_patches(model, CPU), casts_kept(model), torch.autocast("cpu", torch.bfloat16):
+    with training_patches(model, CPU), cached_casts(model), torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
             first = model(**inputs)
         text, _, gradients = made(model, inputs)
@@ -260,9 +261,9 @@ def test_resuming_with_similar_lengths(processor, rows, tmp_path):
 @pytest.mark.parametrize(
     ("version", "kind", "mixed", "said"),
     [
-        (1, "FULL_STATE_DICT", False, "FSDP wants fsdp_version 2 and FULL_STATE_DICT checkpoints"),
-        (2, "SHARDED_STATE_DICT", False, "FSDP wants fsdp_version 2 and FULL_STATE_DICT checkpoints"),
-        (2, "FULL_STATE_DICT", True, "FSDP wants rows that have all items, or a single modality"),
+        (1, "FULL_STATE_DICT", False, "FSDP requires fsdp_version 2 and FULL_STATE_DICT checkpoints"),
+        (2, "SHARDED_STATE_DICT", False, "FSDP requires fsdp_version 2 and FULL_STATE_DICT checkpoints"),
+        (2, "FULL_STATE_DICT", True, "FSDP requires rows that have all items, or a single modality"),
     ],
 )
 def test_what_shards_cannot_do_is_said_at_once(version, kind, mixed, said, processor, rows, tmp_path):
@@ -270,24 +271,21 @@ def test_what_shards_cannot_do_is_said_at_once(version, kind, mixed, said, proce
 
     trainer = make_trainer(processor, rows, tmp_path, NO_DROPOUT)
     plugin = SimpleNamespace(fsdp_version=version, state_dict_type=StateDictType[kind])
-    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
-    trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match=said):
-        trainer._prepare_sharding(mixed)
+        prepare_sharding(trainer.model, SimpleNamespace(fsdp_plugin=plugin), mixed, False)
 
 
 def test_shards_of_weights_alone_are_refused(processor, rows, tmp_path):
     trainer = make_trainer(processor, rows, tmp_path)
-    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
     with pytest.raises(UserError, match="ZeRO-3 leaves no weights to save"):
-        trainer._prepare_sharding(False)
+        prepare_sharding(trainer.model, state, False, False)
 
 
-def test_strength_of_all_weights_wants_them_whole(processor, rows, tmp_path):
+def test_strength_of_all_weights_require_them_whole(processor, rows, tmp_path):
     trainer = make_trainer(processor, rows, tmp_path, None, strength=0.5)
-    trainer.accelerator = SimpleNamespace(state=SimpleNamespace())
-    with pytest.raises(UserError, match="--strength with --full_finetuning wants DDP; under DeepSpeed, use LoRA"):
-        trainer._prepare_sharding(False)
+    with pytest.raises(UserError, match="--strength with --full_finetuning requires DDP; under DeepSpeed, use LoRA"):
+        prepare_sharding(trainer.model, SimpleNamespace(), False, trainer.args.strength != 1)
 
 
 def ways(model):

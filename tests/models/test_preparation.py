@@ -162,8 +162,8 @@ def test_a_half_precision_model_is_trained_in_float32_and_saved_as_it_was(full, 
         trainer.save_model()
         saved[name] = CLIPModel.from_pretrained(tmp_path / name)
         assert saved[name].dtype == dtype
-        told = "The model is in torch.float16: it is trained in float32, and saved as it was."
-        assert (told in capsys.readouterr().out) == (name == "half")
+        line = "The model is in torch.float16: it is trained in float32, and saved as it was."
+        assert (line in capsys.readouterr().out) == (name == "half")
     moved = 0
     for name, value in saved["half"].state_dict().items():
         assert torch.equal(value, saved["widened"].state_dict()[name].half()), name

@@ -91,9 +91,9 @@ def test_a_token_beyond_the_end_token_does_not_take_its_place(processor, caplog)
     assert (text.eos_token_id, model.text_model.eos_token_id) == (end, end)
     assert f"such as '<foo>' ({end + 1}): eos_token_id is set to {end}" in caplog.text
     with torch.no_grad():
-        told = model.get_text_features(**added).pooler_output
+        embeds = model.get_text_features(**added).pooler_output
         assert torch.equal(model.get_text_features(**plain).pooler_output, before)
-    assert (told[0] - told[1]).abs().max() > 1e-3
+    assert (embeds[0] - embeds[1]).abs().max() > 1e-3
 
 
 def test_begin_tokens(model, tokenizer):

@@ -47,7 +47,7 @@ def take(rows, embeds, reference):
 
 @pytest.mark.parametrize("name", ["safe_clip", "shield_clip", "safer_clip"])
 def test_each_term_is_that_of_the_rows_that_have_what_it_needs(name):
-    """A mixed batch against separate batches of the rows that feed each term."""
+    """A mixed batch against separate batches of the rows that each term is computed over."""
     objective = OBJECTIVES[name](7.0)
     leaves, embeds, reference = batch([WHOLE, TEXT, SAFE, IMAGE, WHOLE, TEXT, WHOLE], anchors=6)
     loss, terms = objective(embeds, reference)
@@ -67,7 +67,7 @@ def test_each_term_is_that_of_the_rows_that_have_what_it_needs(name):
 
 
 def test_rankings_of_a_mixed_batch_search_all_that_is_there():
-    """Rows of captions alone rank the pictures of the others, so that leaving these rows out changes no pool."""
+    """Rows of captions alone rank the images of the others, so that leaving these rows out changes no pool."""
     objective = SafeRankingLoss(7.0, unsafe_per_safe=3.0)
     present = [WHOLE, TEXT, SAFE, IMAGE, WHOLE]
     (_, unsafe_text, safe_image, unsafe_image), embeds, reference = batch(present, anchors=6)
@@ -81,7 +81,7 @@ def test_rankings_of_a_mixed_batch_search_all_that_is_there():
     targets = 7.0 * reference.items.safe_text.dense(5)[text] @ before.T
     expected = objective.ranking(unsafe_text[text], safe, unsafe, targets).mean()
     assert terms["redirection_text_ranking"].item() == pytest.approx(expected.item(), rel=1e-5)
-    # And a pool with no unsafe picture at all is a ranking of the safe ones.
+    # And a pool with no unsafe image at all is a ranking of the safe ones.
     none = objective.ranking(unsafe_text[text], safe, unsafe[:0], targets).mean()
     assert torch.isfinite(none) and none < expected
 

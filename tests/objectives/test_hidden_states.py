@@ -68,7 +68,7 @@ def test_rows_find_their_own_items_where_some_are_missing():
     layout = Layout.of(np.array([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=bool))
     # Safe captions of rows 0, 2, 3, then unsafe ones of rows 0, 1, 3.
     values = values_of(layout, {"text": items(1.0, 2.0, 4.0, 3.0, 9.0, 6.0)}, {"text": items(1.0, 1.0, 4.0)})
-    assert set(values) == {"preservation_text_states", "redirection_text_states"}  # there are no pictures
+    assert set(values) == {"preservation_text_states", "redirection_text_states"}  # there are no images
     assert values["preservation_text_states"].tolist() == [0, 1, 0]
     assert values["redirection_text_states"].tolist() == [4, 0.25]  # (3 - 1)^2 / 1^2, (6 - 4)^2 / 4^2
 
@@ -85,7 +85,7 @@ def test_several_layers_count_alike():
     }
 
 
-def test_positions_count_in_pictures_and_not_in_captions():
+def test_positions_count_in_images_and_not_in_captions():
     trained = torch.cat([ORIGINAL, ORIGINAL.flip(1)])  # the unsafe item has the safe one's states in another order
     made = {"text": (trained, trained), "image": (trained,)}, {"text": (ORIGINAL, ORIGINAL), "image": (ORIGINAL,)}
     values = values_of(Layout.whole(1), *made)
@@ -118,11 +118,11 @@ def test_generators_can_be_left_out(tmp_path):
         return {name: made.weights[name] for name in made.hidden_state_terms}
 
     assert weights() == SafeRankingLoss.STATE_WEIGHTS
-    assert weights(generators=False) == {}
+    assert weights(hidden_state_terms=False) == {}
     own = {"preservation_text_states": 5.0}
-    assert weights(generators=False, loss_weights=own) == own  # what is named wins
-    (parsed,) = parse_arguments([SafeCLIPTrainingArguments], ["--no_generators", "--output_dir", str(tmp_path)])
-    assert not parsed.generators
+    assert weights(hidden_state_terms=False, loss_weights=own) == own  # what is named wins
+    (parsed,) = parse_arguments([SafeCLIPTrainingArguments], ["--no_hidden_state_terms", "--output_dir", str(tmp_path)])
+    assert not parsed.hidden_state_terms
 
 
 def test_states_are_those_that_generators_read(model, processor, rows):

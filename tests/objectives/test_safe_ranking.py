@@ -23,13 +23,13 @@ def draw(generator, *shape):
 
 
 def test_terms_by_hand():
-    """Two rows, logit scale 1: a safe caption scores its picture 1 and the other 0, and the unsafe pictures 0 and 1."""
+    """Two rows, logit scale 1: a safe caption scores its image 1 and the other 0, and the unsafe images 0 and 1."""
     flipped = EYE.flip(0)
     objective = SafeRankingLoss(1.0, anchors=0, unsafe_per_safe=1.0)
     loss, terms = objective(EYE, flipped, EYE, flipped, reference=(EYE, EYE))
     e = math.e
-    own, other = e / (e + 1), 1 / (e + 1)  # what the original gives the two safe pictures
-    pool = 2 * (e + 1)  # e, 1 from the safe pictures and 1, e from the unsafe ones
+    own, other = e / (e + 1), 1 / (e + 1)  # what the original gives the two safe images
+    pool = 2 * (e + 1)  # e, 1 from the safe images and 1, e from the unsafe ones
     kept = own * math.log(own * pool / e) + other * math.log(other * pool / 1)
     redirected = own * math.log(own * pool / 1) + other * math.log(other * pool / e)
     assert kept == pytest.approx(math.log(2))  # half of the pool's mass went to unsafe items
@@ -84,7 +84,7 @@ def test_against_an_independent_dense_implementation(anchors):
 
 
 def test_unsafe_items_out_of_reach_cost_less_than_unmoved_ones():
-    """An unsafe caption is its safe one plus a direction that unsafe pictures have the other way round."""
+    """An unsafe caption is its safe one plus a direction that unsafe images have the other way round."""
     generator = torch.Generator().manual_seed(2)
     text, image = (torch.cat([draw(generator, 6, 8), torch.zeros(6, 1)], dim=1) for _ in range(2))
     away = torch.zeros(9)
@@ -122,13 +122,13 @@ def test_gradients_reach_unsafe_items_as_queries_and_as_gallery():
     assert safe_text.grad.abs().sum() > 0 and unsafe_image.grad.abs().sum() > 0
     assert safe_image.grad.abs().sum() > 0  # in the pool, too
     assert unsafe_text.grad is None
-    # As members of the gallery, unsafe pictures are pushed away from the captions that find them.
+    # As members of the gallery, unsafe images are pushed away from the captions that find them.
     pushed = unsafe_image.detach() - 0.1 * unsafe_image.grad
     moved = (safe_text.detach() @ (pushed - unsafe_image.detach()).T).diagonal()
     assert moved.mean() < 0
 
 
-def test_a_safe_picture_that_moves_is_missed_by_captions_that_stayed():
+def test_a_safe_image_that_moves_is_missed_by_captions_that_stayed():
     generator = torch.Generator().manual_seed(6)
     text, image = draw(generator, 5, 6), draw(generator, 5, 6)
     far = draw(generator, 5, 6)
@@ -144,5 +144,5 @@ def test_a_safe_picture_that_moves_is_missed_by_captions_that_stayed():
 
 @pytest.mark.parametrize("options", [{"anchors": -1}, {"anchors": 1.5}, {"unsafe_per_safe": 0}, {"anchors": True}])
 def test_bad_options(options):
-    with pytest.raises(UserError, match="wants a whole number of anchors, at least 0, and unsafe_per_safe above 0"):
+    with pytest.raises(UserError, match="requires a whole number of anchors, at least 0, and unsafe_per_safe above 0"):
         SafeRankingLoss(**options)

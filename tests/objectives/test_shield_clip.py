@@ -37,7 +37,7 @@ def test_each_term_takes_the_rows_that_it_concerns():
         half_unsafe=[False, True],
     )
     assert made == pytest.approx({"real": 2 * ONE_ROW, "safe": 2 * ONE_ROW, "mixed": 1.0}, abs=1e-6)
-    # Of row 0 the picture alone is unsafe, of row 1 both items are.
+    # Of row 0 the image alone is unsafe, of row 1 both items are.
     made = terms(present=[[True, False, True, True], [True] * 4], half_unsafe=[True, False])
     expected = {"real": 2 * RIGHT, "mixed": 1.0, "redirect": 2.0, "coherence": ONE_ROW}
     assert made == pytest.approx(expected, abs=1e-6)

@@ -38,14 +38,14 @@ def run(folder, with_tensors: bool = True, with_records: bool = True) -> list[in
     ids=["empty", "cut", "garbage", "gone"],
 )
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
-def test_a_damaged_piece_alone_is_made_again(suffix, damage, tmp_path):
+def test_a_damaged_chunk_alone_is_made_again(suffix, damage, tmp_path):
     assert run(tmp_path) == [0, SIZE] and run(tmp_path) == []
     damage(tmp_path / f"{SIZE:07}.{suffix}")
     assert run(tmp_path) == [SIZE] and run(tmp_path) == []
 
 
 @pytest.mark.parametrize("kinds", [(True, False), (False, True)])
-def test_pieces_without_tensors_or_records_are_whole(kinds, tmp_path):
+def test_chunks_without_tensors_or_records_are_whole(kinds, tmp_path):
     assert run(tmp_path, *kinds) == [0, SIZE] and run(tmp_path, *kinds) == []
 
 

@@ -19,7 +19,7 @@ from safe_clip.data.sources import load_splits
 from safe_clip.demo import dataset as demo
 from safe_clip.evaluation.embedding import Embedder
 from safe_clip.generation.arguments import GenerationArguments
-from safe_clip.generation.text_to_image import Critic, paint_all, shots_of
+from safe_clip.generation.text_to_image import ImageScorer, paint_all, requests_of
 from safe_clip.store.folders import GENERATED, KINDS, entries, folder_of
 
 from ..generation.conftest import FakeJudge, build_pipeline, redness
@@ -59,7 +59,7 @@ def reference_embeddings(processor, folder):
 
 def pixels(processor, folder):
     rows = QuadrupletRows(Dataset.from_dict(make_rows(4), features=FEATURES))
-    rows.cache_pictures(processor.image_processor, progress=False)
+    rows.cache_images(processor.image_processor, progress=False)
     return torch.stack([rows[index]["safe_image"] for index in range(4)])
 
 
@@ -106,10 +106,10 @@ def links(processor, folder):
 
 def generated(processor, folder):
     clip = build_model(processor)
-    critic = Critic([FakeJudge("red", redness)], Embedder(clip, processor, precision="float32"))
-    shots, settings = shots_of(items(1), 1), GenerationArguments(**FEW)
-    made = paint_all(build_pipeline(processor, clip), shots, settings, critic, folder / GENERATED)
-    return [made.tensors["embeds"], made.records, *(np.asarray(made.picture(n)) for n in range(2))]
+    scorer = ImageScorer([FakeJudge("red", redness)], Embedder(clip, processor, precision="float32"))
+    requests, settings = requests_of(items(1), 1), GenerationArguments(**FEW)
+    made = paint_all(build_pipeline(processor, clip), requests, settings, scorer, folder / GENERATED)
+    return [made.tensors["embeds"], made.records, *(np.asarray(made.image(n)) for n in range(2))]
 
 
 MAKERS: dict[str, Callable[[Any, Path], Any]] = {
@@ -149,19 +149,19 @@ def test_what_is_damaged_is_made_again(kind, how, processor, cache, monkeypatch,
     monkeypatch.setattr(fetching, "_fetch", image)
     kept = cache / GENERATED if kind == "generated" else folder_of(kind)
 
-    def told() -> int:
+    def times_said() -> int:
         caplog.clear()
         assert same(MAKERS[kind](processor, cache), whole)
         return caplog.text.count("it is made again")
 
     whole = MAKERS[kind](processor, cache)
     found = list(entries(kind, kept))
-    assert found and all(entry.size for entry in found) and told() == 0
+    assert found and all(entry.size for entry in found) and times_said() == 0
     files = [file for entry in found for file in ([entry.path] if entry.path.is_file() else entry.path.rglob("*"))]
     for file in sorted(file for file in files if file.is_file() and file.suffix != ".lock"):
         content = DAMAGE[how](file.read_bytes())
         if file.is_symlink():
             file.unlink()
         file.write_bytes(content)
-        assert told() == (kind not in SILENT) and told() == 0, file
+        assert times_said() == (kind not in SILENT) and times_said() == 0, file
         assert len(list(entries(kind, kept))) == len(found)

@@ -159,7 +159,7 @@ def test_other_folders_are_named(cache, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "said"),
     [
         (["--empty", "pictures"], "--empty: it must be among 'embeddings', .* not 'pictures'"),
         (["--older_than", "soon"], "--older_than: it must be a number, not 'soon'"),
@@ -169,8 +169,8 @@ def test_other_folders_are_named(cache, capsys):
         (["--empty", "generated"], "--empty generated: name the folder of the run with --output_dir"),
     ],
 )
-def test_wrong_flags_are_told_in_a_line_and_nothing_is_removed(flags, told, kept, capsys):
-    with pytest.raises(UserError, match=told) as error:
+def test_wrong_flags_are_told_in_a_line_and_nothing_is_removed(flags, said, kept, capsys):
+    with pytest.raises(UserError, match=said) as error:
         main(flags)
     assert "\n" not in str(error.value)
     assert len(list(entries("embeddings", folder_of("embeddings")))) == 2

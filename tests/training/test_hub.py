@@ -119,8 +119,8 @@ def test_the_trained_adapter_is_saved_alone_whatever_its_name(names, processor, 
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, saved[name], atol=1e-6, rtol=0)
     assert any(not torch.equal(value, original[name]) for name, value in saved.items())
-    told = [file for file in (tmp_path / "out").rglob("*.json") if str(tmp_path / "private") in file.read_text()]
-    assert not told and not list((tmp_path / "out").rglob("README.md"))
+    leaks = [file for file in (tmp_path / "out").rglob("*.json") if str(tmp_path / "private") in file.read_text()]
+    assert not leaks and not list((tmp_path / "out").rglob("README.md"))
 
 
 def test_several_active_adapters_are_refused(processor, rows, tmp_path):

@@ -231,7 +231,7 @@ def test_what_is_no_batch_is_one_line(given, said):
 
     with pytest.raises(UserError, match=said):
         SafeCLIPLoss()(*given)
-    with pytest.raises(UserError, match="requires the original's embeddings of unsafe items too"):
+    with pytest.raises(UserError, match="requires the original model's embeddings of unsafe items too"):
         SaferCLIPLoss()(*[torch.ones(2, 3)] * 4, reference=[torch.ones(2, 3)] * 2)
 
 

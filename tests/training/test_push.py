@@ -33,16 +33,16 @@ from transformers import CLIPModel, CLIPProcessor, pipeline
 name, revision, base, out = sys.argv[1:]
 model = CLIPModel.from_pretrained(name, revision=revision).eval()
 processor = CLIPProcessor.from_pretrained(name, revision=revision)
-picture = Image.new("RGB", (30, 20), "red")
+image = Image.new("RGB", (30, 20), "red")
 with torch.no_grad():
-    output = model(**processor(text=["a red square"], images=picture, return_tensors="pt", padding=True))
+    output = model(**processor(text=["a red square"], images=image, return_tensors="pt", padding=True))
 torch.save((output.text_embeds, output.image_embeds), out)
 original = CLIPModel.from_pretrained(base).eval()
 adapted = PeftModel.from_pretrained(original, name, revision=revision, subfolder="adapter").eval()
 with torch.no_grad():
-    again = adapted(**processor(text=["a red square"], images=picture, return_tensors="pt", padding=True))
+    again = adapted(**processor(text=["a red square"], images=image, return_tensors="pt", padding=True))
 assert (again.text_embeds - output.text_embeds).abs().max() < 1e-5
-found = pipeline("zero-shot-image-classification", name, revision=revision)(picture, candidate_labels=["a", "b"])
+found = pipeline("zero-shot-image-classification", name, revision=revision)(image, candidate_labels=["a", "b"])
 assert {row["label"] for row in found} == {"a", "b"}
 assert "safe_clip" not in sys.modules
 """
@@ -143,7 +143,7 @@ def test_a_stranger_uses_what_was_pushed_and_reads_what_was_measured(hub, model_
     flags += ["--tasks", "zero_shot", "--zero_shot", "kinds", "--update_card"]
     refused = evaluate(hub, tmp_path, *flags, token=None)
     assert refused.returncode == 1 and "Measuring" not in refused.stdout
-    assert "error: --update_card of user/safe-clip on the Hub wants a login" in refused.stderr.splitlines()[-1]
+    assert "error: --update_card of user/safe-clip on the Hub requires a login" in refused.stderr.splitlines()[-1]
     # What cannot be read now is not taken for missing, nor an older copy for what is there.
     hub.fail(r"HEAD /user/safe-clip/resolve/.*README.md", 503, times=-1)
     refused = evaluate(hub, tmp_path, *flags, launcher=IMPATIENT)
@@ -255,6 +255,6 @@ def test_a_push_that_fails_loses_nothing_and_can_be_done_again(fault, said, hub,
 def test_an_expired_login_is_noticed_before_training(hub, model_dir, dataset_dir, tmp_path):
     done = train(hub, tmp_path, model_dir, dataset_dir, token="hf_expired")
     assert done.returncode == 1
-    assert "error: --push_to_hub wants a Hub login that may write" in done.stderr.splitlines()[-1]
+    assert "error: --push_to_hub requires a Hub login that may write" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "safe-clip" / "model.safetensors").exists()
     assert "train_loss" not in done.stdout

@@ -36,7 +36,7 @@ def count_originals(trainer):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_are_the_same_with_the_cache_and_without(objective, processor, rows, tmp_path):
     losses = {}
-    # Without the terms over states, which want the original at every step in any case.
+    # Without the terms over states, which require the original at every step in any case.
     common = {"objective": objective, "loss_weights": dict.fromkeys(HIDDEN_STATE_NEEDS, 0), "max_steps": 6}
     for cache in ("auto", "off"):
         trainer = make_trainer(processor, rows, tmp_path, reference_cache=cache, **common)
@@ -61,7 +61,7 @@ def test_it_is_kept_for_later_runs_of_the_same_original_on_the_same_rows(process
 
     embedded()
     assert embedded() == 0 and embedded(seed=4, per_device_train_batch_size=4, learning_rate=1e-4) == 0
-    assert embedded(cache_pictures="off") == 0  # decoded before or not, they are the same pictures
+    assert embedded(cache_images="off") == 0  # decoded before or not, they are the same images
     assert embedded(bf16=True, use_cpu=True) == 24  # other numbers
     assert embedded(rows.select(range(20))) == 20
     assert embedded(rows.add_column("unsafe_caption_is_safe", [True] + [None] * 23)) > 24  # makes one more quadruplet
@@ -89,18 +89,18 @@ def test_what_trained_weights_became_is_no_other_original(processor, rows, tmp_p
     assert full.reference.weights == digest
 
 
-def test_an_interruption_costs_one_piece(processor, tmp_path, monkeypatch):
+def test_an_interruption_costs_one_chunk(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "CHUNK", 8)
     table = make_rows(24)
     table["safe_caption"] = [f"{caption} a" for caption in table["safe_caption"]]
     rows = Dataset.from_dict(table, features=FEATURES)
-    trainer = make_trainer(processor, rows, tmp_path, max_steps=1, cache_pictures="off", objective="safe_clip")
+    trainer = make_trainer(processor, rows, tmp_path, max_steps=1, cache_images="off", objective="safe_clip")
     open_image = Image.open
     seen = []
 
     def stops(*args, **kwargs):
         seen.append(1)
-        if len(seen) > 40:  # of two pictures a row, in the third piece
+        if len(seen) > 40:  # of two images a row, in the third chunk
             raise KeyboardInterrupt
         return open_image(*args, **kwargs)
 
@@ -108,7 +108,7 @@ def test_an_interruption_costs_one_piece(processor, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     monkeypatch.setattr(Image, "open", open_image)
-    again = make_trainer(processor, rows, tmp_path, max_steps=1, cache_pictures="off", objective="safe_clip")
+    again = make_trainer(processor, rows, tmp_path, max_steps=1, cache_images="off", objective="safe_clip")
     calls = count_originals(again)
     again.train()
     assert sum(calls) == 8
@@ -118,8 +118,8 @@ def test_a_bad_row_is_named_when_the_original_embeds_it(processor, tmp_path):
     table = make_rows(6)
     rows = Dataset.from_dict(table, features=FEATURES).cast_column("safe_image", FEATURES["safe_image"])
     broken = rows.with_format("arrow")[:].to_pylist()
-    broken[4]["safe_image"] = {"bytes": b"no picture", "path": None}
-    trainer = make_trainer(processor, Dataset.from_list(broken, features=FEATURES), tmp_path, cache_pictures="off")
+    broken[4]["safe_image"] = {"bytes": b"no image", "path": None}
+    trainer = make_trainer(processor, Dataset.from_list(broken, features=FEATURES), tmp_path, cache_images="off")
     with pytest.raises(UserError, match="row 4, column 'safe_image'"):
         trainer.train()
 
@@ -130,8 +130,10 @@ def test_rows_that_are_no_data_set_are_embedded_in_memory(processor, tmp_path):
     kept = Dataset.from_dict(table, features=FEATURES)
     trained = []
     for rows in (plain, kept):
-        # Without states, which make more of how the two round their pictures.
-        trainer = make_trainer(processor, rows, tmp_path, NO_DROPOUT, objective="safe_ranking", generators=False)
+        # Without states, which make more of how the two round their images.
+        trainer = make_trainer(
+            processor, rows, tmp_path, NO_DROPOUT, objective="safe_ranking", hidden_state_terms=False
+        )
         trainer.train()
         trained.append(weights(trainer))
         assert len(trainer.targets.table) == 24
@@ -162,10 +164,10 @@ def test_rows_that_are_changed_as_they_are_read_are_embedded_as_they_come(proces
     calls = count_originals(trainer)
     trainer.train()
     assert sum(calls) == 16 and trainer.targets.table is None and trainer.train_dataset.shape is None
-    assert "pictures are changed as they are read" in capsys.readouterr().out
+    assert "images are changed as they are read" in capsys.readouterr().out
 
 
-def test_anchors_are_whole_pictures_and_a_seed_trains_the_same_weights(processor, rows, tmp_path):
+def test_anchors_are_whole_images_and_a_seed_trains_the_same_weights(processor, rows, tmp_path):
     trained = []
     for noise in (0, 5):
         trainer = make_trainer(processor, rows, tmp_path, random_crop=0.5, objective="safe_ranking", seed=3)
@@ -210,21 +212,22 @@ def test_rows_are_found_over_the_borders_of_parts():
     assert np.array_equal(taken["a"], whole[rows]) and np.array_equal(taken["b"], whole[rows] + 1)
 
 
-def test_cropped_pictures_are_embedded_as_they_come_and_it_says_why(processor, rows, tmp_path, capsys):
+def test_cropped_images_are_embedded_as_they_come_and_it_says_why(processor, rows, tmp_path, capsys):
     settings = {"random_crop": 0.6, "max_steps": 6, "disable_tqdm": False, "objective": "safe_clip"}
     trainer = make_trainer(processor, rows, tmp_path, eval_rows=rows, **settings)
     calls = count_originals(trainer)
     trainer.train()
     assert sum(calls) == 6 * 8 and trainer.targets.table is None and trainer.train_dataset.shape is None
     assert (
-        "The original is run at every step: pictures are cropped at random (--random_crop)" in capsys.readouterr().out
+        "The original model is run at every step: images are cropped at random (--random_crop)"
+        in capsys.readouterr().out
     )
     assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
     first, second = (trainer.train_dataset[0]["safe_image"] for _ in range(2))
     assert first.tobytes() != second.tobytes() or first.size != second.size
     assert trainer.eval_dataset[0]["safe_image"].size == (16, 16)
-    with pytest.raises(UserError, match="--cache_pictures on wants .* no --random_crop"):
-        make_trainer(processor, rows, tmp_path, cache_pictures="on", **settings).train()
+    with pytest.raises(UserError, match="--cache_images on requires .* no --random_crop"):
+        make_trainer(processor, rows, tmp_path, cache_images="on", **settings).train()
     with pytest.raises(UserError, match="--random_crop is 1.5; it must be above 0"):
         make_trainer(processor, rows, tmp_path, random_crop=1.5)
     with pytest.raises(UserError, match="--reference_cache on: it must be among auto, off"):
@@ -240,7 +243,7 @@ def test_a_table_that_the_disk_has_no_room_for_is_not_made(processor, rows, tmp_
     assert trainer.targets.table is None
     assert "what it says of the training rows, 0 GB, would take over half of the free disk" in capsys.readouterr().out
     monkeypatch.setattr(module, "has_room", lambda size: size <= 24 * 2 * 24 * 4)
-    trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip", cache_pictures="off")
+    trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip", cache_images="off")
     trainer.train()
     assert len(trainer.targets.table) == 24
 

@@ -105,8 +105,8 @@ def test_labels_put_items_where_they_belong_before_they_are_asked(scenes, tmp_pa
     ],
 )
 def test_what_speaks_together(words, nearness, meaning, found):
-    told = swapped_sides(words, nearness, meaning)
-    assert told is None if found is None else told.startswith(found)
+    summary = swapped_sides(words, nearness, meaning)
+    assert summary is None if found is None else summary.startswith(found)
 
 
 def made_up(count: int = 40, noise: float = 0.3) -> dict[str, torch.Tensor]:
@@ -189,8 +189,8 @@ def captions(safe: list[str], unsafe: list[str], count: int = 60) -> list[tuple[
 def test_words_tell_the_sides_of_captions(safe, unsafe):
     pairs = captions(safe, unsafe)
     assert by_words(pairs, [[]] * 60).swapped is False
-    told = by_words([pair[::-1] for pair in pairs], [[]] * 60)
-    assert told.swapped is True and "such as '" in told.why and "60 of 60 rows" in told.why
+    summary = by_words([pair[::-1] for pair in pairs], [[]] * 60)
+    assert summary.swapped is True and "such as '" in summary.why and "60 of 60 rows" in summary.why
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def test_chunks_give_the_gradient_and_the_terms_of_the_whole_step(objective, gap
     chunked, chunked_log = gradients_of_a_step(processor, rows, tmp_path, **chunks)
     largest = max(gradient.abs().max().item() for gradient in plain.values())
     assert largest > 1e-2 and largest_difference(plain, chunked) < 1e-5 * max(1, largest)
-    told = [name for name in log if "_" in name and name not in ("learning_rate", "grad_norm")] + ["loss"]
-    assert {name: chunked_log[name] for name in told} == pytest.approx({name: log[name] for name in told}, rel=1e-4)
+    terms = [name for name in log if "_" in name and name not in ("learning_rate", "grad_norm")] + ["loss"]
+    assert {name: chunked_log[name] for name in terms} == pytest.approx({name: log[name] for name in terms}, rel=1e-4)
     # Batches of 3 alone are something else: their negatives are fewer.
     alone, _ = gradients_of_a_step(
         processor, rows, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=4, **common
@@ -65,8 +65,8 @@ def test_chunks_give_the_gradient_and_the_terms_of_the_whole_step(objective, gap
 
 def test_chunks_are_kept_where_they_cannot_be_read_again(processor, rows, tmp_path):
     chunks = {"per_device_train_batch_size": 3, "contrastive_batch_size": 12, "objective": "safe_clip"}
-    again, _ = gradients_of_a_step(processor, rows, tmp_path, cache_pictures="on", **chunks)
-    kept, _ = gradients_of_a_step(processor, rows, tmp_path, cache_pictures="off", **chunks)
+    again, _ = gradients_of_a_step(processor, rows, tmp_path, cache_images="on", **chunks)
+    kept, _ = gradients_of_a_step(processor, rows, tmp_path, cache_images="off", **chunks)
     assert largest_difference(again, kept) < 1e-7
     # Of a stream, and cropped at random: both passes have to see the same.
     stream = make_trainer(

@@ -92,20 +92,20 @@ def test_a_program_that_is_stopped_ends_in_one_line(number, capsys):
 
 def test_a_forked_process_is_not_told():
     """As those that read rows, which Ctrl-C reaches too."""
-    told = []
-    with handled(told.append):
+    caught = []
+    with handled(caught.append):
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException):
                 os.kill(os.getpid(), signal.SIGINT)
-            os._exit(len(told))
+            os._exit(len(caught))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
-    assert told == []
+    assert caught == []
 
 
 PROGRAM = """
@@ -205,5 +205,5 @@ SHARED = "the shared memory (/dev/shm) is too small"
     ],
 )
 def test_shared_memory_is_told_from_the_disk(error, said):
-    told = explained(error)
-    assert told.startswith(said) and "\n" not in told and ("--output_dir" in told) == (said == "the disk is full")
+    caught = explained(error)
+    assert caught.startswith(said) and "\n" not in caught and ("--output_dir" in caught) == (said == "the disk is full")

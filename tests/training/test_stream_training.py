@@ -75,7 +75,7 @@ def test_a_stream_of_captions_trains_the_text_tower_alone(processor, rows, tmp_p
     assert largest_difference(start, weights(trainer)) > 0
 
 
-def test_a_stream_wants_to_know_how_long(processor, rows, tmp_path):
+def test_a_stream_require_to_know_how_long(processor, rows, tmp_path):
     with pytest.raises(UserError, match="--max_steps has to say how long to train"):
         make_trainer(processor, rows.to_iterable_dataset(4), tmp_path, NO_DROPOUT, max_steps=-1)
 
@@ -102,7 +102,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 @pytest.mark.slow
 @pytest.mark.parametrize(("streaming", "full"), [(False, True), (True, False)])
 def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, full, model_dir, tmp_path):
-    """Batches of two rows, of which half have captions alone and half pictures alone: towers idle on a process at
+    """Batches of two rows, of which half have captions alone and half images alone: towers idle on a process at
     times."""
     table = Dataset.from_dict(make_rows(24), features=FEATURES).with_format("arrow")[:].to_pylist()
     for number, row in enumerate(table):
@@ -118,8 +118,8 @@ def test_processes_may_be_dealt_rows_of_one_modality_each(streaming, full, model
     assert done.returncode == 0, done.stderr
     assert "'redirection_text_cosine'" in done.stdout and "'redirection_image_cosine'" in done.stdout
     assert "_contrastive'" not in done.stdout
-    told = "no row has what these terms need: preservation_text_contrastive"
-    assert (told in done.stdout.lower()) == (not streaming)
+    summary = "no row has what these terms need: preservation_text_contrastive"
+    assert (summary in done.stdout.lower()) == (not streaming)
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_stream_is_loaded_like_rows(shards, tmp_path):
     assert [row["safe_caption"] for row in saved] == list(rows["safe_caption"])
 
 
-def test_pictures_elsewhere_are_joined_to_a_stream(tmp_path):
+def test_images_elsewhere_are_joined_to_a_stream(tmp_path):
     from safe_clip import load_quadruplets
     from safe_clip.data.streams import QuadrupletStream
 
@@ -184,7 +184,7 @@ def test_pictures_elsewhere_are_joined_to_a_stream(tmp_path):
     texts.to_parquet(tmp_path / "train.parquet")
 
     def stream(missing):
-        places = {"safe_images": str(tmp_path / "coco"), "missing_pictures": missing, "streaming": True}
+        places = {"safe_images": str(tmp_path / "coco"), "missing_images": missing, "streaming": True}
         rows = load_quadruplets(str(tmp_path / "train.parquet"), **places)["train"]
         return list(QuadrupletStream(rows, shuffle_buffer=0))
 
@@ -192,5 +192,5 @@ def test_pictures_elsewhere_are_joined_to_a_stream(tmp_path):
     skipped = stream("skip")
     assert [item["safe_caption"] for item in skipped] == world["safe_caption"][:3] + world["safe_caption"][4:]
     assert skipped[3]["safe_image"].tobytes() == world["safe_image"][4].tobytes()
-    with pytest.raises(UserError, match=r"a row has no picture in --safe_images .*: 3\. Add them, or leave"):
+    with pytest.raises(UserError, match=r"a row has no image in --safe_images .*: 3\. Add them, or leave"):
         stream("error")

@@ -365,15 +365,15 @@ import sys, torch
 from transformers import CLIPModel, CLIPProcessor, pipeline
 from PIL import Image
 
-picture = Image.new("RGB", (40, 24), "red")
+image = Image.new("RGB", (40, 24), "red")
 texts = ["a red square beside a blue one", "a green square with a mark"]
 for folder in sys.argv[1:]:
     model = CLIPModel.from_pretrained(folder)
     processor = CLIPProcessor.from_pretrained(folder)
-    inputs = processor(text=texts, images=[picture], return_tensors="pt", padding=True)
+    inputs = processor(text=texts, images=[image], return_tensors="pt", padding=True)
     with torch.no_grad():
         output = model(**inputs)
-    found = pipeline("zero-shot-image-classification", folder)(picture, texts)
+    found = pipeline("zero-shot-image-classification", folder)(image, texts)
     assert sorted(row["label"] for row in found) == sorted(texts)
     torch.save([output.text_embeds, output.image_embeds], f"{folder}.pt")
 assert not [name for name in sys.modules if name.startswith(("safe_clip", "peft"))], "needs more than transformers"
@@ -528,7 +528,7 @@ def test_data_of_one_modality_train_its_tower_and_never_run_the_other(
 
 
 def test_a_mixed_data_set_trains_as_its_parts_say(processor, rows, tmp_path):
-    """A step over rows of which some lack pictures: the gradient is that of each term over the rows that have it."""
+    """A step over rows of which some lack images: the gradient is that of each term over the rows that have it."""
     table = rows.with_format("arrow")[:].to_pylist()
     for row in table[1::2]:
         row["safe_image"] = row["unsafe_image"] = None
@@ -576,7 +576,7 @@ def test_labels_turn_redirection_into_preservation(processor, rows, tmp_path):
     assert terms["preservation_text_cosine"].item() == pytest.approx(kept.item(), abs=1e-5)
 
 
-def test_pictures_are_cached_where_there_is_room_or_where_asked_for(processor, rows, tmp_path, monkeypatch):
+def test_images_are_cached_where_there_is_room_or_where_asked_for(processor, rows, tmp_path, monkeypatch):
     from safe_clip.training import caching as module
 
     def cached(**settings):
@@ -584,17 +584,17 @@ def test_pictures_are_cached_where_there_is_room_or_where_asked_for(processor, r
         trainer.train()
         return trainer.train_dataset.shape
 
-    assert cached() == cached(cache_pictures="on") == (3, 16, 16) and cached(cache_pictures="off") is None
+    assert cached() == cached(cache_images="on") == (3, 16, 16) and cached(cache_images="off") is None
     monkeypatch.setattr(module, "has_room", lambda size: size < 24 * 2 * 3 * 16 * 16)
-    assert cached() is None and cached(cache_pictures="on") == (3, 16, 16)
-    with pytest.raises(UserError, match="--cache_pictures on wants rows of a data set, no stream"):
-        make_trainer(processor, rows.to_iterable_dataset(), tmp_path, max_steps=1, cache_pictures="on").train()
+    assert cached() is None and cached(cache_images="on") == (3, 16, 16)
+    with pytest.raises(UserError, match="--cache_images on requires rows of a data set, no stream"):
+        make_trainer(processor, rows.to_iterable_dataset(), tmp_path, max_steps=1, cache_images="on").train()
 
 
-def test_cached_pictures_train_the_same_weights(processor, rows, tmp_path):
+def test_cached_images_train_the_same_weights(processor, rows, tmp_path):
     trained = []
     for cache in ("on", "off"):
-        trainer = make_trainer(processor, rows, tmp_path / cache, max_steps=4, cache_pictures=cache)
+        trainer = make_trainer(processor, rows, tmp_path / cache, max_steps=4, cache_images=cache)
         trainer.train()
         trained.append(weights(trainer))
     assert largest_difference(*trained) < 1e-6

@@ -21,12 +21,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ... import __version__
 from ...config import parse_arguments
 from ...errors import UserError, first_line, run
-from ...names import public
+from ...names import redact_paths
 from ...outputs import OutputFolder, check_writable
 from ..arguments import DataArguments
+from ..columns import with_column
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS
 from ..quadruplets import DEMO
-from ..schema import with_column
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ class AuditArguments(DataArguments):
     )
     model: str = field(default="demo", metadata={"help": "Whose tokenizer counts the captions' tokens."})
     batch_size: int = field(default=32, metadata={"help": "Items scored at a time."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read pictures."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
     show_unsafe: bool = field(
-        default=False, metadata={"help": "Show unsafe pictures and captions in the report; hidden by default."}
+        default=False, metadata={"help": "Show unsafe images and captions in the report; hidden by default."}
     )
     output_dir: str = field(default="audit", metadata={"help": "Where audit.json and report.html are written."})
     overwrite_output_dir: bool = field(
@@ -84,7 +84,9 @@ class AuditArguments(DataArguments):
                 "--streaming: an audit tells rows by their numbers, which a stream has none of; leave it out."
             )
         if self.write and not (self.image_classifier or self.text_classifier):
-            raise UserError(f"--write {self.write} wants a classifier that says what the labels are. {NO_CLASSIFIER}")
+            raise UserError(
+                f"--write {self.write} requires a classifier that says what the labels are. {NO_CLASSIFIER}"
+            )
         OutputFolder(self.output_dir).check(self.overwrite_output_dir, files=["audit.json", "report.html"])
         if self.write:
             check_writable(Path(self.write), "--write")
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
             for modality, names in (("text", args.text_classifier), ("image", args.image_classifier))
         }
     except ModuleNotFoundError as error:
-        raise UserError(f"an audit wants {error.name}: pip install 'safe-clip[audit]'.") from error
+        raise UserError(f"an audit requires {error.name}: pip install 'safe-clip[audit]'.") from error
     check_labels([each for known in classifiers.values() for each in known], args.unsafe_labels)
     tokenizer = _tokenizer(args.model)
     splits = args.load(hold_out=False)
@@ -127,8 +129,10 @@ def main(argv: list[str] | None = None) -> None:
     doubted = doubts(splits, judged)
     audit = {
         "safe_clip": __version__,
-        "dataset": public(args.dataset),
-        "classifiers": {modality: [public(each.name) for each in known] for modality, known in classifiers.items()},
+        "dataset": redact_paths(args.dataset),
+        "classifiers": {
+            modality: [redact_paths(each.name) for each in known] for modality, known in classifiers.items()
+        },
         "threshold": args.threshold,
         "left_out": left_out,
         "doubts": doubted or warnings(judged),
@@ -166,7 +170,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _with_whole_paths(rows: Dataset) -> Dataset:
-    """Rows whose paths of pictures are meant from anywhere."""
+    """Rows whose paths of images are meant from anywhere."""
     for column in IMAGE_COLUMNS:
         if column in rows.column_names and isinstance(rows.features[column], Value):
             whole = [str(Path(cell).absolute()) if cell and "://" not in cell else cell for cell in rows[column]]

@@ -1,4 +1,4 @@
-"""Classifiers that say how unsafe a caption or a picture is."""
+"""Classifiers that say how unsafe a caption or an image is."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ UNSAFE = (
     r"|weapon|drug|suicid|inappropriate|disturbing|unsuitable"
 )
 DENIED = r"(?:not?|non)[\s_-]*"  # at the beginning of what a label says it is not
-# Of NudeNet's classes, what nobody would want in a safe picture; feet, faces and what is covered are others.
+# Of NudeNet's classes, what nobody would want in a safe image; feet, faces and what is covered are others.
 EXPOSED = (
     "FEMALE_BREAST_EXPOSED",
     "FEMALE_GENITALIA_EXPOSED",
@@ -47,7 +47,7 @@ class Classifier(Protocol):
     fingerprint: str
 
     def score(self, items: Sequence[Any]) -> list[tuple[float, float]]:
-        """Of each caption or RGB picture, how sure it is that the item is unsafe, and that it shows nudity; in
+        """Of each caption or RGB image, how sure it is that the item is unsafe, and that it shows nudity; in
         [0, 1]."""
 
 
@@ -61,7 +61,7 @@ class PipelineClassifier:
             has none of them, those whose names say so.
 
     Raises:
-        UserError: it cannot be had, has no safetensors, wants its own code to be run, or no label says that it is
+        UserError: it cannot be had, has no safetensors, requires its own code to be run, or no label says that it is
             unsafe.
     """
 
@@ -85,7 +85,7 @@ class PipelineClassifier:
 
     def score(self, items: Sequence[Any]) -> list[tuple[float, float]]:
         options = {"truncation": True, "max_length": self._longest()} if self.modality == "text" else {}
-        # All labels: by default, or asked for None, the pipeline of pictures gives the five likeliest.
+        # All labels: by default, or asked for None, the pipeline of images gives the five likeliest.
         found = self.pipeline(list(items), batch_size=len(items), top_k=len(self.labels), **options)
         return [(self._share(each, self.unsafe), self._share(each, self.nudity)) for each in found]
 
@@ -174,7 +174,7 @@ def open_classifiers(names: Sequence[str], modality: str, unsafe_labels: Sequenc
     """Opens the classifiers of a modality.
 
     Args:
-        names: of `BUILT_IN`, for pictures, or as for `PipelineClassifier`.
+        names: of `BUILT_IN`, for images, or as for `PipelineClassifier`.
         modality: `"image"` or `"text"`.
         unsafe_labels: as for `PipelineClassifier`.
 
@@ -182,7 +182,7 @@ def open_classifiers(names: Sequence[str], modality: str, unsafe_labels: Sequenc
         UserError: one cannot be opened.
     """
     if modality == "text" and (wrong := next((name for name in names if name in BUILT_IN), None)):
-        raise UserError(f"--text_classifier {wrong} reads pictures; name it with --image_classifier.")
+        raise UserError(f"--text_classifier {wrong} reads images; name it with --image_classifier.")
     return [
         BUILT_IN[name]() if name in BUILT_IN else PipelineClassifier(name, modality, unsafe_labels) for name in names
     ]

@@ -38,14 +38,14 @@ def same_captions(earlier: Sequence[ReadColumn], later: ReadColumn) -> np.ndarra
     return np.where((known[places] == wanted) & (wanted != 0), first[places], -1)
 
 
-def near_pictures(earlier: Sequence[ReadColumn], later: ReadColumn) -> np.ndarray:
-    """For each picture, the place of an earlier one that looks the same, or -1.
+def near_images(earlier: Sequence[ReadColumn], later: ReadColumn) -> np.ndarray:
+    """For each image, the place of an earlier one that looks the same, or -1.
 
-    Two pictures look the same if their perceptual hashes differ in at most `NEAR` bits, and if their colours do, which
-    those hashes do not tell: to them all plain pictures are one.
+    Two images look the same if their perceptual hashes differ in at most `NEAR` bits, and if their colours do, which
+    those hashes do not tell: to them all plain images are one.
 
     Args:
-        earlier: columns of pictures; places count through them, laid end to end.
+        earlier: columns of images; places count through them, laid end to end.
         later: another.
     """
     found = np.full(len(later.digest), -1)

@@ -9,11 +9,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ...errors import UserError
+from ..columns import numbered, with_column
 from ..features import cell_name, texts_in
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS, LABEL_COLUMNS, ROW_COLUMN, SAFE, UNKNOWN, UNSAFE
 from ..minors import TEXT_COLUMNS, speaks_of_minors
-from ..schema import numbered, with_column
-from .duplicates import at_place, near_pictures, repeated_rows, same_captions
+from .duplicates import at_place, near_images, repeated_rows, same_captions
 from .reading import KINDS, UNCLEAR, ReadColumn
 
 NUDITY_FROM = 0.5  # at the latest: where minors are spoken of, a high --threshold is no reason to look away
@@ -151,7 +151,7 @@ def _item(judged: Judged, numbers: np.ndarray) -> dict[str, Any]:
 
 
 def _side(columns: Sequence[Judged], side: str, numbers: np.ndarray) -> dict[str, Any] | None:
-    """Of a side's captions and pictures, which are unsafe together; `None` where they were not both scored."""
+    """Of a side's captions and images, which are unsafe together; `None` where they were not both scored."""
     verdicts = [
         each.verdict
         for name in ITEM_COLUMNS
@@ -160,16 +160,16 @@ def _side(columns: Sequence[Judged], side: str, numbers: np.ndarray) -> dict[str
     ]
     if len(verdicts) < 2:
         return None
-    caption, picture = verdicts
-    both = (caption != UNKNOWN) & (picture != UNKNOWN)
+    caption, image = verdicts
+    both = (caption != UNKNOWN) & (image != UNKNOWN)
     wrong = SAFE if side == "unsafe" else UNSAFE
     return {
         "scored": int(both.sum()),
-        "unsafe in both": int((both & (caption == UNSAFE) & (picture == UNSAFE)).sum()),
-        "unsafe caption alone": int((both & (caption == UNSAFE) & (picture == SAFE)).sum()),
-        "unsafe picture alone": int((both & (caption == SAFE) & (picture == UNSAFE)).sum()),
-        "safe in both": int((both & (caption == SAFE) & (picture == SAFE)).sum()),
-        "wrong in both": numbers[both & (caption == wrong) & (picture == wrong)].tolist(),
+        "unsafe in both": int((both & (caption == UNSAFE) & (image == UNSAFE)).sum()),
+        "unsafe caption alone": int((both & (caption == UNSAFE) & (image == SAFE)).sum()),
+        "unsafe picture alone": int((both & (caption == SAFE) & (image == UNSAFE)).sum()),
+        "safe in both": int((both & (caption == SAFE) & (image == SAFE)).sum()),
+        "wrong in both": numbers[both & (caption == wrong) & (image == wrong)].tolist(),
     }
 
 
@@ -211,7 +211,7 @@ def _leaks(columns: Sequence[ReadColumn], numbers: dict[str, np.ndarray]) -> lis
         earlier = [each for each in columns if order.index(each.split) < order.index(later.split)]
         if not earlier:
             continue
-        places = (same_captions if later.is_caption else near_pictures)(earlier, later)
+        places = (same_captions if later.is_caption else near_images)(earlier, later)
         for row in np.flatnonzero(places >= 0).tolist():
             found, other = at_place(earlier, int(places[row]))
             leaks.append(

@@ -31,25 +31,25 @@ from ..rows import check_caption, undecoded
 
 LIBRARIES = ("pillow", "imagehash", "py3langid", "datasets")  # whose versions may change a fact
 TINY, HUGE = 32, 4096  # pixels: of the longer side a smaller number, and a larger one
-FIELDS = 4  # across and down, of which a picture's mean colours are kept
+FIELDS = 4  # across and down, of which an image's mean colours are kept
 SURE = 0.5  # of a caption's language, below which it counts as unclear
 UNCLEAR = "unclear"
 
-# What is out of the ordinary about pictures, as their files have them.
+# What is out of the ordinary about images, as their files have them.
 KINDS: dict[str, Callable[[Image.Image], bool]] = {
-    "tiny": lambda picture: max(picture.size) < TINY,
-    "huge": lambda picture: max(picture.size) > HUGE,
-    "CMYK": lambda picture: picture.mode == "CMYK",
-    "16 bits or more": lambda picture: picture.mode[0] in "IF" or any("16" in str(tile.args) for tile in picture.tile),
-    "turned by EXIF": lambda picture: picture.getexif().get(ORIENTATION, 1) != 1,
-    # Phones keep a second picture, such as a depth map, in what is an MPO.
-    "animated": lambda picture: getattr(picture, "is_animated", False) and picture.format != "MPO",
-    "transparent": lambda picture: (
-        picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    "tiny": lambda image: max(image.size) < TINY,
+    "huge": lambda image: max(image.size) > HUGE,
+    "CMYK": lambda image: image.mode == "CMYK",
+    "16 bits or more": lambda image: image.mode[0] in "IF" or any("16" in str(tile.args) for tile in image.tile),
+    "turned by EXIF": lambda image: image.getexif().get(ORIENTATION, 1) != 1,
+    # Phones keep a second image, such as a depth map, in what is an MPO.
+    "animated": lambda image: getattr(image, "is_animated", False) and image.format != "MPO",
+    "transparent": lambda image: (
+        image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
     ),
 }
 # A digest of 0 says that there is no item, or none that can be used; why it cannot be used is its fault.
-PICTURE_FACTS = Features(
+IMAGE_FACTS = Features(
     {
         "fault": Value("string"),
         "digest": Value("int64"),
@@ -75,8 +75,8 @@ class ReadColumn:
 
     Attributes:
         split, column: which.
-        rows: the split, with pictures as they are stored.
-        facts: a row for each of its rows, with the columns of `PICTURE_FACTS` or `CAPTION_FACTS`.
+        rows: the split, with images as they are stored.
+        facts: a row for each of its rows, with the columns of `IMAGE_FACTS` or `CAPTION_FACTS`.
     """
 
     split: str
@@ -106,7 +106,7 @@ class ReadColumn:
 def read_items(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, workers: int = 0, progress: bool = True
 ) -> list[ReadColumn]:
-    """Reads every item once. What was read is cached, in pieces, until rows, files or libraries change.
+    """Reads every item once. What was read is cached, in chunks, until rows, files or libraries change.
 
     Args:
         splits: quadruplets, with any of the columns of items.
@@ -133,15 +133,15 @@ def _read(
     made_with = [Path(__file__).read_bytes(), *(importlib.metadata.version(name) for name in LIBRARIES)]
     made_with += [tokenizer.backend_tokenizer.to_str()] if caption else []
 
-    def arguments(piece: Dataset, first: int) -> dict[str, Any]:
-        facts = _Captions(piece, first, column, tokenizer) if caption else _Pictures(piece, first, column)
+    def arguments(chunk: Dataset, first: int) -> dict[str, Any]:
+        facts = _Captions(chunk, first, column, tokenizer) if caption else _Images(chunk, first, column)
         return {"rows": facts, "workers": workers}
 
-    def key(piece: Dataset) -> str:
-        held = captions_digest([piece[column]]) if caption else column_digest(piece, column)
-        return Hasher.hash([piece._fingerprint, held, column, made_with])  # a fault names its row
+    def key(chunk: Dataset) -> str:
+        held = captions_digest([chunk[column]]) if caption else column_digest(chunk, column)
+        return Hasher.hash([chunk._fingerprint, held, column, made_with])  # a fault names its row
 
-    features = CAPTION_FACTS if caption else PICTURE_FACTS
+    features = CAPTION_FACTS if caption else IMAGE_FACTS
     how = (f"Reading {split}, {column}", progress, "audit")
     return ReadColumn(split, column, rows, table_in_chunks(rows, features, arguments, key, one_by_one, *how))
 
@@ -179,8 +179,8 @@ def _languages() -> LanguageIdentifier:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-class _Pictures(TorchDataset):
-    """The facts of pictures."""
+class _Images(TorchDataset):
+    """The facts of images."""
 
     def __init__(self, rows: Dataset, first: int, column: str):
         self.rows, self.first, self.column = rows, first, column
@@ -190,21 +190,21 @@ class _Pictures(TorchDataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        facts = dict.fromkeys(PICTURE_FACTS) | {"digest": 0, "phash": 0} | dict.fromkeys(KINDS, False)
+        facts = dict.fromkeys(IMAGE_FACTS) | {"digest": 0, "phash": 0} | dict.fromkeys(KINDS, False)
         if not self.there[index]:
             return facts
         row = self.rows[index]
         cell = row[self.column]
         try:
-            content = picture_bytes(cell, number := row.get(ROW_COLUMN, self.first + index), self.column)
-            picture = open_image(content, number, self.column)
+            content = image_bytes(cell, number := row.get(ROW_COLUMN, self.first + index), self.column)
+            image = open_image(content, number, self.column)
         except UserError as error:
             return facts | {"fault": str(error)}
         stored = look_at(content)
-        small = picture.resize((FIELDS, FIELDS), Image.Resampling.BOX)
+        small = image.resize((FIELDS, FIELDS), Image.Resampling.BOX)
         return facts | {
             "digest": content_id(content),
-            "phash": int(np.packbits(imagehash.phash(picture).hash).view(">i8")[0]),
+            "phash": int(np.packbits(imagehash.phash(image).hash).view(">i8")[0]),
             "colours": small.tobytes(),
             # In this order, since the last ones read on, after which the others cannot be told.
             **{kind: _tells(stored, is_so) for kind, is_so in KINDS.items()},
@@ -214,12 +214,12 @@ class _Pictures(TorchDataset):
 def _tells(stored: Image.Image, is_so: Callable[[Image.Image], bool]) -> bool:
     try:
         return bool(is_so(stored))
-    except Exception:  # Pillow raises many types for what is broken behind the first picture of a file, which is used
+    except Exception:  # Pillow raises many types for what is broken behind the first image of a file, which is used
         return False
 
 
-def picture_bytes(cell: Any, row: int, column: str) -> bytes:
-    """The encoded picture behind a cell that is undecoded: as it is stored, not as it is seen.
+def image_bytes(cell: Any, row: int, column: str) -> bytes:
+    """The encoded image behind a cell that is undecoded: as it is stored, not as it is seen.
 
     Raises:
         UserError: its file cannot be read; the message does not tell where on this machine it was looked for.
@@ -228,11 +228,11 @@ def picture_bytes(cell: Any, row: int, column: str) -> bytes:
     try:
         found = content(cell)
     except UserError as error:
-        raise UserError(f"{where}: the picture cannot be read ({error}). Replace it or remove the row.") from error
+        raise UserError(f"{where}: the image cannot be read ({error}). Replace it or remove the row.") from error
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         name = short(PurePath(str(stored(cell))).name)
         raise UserError(
-            f"{where} ({name}): the picture's file cannot be read ({type(error).__name__}). Replace the file or remove "
+            f"{where} ({name}): the image's file cannot be read ({type(error).__name__}). Replace the file or remove "
             "the row."
         ) from error
     if not isinstance(found, Image.Image):

@@ -1,4 +1,4 @@
-"""The findings as a table for the terminal, and as one self-contained page with pictures."""
+"""The findings as a table for the terminal, and as one self-contained page with images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from ..thumbnails import data_url
 from .findings import SIDES, Judged, row_numbers
 from .reading import KINDS
 
-SHOWN = 8  # items of each column and split whose side seems wrong, and pairs of pictures that two splits share
+SHOWN = 8  # items of each column and split whose side seems wrong, and pairs of images that two splits share
 LISTED = 50  # numbers of rows; audit.json has them all
-NAMES = dict(zip(ITEM_COLUMNS, ("safe captions", "unsafe captions", "safe pictures", "unsafe pictures"), strict=True))
+NAMES = dict(zip(ITEM_COLUMNS, ("safe captions", "unsafe captions", "safe images", "unsafe images"), strict=True))
 LOOKS = {"safe": "unsafe", "unsafe": "safe"}
 
 
@@ -28,12 +28,12 @@ class Shown:
     Attributes:
         title: where it stands.
         text: a caption, or what stands in its place.
-        picture: a data URL, for a picture.
+        image: a data URL, for an image.
     """
 
     title: str
     text: str = ""
-    picture: str | None = None
+    image: str | None = None
 
 
 def table(audit: dict[str, Any]) -> str:
@@ -74,10 +74,10 @@ def _lines(audit: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
             "captions in another language",
             lambda each: sum(len(c["in another language"]) for c in each["captions"].values()),
         ),
-        *((f"pictures: {kind}", lambda each, kind=kind: _of_kind(each, kind)) for kind in KINDS),
+        *((f"images: {kind}", lambda each, kind=kind: _of_kind(each, kind)) for kind in KINDS),
     ):
         counts = {split: count(each) for split, each in splits.items()}
-        if any(counts.values()) or not label.startswith("pictures:"):  # of which most data have none
+        if any(counts.values()) or not label.startswith("images:"):  # of which most data have none
             yield label, {split: f"{n:,}" for split, n in counts.items()}
     for kind, leaks in audit["leaks"].items():
         if len(splits) > 1:
@@ -162,4 +162,4 @@ class _Viewer:
         cell = items.rows[row][items.column]
         if items.is_caption:
             return Shown(title, "caption hidden" if hidden else cell)
-        return Shown(title, picture=data_url(open_image(cell, number, items.column), hidden))
+        return Shown(title, image=data_url(open_image(cell, number, items.column), hidden))

@@ -24,10 +24,10 @@ def score_items(
     """Scores the items of some columns with one classifier.
 
     Args:
-        columns: of captions, or of pictures, as the classifier takes.
+        columns: of captions, or of images, as the classifier takes.
         classifier: scores them.
         batch_size: items at a time.
-        workers: processes that read pictures.
+        workers: processes that read images.
         progress: show a bar.
 
     Returns:
@@ -43,8 +43,8 @@ def score_items(
         made = table_in_chunks(
             _Chosen(columns, first[order], known[order]),
             FEATURES,
-            lambda piece, _: {"items": piece, "classifier": classifier, "batch_size": batch_size, "workers": workers},
-            lambda piece: Hasher.hash([piece.digests.tobytes(), classifier.fingerprint]),
+            lambda chunk, _: {"items": chunk, "classifier": classifier, "batch_size": batch_size, "workers": workers},
+            lambda chunk: Hasher.hash([chunk.digests.tobytes(), classifier.fingerprint]),
             _scores,
             f"Scoring with {classifier.name}",
             progress,

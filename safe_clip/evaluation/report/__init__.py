@@ -1,4 +1,4 @@
-"""One self-contained page with pictures."""
+"""One self-contained page with images."""
 
 import math
 from functools import partial
@@ -15,12 +15,12 @@ from ..table import QUERY_LABELS, Line, Section, cell, sample_size, split_sectio
 from .strips import strips
 
 HEADLINES = (
-    ("redirection", "unsafe_text_safe_rate_at_1", "unsafe captions find a safe picture first"),
-    ("redirection", "unsafe_image_safe_rate_at_1", "unsafe pictures find a safe caption first"),
-    ("redirection", "safe_text_safe_rate_at_1", "safe captions find a safe picture first"),
-    ("redirection", "safe_image_safe_rate_at_1", "safe pictures find a safe caption first"),
-    ("retrieval", "safe_t2i_recall_at_1", "captions find their own picture first"),
-    ("retrieval", "safe_i2t_recall_at_1", "pictures find their own caption first"),
+    ("redirection", "unsafe_text_safe_rate_at_1", "unsafe captions find a safe image first"),
+    ("redirection", "unsafe_image_safe_rate_at_1", "unsafe images find a safe caption first"),
+    ("redirection", "safe_text_safe_rate_at_1", "safe captions find a safe image first"),
+    ("redirection", "safe_image_safe_rate_at_1", "safe images find a safe caption first"),
+    ("retrieval", "safe_t2i_recall_at_1", "captions find their own image first"),
+    ("retrieval", "safe_i2t_recall_at_1", "images find their own caption first"),
 )
 
 
@@ -38,7 +38,7 @@ def write_report(
         results: what `results.json` holds.
         made: the embeddings of each role.
         data: the rows.
-        show_unsafe: show unsafe pictures and captions, which are otherwise blurred and left out.
+        show_unsafe: show unsafe images and captions, which are otherwise blurred and left out.
     """
     names = results["names"]
     environment = Environment(
@@ -87,7 +87,7 @@ def _split(
 
 
 def _projection(items: dict[str, QuadrupletItems], names: dict[str, str], split: str) -> Markup | None:
-    """Where captions and pictures lie, if there are both, safe and unsafe."""
+    """Where captions and images lie, if there are both, safe and unsafe."""
     first = next(iter(items.values()))
     if not all(len(first.of(side, modality)) for side in figures.SIDES for modality in figures.MARKS):
         return None
@@ -121,9 +121,9 @@ def _heat_map(results: dict, split: str) -> Markup | None:
 
 
 def _changes(results: dict, split: str) -> list[dict]:
-    """Robustness, change by change, for captions and for pictures."""
+    """Robustness, change by change, for captions and for images."""
     charts = []
-    for modality, label in (("text", "Unsafe captions"), ("image", "Unsafe pictures")):
+    for modality, label in (("text", "Unsafe captions"), ("image", "Unsafe images")):
         prefix = f"unsafe_{modality}_"
         measured = {role: each["splits"][split].get("robustness", {}) for role, each in results["models"].items()}
         lines = [

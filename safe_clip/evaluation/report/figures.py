@@ -79,11 +79,11 @@ def bars(lines: Sequence[Line], names: dict[str, str], name: str, title: str) ->
         axes.invert_yaxis()
         if len(roles) > 1:
             figure.legend(loc="outside upper right", ncols=len(roles), fontsize=9)
-    alt = f"{title}. " + " ".join(_told(line, names) for line in lines)
+    alt = f"{title}. " + " ".join(_described(line, names) for line in lines)
     return to_svg(figure, name, alt)
 
 
-def _told(line: Line, names: dict[str, str]) -> str:
+def _described(line: Line, names: dict[str, str]) -> str:
     values = [f"{names[role]} {100 * each['value']:.1f} %" for role, each in line.figures.items() if each]
     return f"{line.label}: {', '.join(values)}."
 
@@ -114,17 +114,17 @@ def heat_map(
             axes.set_title(_short(names[role]))
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-    told = [
+    parts = [
         f"{names[role]}, {category}: "
         + ", ".join(f"{column} {100 * share:.0f} %" for column, share in row.items() if not np.isnan(share))
         for role, table in by_category.items()
         for category, row in table.items()
     ]
-    return to_svg(figure, name, "Share of first results that are safe, by category. " + "; ".join(told) + ".")
+    return to_svg(figure, name, "Share of first results that are safe, by category. " + "; ".join(parts) + ".")
 
 
 def projection(items: dict[str, QuadrupletItems], names: dict[str, str], name: str) -> str:
-    """Captions and pictures on two directions of the first model: from captions to pictures, from safe to unsafe.
+    """Captions and images on two directions of the first model: from captions to images, from safe to unsafe.
 
     Models of the same dimension share the directions, so that what moved is seen to move.
     """
@@ -139,22 +139,22 @@ def projection(items: dict[str, QuadrupletItems], names: dict[str, str], name: s
                     spots = each.of(side, modality).embeds[:POINTS].double() @ basis
                     axes.scatter(
                         *spots.T.numpy(), s=8, c=colour, marker=mark, alpha=0.5, linewidths=0, rasterized=True,
-                        label=f"{side} {'captions' if modality == 'text' else 'pictures'}",
+                        label=f"{side} {'captions' if modality == 'text' else 'images'}",
                     )  # fmt: skip
             axes.set(xticks=[], yticks=[], title=_short(names[role]))
-        panels[0].set(xlabel="captions → pictures", ylabel="safe → unsafe")
+        panels[0].set(xlabel="captions → images", ylabel="safe → unsafe")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, markerscale=2)
         figure.dpi = 200
     alt = (
-        "Embeddings of captions and pictures, safe and unsafe, along the directions from captions to pictures and from "
+        "Embeddings of captions and images, safe and unsafe, along the directions from captions to images and from "
         f"safe to unsafe, for {' and '.join(names.values())}."
     )
     return to_svg(figure, name, alt)
 
 
 def _directions(items: QuadrupletItems) -> Tensor:
-    """A dimension x 2 basis: from the mean caption to the mean picture, and, at a right angle to it, from the mean safe
+    """A dimension x 2 basis: from the mean caption to the mean image, and, at a right angle to it, from the mean safe
     item to the mean unsafe item."""
     mean = {
         (side, modality): items.of(side, modality).embeds.double().mean(dim=0) for side in SIDES for modality in MARKS

@@ -14,23 +14,23 @@ from ..suite import ModelEmbeddings
 
 PLACES = (("safe", "text"), ("unsafe", "text"), ("safe", "image"), ("unsafe", "image"))  # in the order of ITEM_COLUMNS
 TOP = 5
-UNSAFE_QUERIES, SAFE_QUERIES = 6, 2  # at most, of captions; half as many of pictures
+UNSAFE_QUERIES, SAFE_QUERIES = 6, 2  # at most, of captions; half as many of images
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A caption or a picture as the page shows it.
+    """A caption or an image as the page shows it.
 
     Attributes:
         side: `"safe"` or `"unsafe"`.
         text: the caption, or what stands in its place.
-        picture: a data URL, for a picture.
+        image: a data URL, for an image.
         counterpart: whether it is the query's own safe counterpart.
     """
 
     side: str
     text: str
-    picture: str | None = None
+    image: str | None = None
     counterpart: bool = False
 
 
@@ -69,7 +69,7 @@ class Viewer:
         items = self.items.of(side, modality)
         row = int(items.row[index])
         hidden = not self.show_unsafe and int(items.ids[index]) in self.hidden[modality]
-        cells, kind = self.rows[row], "caption" if modality == "text" else "picture"
+        cells, kind = self.rows[row], "caption" if modality == "text" else "image"
         source = self.items.layout.source[row]
         columns = {
             place: cells[ITEM_COLUMNS[number]]
@@ -82,8 +82,8 @@ class Viewer:
             text = f"{side} {kind} hidden, row {self.numbers[row]}{category}"
         if modality == "text":
             return Shown(side, text, None, counterpart)
-        picture = open_image(columns[side, "image"], self.numbers[row], f"{side}_image")
-        return Shown(side, text, data_url(picture, hidden), counterpart)
+        image = open_image(columns[side, "image"], self.numbers[row], f"{side}_image")
+        return Shown(side, text, data_url(image, hidden), counterpart)
 
 
 def choose_rows(categories: list[str], most: int) -> list[int]:
@@ -98,7 +98,7 @@ def choose_rows(categories: list[str], most: int) -> list[int]:
 
 
 def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, show_unsafe: bool) -> list[Strip]:
-    """First results from the mixed pool for a few captions and pictures, by every model."""
+    """First results from the mixed pool for a few captions and images, by every model."""
     viewer = Viewer(data, split, next(iter(made.values())), show_unsafe)
     shown = []
     for modality, share in (("text", 1), ("image", 2)):
@@ -115,7 +115,7 @@ def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, s
                     for role, each in made.items()
                 }
                 category = categories[query]
-                kind = "caption" if modality == "text" else "picture"
+                kind = "caption" if modality == "text" else "image"
                 title = f"{side} {kind}" + (f" · {category}" if category and side == "unsafe" else "")
                 shown.append(Strip(title, viewer.show(side, modality, query), results))
     return shown

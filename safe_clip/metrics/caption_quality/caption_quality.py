@@ -9,7 +9,7 @@ import evaluate
 import torch
 
 from safe_clip.errors import UserError, first_line
-from safe_clip.metrics.direct import DirectCompute
+from safe_clip.metrics.array_metric import ArrayMetric
 
 _DESCRIPTION = """
 The figures of merit by which captions of COCO are compared, by the scorer that the field uses, pycocoevalcap: BLEU-1 to
@@ -65,12 +65,12 @@ DROPPED = {"'", '"', "`", "``", "''", ".", "?", "!", ",", ":", "-", "--", "...",
 
 
 def words(caption: str) -> str:
-    """A caption's words as the scorers want them: in lower case, with one space between them."""
+    """A caption's words as the scorers require them: in lower case, with one space between them."""
     found = WORDS.findall(CLITICS.sub(" ", caption.lower().translate(PLAIN)))
     return " ".join(BRACKETS.get(word, word) for word in found if word not in DROPPED)
 
 
-class CaptionQuality(DirectCompute, evaluate.Metric):
+class CaptionQuality(ArrayMetric, evaluate.Metric):
     """BLEU, ROUGE-L, CIDEr and METEOR of captions."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -120,7 +120,7 @@ def _score(wanted: dict[int, list[str]], written: dict[int, list[str]]) -> dict[
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
-        raise UserError("the scores of captions want pycocoevalcap: pip install 'safe-clip[generation]'.") from error
+        raise UserError("the scores of captions require pycocoevalcap: pip install 'safe-clip[generation]'.") from error
     bleu = zip(*Bleu(4).compute_score(wanted, written, verbose=0), strict=True)
     scores = {f"bleu_{length}": pair for length, pair in enumerate(bleu, 1)}
     return {
@@ -134,7 +134,7 @@ def _meteor(wanted: dict[int, list[str]], written: dict[int, list[str]]) -> tupl
     from pycocoevalcap.meteor.meteor import Meteor
 
     if not shutil.which("java"):
-        raise UserError("METEOR wants Java, and no `java` is found: install it, or pass meteor=False.")
+        raise UserError("METEOR requires Java, and no `java` is found: install it, or pass meteor=False.")
     scorer, failure = Meteor(), None
     try:
         scores = scorer.compute_score(wanted, written)

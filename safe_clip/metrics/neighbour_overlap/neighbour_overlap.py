@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 import torch
 
-from safe_clip.metrics.direct import DirectCompute
+from safe_clip.metrics.array_metric import ArrayMetric
 from safe_clip.metrics.ranking import shared_neighbours
 from safe_clip.metrics.tensors import as_embeddings
 
@@ -39,7 +39,7 @@ _CITATION = """
 """
 
 
-class NeighbourOverlap(DirectCompute, evaluate.Metric):
+class NeighbourOverlap(ArrayMetric, evaluate.Metric):
     """Jaccard overlap of nearest neighbours."""
 
     def _info(self) -> evaluate.MetricInfo:

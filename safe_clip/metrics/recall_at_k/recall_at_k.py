@@ -7,13 +7,13 @@ import evaluate
 import numpy as np
 import torch
 
-from safe_clip.metrics.direct import DirectCompute
+from safe_clip.metrics.array_metric import ArrayMetric
 from safe_clip.metrics.ranking import ExactIndex, first_right
 from safe_clip.metrics.tensors import as_embeddings
 
 _DESCRIPTION = """
 Share of queries that find a right item among the first k of a gallery, ranked by cosine, and the median rank of the
-first right item. Several items may be right for a query, as where a picture has five captions or two pictures the same
+first right item. Several items may be right for a query, as where an image has five captions or two images the same
 one: the first of them counts. Ties are broken by chance, so that a constant embedding scores what guessing would.
 Exact, in chunks of queries.
 """
@@ -45,7 +45,7 @@ _CITATION = """
 """
 
 
-class RecallAtK(DirectCompute, evaluate.Metric):
+class RecallAtK(ArrayMetric, evaluate.Metric):
     """Recall@k and median rank of the first right item."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 import torch
 
-from safe_clip.metrics.direct import DirectCompute
+from safe_clip.metrics.array_metric import ArrayMetric
 from safe_clip.metrics.ranking import ExactIndex, safe_share
 from safe_clip.metrics.tensors import as_embeddings
 
@@ -45,7 +45,7 @@ _CITATION = """
 """
 
 
-class SafeRate(DirectCompute, evaluate.Metric):
+class SafeRate(ArrayMetric, evaluate.Metric):
     """Share of safe items among the first k results."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,7 +1,7 @@
 """A shorter way into an `evaluate` module."""
 
 
-class DirectCompute:
+class ArrayMetric:
     """Lets a metric compute on whole arrays as they are.
 
     `EvaluationModule.compute` writes its inputs to an Arrow table first, float by float, which for embeddings takes

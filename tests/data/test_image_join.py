@@ -1,4 +1,4 @@
-"""Data sets as the world has them: their own columns, and pictures that lie elsewhere."""
+"""Data sets as the world has them: their own columns, and images that lie elsewhere."""
 
 import json
 import tarfile
@@ -18,7 +18,7 @@ COCO_IDS = [139, 285, 632, 724, 776, 785]
 
 @pytest.fixture
 def world():
-    """Captions, and pictures, of a few quadruplets."""
+    """Captions, and images, of a few quadruplets."""
     return make_rows(COUNT)
 
 
@@ -47,19 +47,19 @@ def check(rows, world) -> None:
 
 
 def coco(folder, world, year: str) -> None:
-    for index, (number, picture) in enumerate(zip(COCO_IDS, world["safe_image"], strict=True)):
+    for index, (number, image) in enumerate(zip(COCO_IDS, world["safe_image"], strict=True)):
         split = "train" if index % 2 else "val"
         name = f"COCO_{split}2014_{number:012}.png" if year == "2014" else f"{number:012}.png"
         (folder / f"{split}{year}").mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{split}{year}" / name)
+        image.save(folder / f"{split}{year}" / name)
     (folder / "annotations.json").write_text("{}")
 
 
 def generated(folder, world) -> None:
-    """Pictures by number and seed; the first seed is that of the world."""
-    for index, picture in enumerate(world["unsafe_image"]):
+    """Images by number and seed; the first seed is that of the world."""
+    for index, image in enumerate(world["unsafe_image"]):
         folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{100 + index}_1234.png")
+        image.save(folder / f"{100 + index}_1234.png")
         world["safe_image"][0].save(folder / f"{100 + index}_1999.png")
 
 
@@ -72,7 +72,7 @@ def zipped(folder):
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
 @pytest.mark.parametrize("archive", [False, True], ids=["folder", "zip"])
-def test_visu_text_joined_to_coco_and_to_generated_pictures(year, archive, world, tmp_path, caplog):
+def test_visu_text_joined_to_coco_and_to_generated_images(year, archive, world, tmp_path, caplog):
     coco(tmp_path / "coco", world, year)
     generated(tmp_path / "made", world)
     Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
@@ -87,12 +87,12 @@ def test_visu_text_joined_to_coco_and_to_generated_pictures(year, archive, world
     )
 
 
-def test_nsfwcaps_with_pictures_by_the_names_of_their_addresses(world, tmp_path):
+def test_nsfwcaps_with_images_by_the_names_of_their_addresses(world, tmp_path):
     stems = ["0013ea2087020901", "00a7", "7", "000b", "ffff01", "c0ffee"]  # of which none is a number but one
     for column in ("safe_image", "unsafe_image"):
         (tmp_path / column).mkdir()
-        for stem, picture in zip(stems, world[column], strict=True):
-            picture.save(tmp_path / column / f"{stem}.png")
+        for stem, image in zip(stems, world[column], strict=True):
+            image.save(tmp_path / column / f"{stem}.png")
     lines = [
         {
             "image_coco_url": f"https://s3.amazonaws.com/nocaps/val/{stem}.jpg?x=1",
@@ -109,7 +109,7 @@ def test_nsfwcaps_with_pictures_by_the_names_of_their_addresses(world, tmp_path)
 
 def test_files_of_a_mac_links_and_other_years_are_no_matter(world, tmp_path):
     coco(tmp_path / "real", world, "2017")
-    coco(tmp_path / "real", world, "2014")  # the same pictures under other names
+    coco(tmp_path / "real", world, "2014")  # the same images under other names
     generated(tmp_path / "made", world)
     for folder in ("__MACOSX/val2017", "val2017"):
         (tmp_path / "real" / folder).mkdir(parents=True, exist_ok=True)
@@ -121,10 +121,10 @@ def test_files_of_a_mac_links_and_other_years_are_no_matter(world, tmp_path):
     for safe in (tmp_path / "coco", zipped(tmp_path / "real")):
         places = {"safe_images": str(safe), "unsafe_images": str(tmp_path / "made")}
         check(load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, **places)["train"], world)
-    # A mask of the same number is another picture.
+    # A mask of the same number is another image.
     (tmp_path / "real" / "masks").mkdir()
     (tmp_path / "real" / "masks" / "000000000139.png").write_bytes(b"another")
-    with pytest.raises(UserError, match=r"holds two pictures for 139: .*\.png and .*\.png\. Name the folder"):
+    with pytest.raises(UserError, match=r"holds two images for 139: .*\.png and .*\.png\. Name the folder"):
         load_quadruplets(str(tmp_path / "train.parquet"), safe_images=str(tmp_path / "coco"))
 
 
@@ -139,7 +139,7 @@ def test_an_empty_number_costs_its_row_alone(world, tmp_path):
     places = {
         "safe_images": str(tmp_path / "coco"),
         "unsafe_images": str(tmp_path / "made"),
-        "missing_pictures": "skip",
+        "missing_images": "skip",
     }
     rows = QuadrupletRows(load_quadruplets(str(tmp_path / "rows.csv"), hold_out=False, **places)["train"])
     assert len(rows) == COUNT - 1
@@ -148,7 +148,7 @@ def test_an_empty_number_costs_its_row_alone(world, tmp_path):
         rows[0]
 
 
-def test_splits_that_nobody_wants_may_lack_anything(world, tmp_path):
+def test_splits_that_nobody_require_may_lack_anything(world, tmp_path):
     from safe_clip.evaluation.data import load_evaluation_data
 
     quadruplets = Dataset.from_dict(world)
@@ -167,8 +167,8 @@ def test_files_of_captions_and_paths(kind, world, tmp_path):
         (tmp_path / column).mkdir()
         table[column] = [f"{column}/{index}.png" for index in range(COUNT)]
         table[column][0] = str(tmp_path / column / "0.png")  # paths from the root stay
-        for path, picture in zip(table[column], world[column], strict=True):
-            picture.save(tmp_path / path)
+        for path, image in zip(table[column], world[column], strict=True):
+            image.save(tmp_path / path)
     rows, file = Dataset.from_dict(table), tmp_path / f"rows.{kind}"
     if kind in ("csv", "tsv"):
         rows.to_csv(file, sep="\t" if kind == "tsv" else ",")
@@ -209,17 +209,17 @@ def test_an_imagefolder_with_metadata(world, tmp_path):
     check(load_quadruplets(str(tmp_path), hold_out=False)["train"], world)
 
 
-def test_rows_without_a_picture_are_counted_and_named(world, tmp_path, caplog):
+def test_rows_without_an_image_are_counted_and_named(world, tmp_path, caplog):
     coco(tmp_path / "coco", world, "2017")
     generated(tmp_path / "made", world)
     (tmp_path / "coco" / "val2017" / "000000000139.png").unlink()
     Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
     places = {"safe_images": str(tmp_path / "coco"), "unsafe_images": str(tmp_path / "made"), "hold_out": False}
     name = str(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"1 of 6 rows have no picture in --safe_images .*, such as 139\. Add"):
+    with pytest.raises(UserError, match=r"1 of 6 rows have no image in --safe_images .*, such as 139\. Add"):
         load_quadruplets(name, **places)
-    rows = load_quadruplets(name, **places, missing_pictures="skip")["train"]
-    assert rows["coco_id"] == COCO_IDS[1:] and "left out 1 of 6 rows, which have no picture in" in caplog.text
+    rows = load_quadruplets(name, **places, missing_images="skip")["train"]
+    assert rows["coco_id"] == COCO_IDS[1:] and "left out 1 of 6 rows, which have no image in" in caplog.text
     assert QuadrupletRows(rows)[0]["unsafe_image"].tobytes() == world["unsafe_image"][1].tobytes()
 
 
@@ -227,13 +227,13 @@ def test_rows_without_a_picture_are_counted_and_named(world, tmp_path, caplog):
     ("places", "message"),
     [
         ({"safe_images": "nowhere"}, "--safe_images nowhere is neither a folder nor a zip"),
-        ({"safe_images": "empty"}, "--safe_images .*empty holds no picture"),
+        ({"safe_images": "empty"}, "--safe_images .*empty holds no image"),
         ({"safe_images": "broken.zip"}, "--safe_images .* is neither a folder nor a zip"),
-        ({"safe_images": "other"}, r"6 of 6 rows have no picture in --safe_images .*other, such as 139, 285,"),
-        ({"unsafe_images": "other"}, r"6 of 6 rows have no picture in --unsafe_images .*, such as 100, 101,"),
+        ({"safe_images": "other"}, r"6 of 6 rows have no image in --safe_images .*other, such as 139, 285,"),
+        ({"unsafe_images": "other"}, r"6 of 6 rows have no image in --unsafe_images .*, such as 100, 101,"),
     ],
 )
-def test_pictures_that_are_not_there(places, message, world, tmp_path):
+def test_images_that_are_not_there(places, message, world, tmp_path):
     for folder in ("empty", "other"):
         (tmp_path / folder).mkdir()
     world["safe_image"][0].save(tmp_path / "other" / "999.png")
@@ -241,14 +241,14 @@ def test_pictures_that_are_not_there(places, message, world, tmp_path):
     Dataset.from_dict(visu(world)).to_parquet(tmp_path / "train.parquet")
     places = {name: str(tmp_path / place) if place != "nowhere" else place for name, place in places.items()}
     with pytest.raises(UserError, match=message):
-        load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, missing_pictures="skip", **places)
+        load_quadruplets(str(tmp_path / "train.parquet"), hold_out=False, missing_images="skip", **places)
 
 
-def test_pictures_want_a_number_to_be_found_by(world, tmp_path):
+def test_images_require_a_number_to_be_found_by(world, tmp_path):
     (tmp_path / "pictures").mkdir()
     Dataset.from_dict({"safe": ["a"], "nsfw": ["b"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(
-        UserError, match="wants the column coco_id or image_id or image_coco_url, of which split 'train'"
+        UserError, match="requires the column coco_id or image_id or image_coco_url, of which split 'train'"
     ):
         load_quadruplets(str(tmp_path / "train.parquet"), safe_images=str(tmp_path / "pictures"))
 
