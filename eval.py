@@ -47,7 +47,7 @@ class EvaluationArguments(DataArguments):
     baseline: str | None = field(default=None, metadata={"help": "The original model, to compare with."})
     baseline_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     strength: float = field(
-        default=1.0, metadata={"help": "Measure the model drawn back towards the baseline, which is 0; 1 is all of it."}
+        default=1.0, metadata={"help": "Measure weights interpolated between the baseline (0) and the model (1)."}
     )
     sweep: str | None = field(
         default=None,
@@ -89,7 +89,7 @@ class EvaluationArguments(DataArguments):
     max_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Rows of each split and set, for a quick look; of generation, 100 of the bundled demo by default."
+            "help": "At most so many rows of each split and set; all by default, 100 for generation on the demo."
         },
     )
     show_unsafe: bool = field(
@@ -107,7 +107,7 @@ class EvaluationArguments(DataArguments):
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Write also where others wrote files of these names; replaced/ keeps those."},
+        metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
     )
 
     RANGES: ClassVar[dict[str, Range]] = {

@@ -6,7 +6,7 @@
 Two small judges, no CLIPs, learn to tell safe from unsafe on fresh scenes that no split has: a ResNet of images and
 a DistilBERT of captions. Then one row in five of `train` is made wrong: the item of the unsafe side is replaced by a
 safe one, as by a generator that failed, or the two sides are swapped; the caption, the image, or both. The audit
-command judges the rows, and train.py trains with configs/demo.yaml's settings, the terms over states left out, on the
+command judges the rows, and train.py trains with configs/demo.yaml's settings, the hidden-state terms left out, on the
 clean rows, on the wrong ones, and on the wrong ones with the audit's labels; `test` is the clean one in each. It takes
 five minutes on one core before the first training. Data and runs are kept under runs/ and not made again while the
 code stays as it is.

@@ -6,7 +6,7 @@
 Tuning reads `validation` alone: each objective is trained at each learning rate of `RATES` for
 `TUNING_STEPS` steps, and the rate with the best mean of the six figures that training logs is kept.
 The runs of the table then differ in the objective and that rate only; every other setting is
-configs/demo.yaml's, which were chosen for safe_ranking, and the terms over states, which are for generators, and which
+configs/demo.yaml's, which were chosen for safe_ranking, and the hidden-state terms, which are for generators, and which
 only the default has, are switched off. Two baselines need no training of their own:
 weights between the base and the paper's objective (how far is chosen on `validation` too), and a
 linear erasure of what tells unsafe from safe embeddings. Ablations leave one part of the default
@@ -39,7 +39,7 @@ SPLITS = ("test", "held_out_concepts", "held_out_style")
 
 
 def weighted(**weights: float) -> list[str]:
-    """Flags that set weights of the loss, and switch the terms over states off, which are for generators."""
+    """Flags that set weights of the loss, and switch the hidden-state terms off, which are for generators."""
     return ["--loss_weights", json.dumps(NO_STATES | weights)]
 
 

@@ -17,8 +17,8 @@ out.
 - bare loop: a loop in PyTorch with the arithmetic of the trainer's defaults, loading of batches included, and nothing
   else.
 
-With `--states`, the default objective too, whose terms over states require captions of full length and a forward of the
-original at every step, and the same without these terms.
+With `--states`, the default objective too, whose hidden-state terms require captions of full length and a forward of
+the original at every step, and the same without these terms.
 
 With `--ways`, what is named alone, each way by itself: what it takes of a step, quadruplets a second, the most memory
 that PyTorch held, and, on a GPU, how often a step waits for the device and in which lines (of `--syncs` further steps,

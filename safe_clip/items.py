@@ -1,7 +1,7 @@
 """Embedded items, one type for training and evaluation.
 
-Items are packed: one that is not there is not in a tensor. Which rows they belong to is known on the CPU, so that
-finding what belongs together never waits for a device.
+Items are packed: tensors hold no placeholder for a missing item. The row indices of the items are kept on the CPU, so
+that matching items of the same row never synchronizes with the GPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +22,8 @@ class Layout:
 
     Attributes:
         present: which of `ITEMS` each has; B x 4 booleans.
-        relabelled: whether it is made of items of an unsafe side that turned out harmless; B booleans.
-        half_unsafe: whether one item of its unsafe side did so, and the other did not; B booleans.
+        relabelled: whether it consists of unsafe-side items that are labelled safe; B booleans.
+        half_unsafe: whether exactly one item of its unsafe side is labelled safe; B booleans.
     """
 
     present: np.ndarray
@@ -95,7 +95,7 @@ class ItemBatch:
         return self if len(kept) == len(self) else ItemBatch(self.embeds[to(kept, self.embeds)], self.row[kept])
 
     def take(self, rows: Tensor) -> "ItemBatch":
-        """The items of some rows, which are numbered anew in this order and may be named several times."""
+        """The items of the given rows, renumbered from 0 in this order; a row may be given several times."""
         place = torch.full((1 + max((int(each.max()) for each in (rows, self.row) if len(each)), default=0),), -1)
         place[self.row] = torch.arange(len(self))
         found = place[rows]
@@ -135,13 +135,13 @@ class Quadruplets:
         hidden_states: Mapping[str, tuple[Tensor, ...]] | None = None,
         sides: Sequence[str] = SIDES,
     ) -> "Quadruplets":
-        """Those of what a model makes of a batch.
+        """Splits the output of a CLIP for one batch into the four kinds of items.
 
         Args:
-            text, image: of all items of a modality that there are, first those of the safe side; `None` for none.
+            text, image: embeddings of the batch's captions and images, the safe side first; `None` for none.
             layout: which quadruplets have which items.
-            hidden_states: by modality, likewise.
-            sides: those that were embedded.
+            hidden_states: by modality, the hidden states of each layer, in the same order.
+            sides: the sides that were embedded.
         """
         like = image if text is None else text
         made = {item: ItemBatch(like[:0], torch.arange(0)) for item in ITEMS}
@@ -192,11 +192,11 @@ class Quadruplets:
 
 
 def to(index: Tensor, like: Tensor) -> Tensor:
-    """An index on the device of a tensor, which is not waited for."""
+    """Copies an index to the device of `like`, without waiting for the copy."""
     return index.to(like.device, non_blocking=True)
 
 
 def pairs(a: ItemBatch, b: ItemBatch) -> tuple[Tensor, Tensor]:
-    """Indices into two kinds of items of those that belong to the same rows, in the order of rows; int64 on the CPU."""
+    """Indices into `a` and into `b` of the items that share a row, in the order of rows; int64 on the CPU."""
     _, first, second = np.intersect1d(a.row.numpy(), b.row.numpy(), assume_unique=True, return_indices=True)
     return torch.from_numpy(first), torch.from_numpy(second)

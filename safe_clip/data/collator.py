@@ -22,7 +22,7 @@ class QuadrupletCollator:
 
     Captions are padded to the longest of the batch, not to the text encoder's maximum: CLIP's
     attention is causal and its pooled token precedes the padding, so the embedding is the same.
-    Families that read the padding too get a `multiple` of `max_length`.
+    For models whose text encoder also attends to padding, set `multiple` to `max_length`.
 
     Args:
         processor: the model's processor.
@@ -30,9 +30,10 @@ class QuadrupletCollator:
         multiple: lengths are made multiples of this (or `max_length`), so that there are few of them.
 
     Returns:
-        `row` (B integers), where the rows have numbers; `layout`, a `Layout` of which items each has; `input_ids` and
-        `attention_mask` (T x length) of the T captions that there are, first those of the safe side;
-        `pixel_values` (P x 3 x height x width) of the P images likewise. What there are none of is left out.
+        A dictionary of `row` (B row indices, if all rows have one), `layout` (the `Layout` of the batch), `input_ids`
+        and `attention_mask` (T x length) of the T captions of the batch, safe ones first, and `pixel_values`
+        (P x 3 x height x width) of the P images, safe ones first. Tensors of captions or images are left out if there
+        are none.
     """
 
     processor: ProcessorMixin
@@ -93,8 +94,8 @@ def model_inputs(batch: dict[str, Any], safe_only: bool = False) -> dict[str, Te
 
 
 def item_ids(batch: dict[str, Any]) -> Tensor:
-    """Numbers that are equal where the items of a batch are: B x 4 int64, in the order of `ITEMS`, 0 for none.
-    Captions that are the same once cut count as the same."""
+    """Content ids of the items of a batch, equal for identical items: B x 4 int64, in the order of `ITEMS`, 0 for a
+    missing item. Captions are compared after truncation."""
     there = torch.from_numpy(batch["layout"].present.T)
     ids = torch.zeros(there.shape, dtype=torch.int64)
     captions = [

@@ -1,4 +1,4 @@
-"""Protocol 5: the shape of the embedding space, where damage shows that retrieval hides."""
+"""Protocol 5: the geometry of the embedding space, which shows changes that retrieval does not."""
 
 import torch
 from torch import Tensor

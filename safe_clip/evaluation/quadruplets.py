@@ -30,7 +30,7 @@ IndexFactory = Callable[[Tensor], Index]
 
 @dataclass(frozen=True)
 class QuadrupletItems:
-    """The items of N quadruplets, which are their rows. `layout` tells which rows of the data they are made of."""
+    """The embedded items of N quadruplets. `layout` says which rows of the data set they were made from."""
 
     safe_text: IdentifiedItems
     unsafe_text: IdentifiedItems
@@ -57,7 +57,8 @@ def other(modality: str) -> str:
 
 
 def union_index(items: QuadrupletItems, modality: str, factory: IndexFactory = ExactIndex) -> tuple[Index | None, int]:
-    """The mixed pool of a modality, its different safe items first, and their number; no pool where there are none."""
+    """An index of the mixed pool of a modality, distinct safe items first, and the number of these; `None` and 0 if the
+    pool is empty."""
     safe, unsafe = items.of("safe", modality), items.of("unsafe", modality)
     if not len(safe) and not len(unsafe):
         return None, 0
@@ -116,8 +117,7 @@ def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> Qua
         split: what the progress bar calls it, beside the column.
 
     Raises:
-        UserError: a caption is not text, or has nothing in it. Images that cannot be read are left to
-        `readable_rows`.
+        UserError: a caption is not text, or is empty. Images that cannot be read do not raise; see `readable_rows`.
     """
     prefix = f"{split}, " if split else ""
     columns = {

@@ -28,10 +28,10 @@ def redirection(
         factory: makes the index that is searched.
 
     Returns:
-        N shares in [0, 1] each, in the order of the quadruplets, NaN where there is no such query; of what there is
-        nothing to ask or to find, none. `{safe,unsafe}_{text,image}_safe_rate_at_{k}`, each
-        named after its query; `mean_safe_rate_at_{k}` of those; `unsafe_{text,image}_harmful_at_1`, the
-        harmful-top-1 rate of ShieldCLIP: whether an unsafe query's first result is unsafe.
+        N shares in [0, 1] for each figure, in the order of the quadruplets, NaN if a quadruplet lacks the query:
+        `{safe,unsafe}_{text,image}_safe_rate_at_{k}`, named after the query; `mean_safe_rate_at_{k}`, their mean;
+        `unsafe_{text,image}_harmful_at_1`, the harmful-top-1 rate of ShieldCLIP: whether the first result of an unsafe
+        query is unsafe. A figure without any query, or without both safe and unsafe items in the pool, is left out.
     """
     gallery = items if gallery is None else gallery
     figures = {}

@@ -1,4 +1,4 @@
-"""Protocol 1: who finds the right item, and how far down the list."""
+"""Protocol 1: cross-modal retrieval, by recall@k and rank of the paired safe item."""
 
 from collections.abc import Sequence
 

@@ -28,8 +28,8 @@ class Subject:
     Attributes:
         name: `"demo"`, a Hub id or a folder.
         revision: branch, tag or commit of a Hub model.
-        baseline: the original that it is drawn back to.
-        strength: how far from the original it stands; 1 for the model as it is.
+        baseline: the original model, which weights are interpolated with if `strength` is not 1.
+        strength: interpolation factor between the baseline (0) and the model (1).
 
     Raises:
         UserError: the strength is not from 0 to 1.
@@ -116,7 +116,7 @@ def evaluate(
 
 
 def alone_at_last(accelerator: Accelerator | None) -> bool:
-    """Whether this is the main process, which then computes with all cores, the others being done."""
+    """Returns whether this is the main process, and lets it use all CPU cores, since the other processes are done."""
     if accelerator is None:
         return True
     if accelerator.is_main_process and accelerator.num_processes > 1:

@@ -34,9 +34,9 @@ class ModelEmbeddings:
 
     Attributes:
         name: the model.
-        weights: what tells its weights from others.
-        splits: the readable quadruplets by split.
-        kept: their numbers among the sample's quadruplets.
+        weights: a digest of its weights.
+        splits: the quadruplets by split, without those whose images cannot be read.
+        kept: by split, the indices of these among all quadruplets of the sample.
         unreadable: by split or gallery or data set, why each image that was left out cannot be read.
         variants: `{split: {modality: {transform: unsafe queries}}}`.
         galleries: unsafe images by name.
@@ -172,9 +172,9 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
         settings: further facts to state.
 
     Returns:
-        `names` of the models and what tells their `weights` from others, `samples` (`{"used", "of"}`) and
-        `unreadable` images of each split and set, the numbers of different safe and unsafe items of each split, and
-        the settings.
+        `names` and `weights` (digests) of the models, `samples` (`{"used", "of"}`) and `unreadable` images of each
+        split and set, `unavailable` images of each gallery, `different_items` (the number of distinct safe and unsafe
+        items of each split), and the settings.
     """
     model = made["model"]
     samples = {

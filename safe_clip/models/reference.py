@@ -1,4 +1,4 @@
-"""What the frozen original says of captions and images."""
+"""The frozen original model, as the reference of training."""
 
 import copy
 from collections.abc import Iterator

@@ -19,12 +19,12 @@ from .hidden_states import HIDDEN_STATE_NEEDS, nearest_state_distance, relative_
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """A term of an objective, or a part of one: the mean of a loss over rows.
+    """A loss term, or one summand of it, as a mean over rows that can be computed a few rows at a time.
 
     Attributes:
-        row: the rows that have the items it is over; N int64 on the CPU.
-        losses: gives the losses of P of these rows, whose positions among the N it is called with (P int64, on the
-            device). What a row is contrasted with are all N rows still.
+        row: indices of the N rows of the batch that have the items the term needs; int64 on the CPU.
+        losses: a function from P positions in `row` (int64, on the device) to the P losses of these rows. The negatives
+            of a contrastive loss are all N rows, however few positions are given.
     """
 
     row: Tensor
@@ -92,8 +92,8 @@ def contrastive_term(trained: ItemBatch, target: ItemBatch, logit_scale: float) 
 def hidden_state_terms(trained: Quadruplets, original: Quadruplets) -> dict[str, Mean]:
     """The terms over hidden states, which no objective needs to define; of items that have no hidden states, none.
 
-    A patch's position means something: there, the counterpart's own state is the target, or, as far as the unsafe image
-    does not tell it, the mean of what it may be. Of captions it is the nearest of the counterpart's.
+    For images, the target of a patch is the hidden state of its safe counterpart at the same position. For captions,
+    whose words move, the target of a token of an unsafe caption is the nearest hidden state of its safe counterpart.
     """
     terms = {}
     for name, items in HIDDEN_STATE_NEEDS.items():
@@ -137,7 +137,7 @@ class Objective(nn.Module):
     STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0)
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
     COHERENCE: ClassVar[tuple[str, ...]] = ()  # terms over unsafe items alone, which redirect nothing
-    # What the trainer has to bring along.
+    # What the trainer has to provide in the `Reference`.
     reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
     anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them
 
@@ -174,11 +174,11 @@ class Objective(nn.Module):
 
     @property
     def redirecting(self) -> list[str]:
-        """The terms with a weight that redirect: those that a row without its unsafe items has less of."""
+        """The weighted terms that redirect: those that a quadruplet loses if its unsafe items are removed."""
         one = Layout.whole(1).present
         captions, images = one & [True, True, False, False], one & [False, False, True, True]
         found = []
-        for present in (one, captions, images):  # some terms stand in where there is one modality
+        for present in (one, captions, images):  # some terms are only computed for data of a single modality
             layout = Layout.of(present)
             whole, without = self.term_counts(layout), self.term_counts(_without_unsafe(layout))
             found += [name for name, count in whole.items() if count > without[name]]
@@ -190,10 +190,10 @@ class Objective(nn.Module):
         return {name: int(having.sum()) for name, having in rows.items() if self.weights[name]}
 
     def term_rows(self, layout: Layout) -> dict[str, int]:
-        """As `term_counts`.
+        """As `term_counts`, but checks that something is redirected.
 
         Raises:
-            UserError: none has those of a term that redirects, though some such term has a weight.
+            UserError: the objective has weighted redirection terms, and no row has the items of any of them.
         """
         found, without = self.term_counts(layout), self.term_counts(_without_unsafe(layout))
         redirecting = self.redirecting
@@ -210,8 +210,8 @@ class Objective(nn.Module):
             "safe ones. Name their columns with --column_mapping, or, where labels call all items safe, mend these."
         )
 
-    def unfed(self, layout: Layout) -> list[str]:
-        """The terms with a weight whose items whole rows would have, but no row of a whole data set does."""
+    def terms_without_rows(self, layout: Layout) -> list[str]:
+        """The weighted terms that a complete quadruplet has the items of, but no row of this data set does."""
         found, whole = self.term_counts(layout), self.term_counts(Layout.whole(1))
         return [name for name, rows in found.items() if not rows and whole[name]]
 
@@ -253,8 +253,9 @@ class Objective(nn.Module):
         Args:
             means: as `means` gives them.
             device: of their tensors.
-            process, processes: where several have the same batch, which of them this is: each takes its share of rows.
-            at_once: rows of a chunk, so that the logits of no more have to be held; by default `max_queries` them.
+            process, processes: index of this process and number of processes that have the same batch; each computes
+                the losses of its share of the rows.
+            at_once: rows per chunk, which bounds the memory for logits; by default `max_queries(N)`.
 
         Yields:
             A term's name and a scalar in float32; all of a term's, by all processes, sum to its value.
@@ -311,7 +312,7 @@ def _without_unsafe(layout: Layout) -> Layout:
 
 
 def _exact(device: torch.device) -> torch.autocast:
-    """Logits of up to 100 have no business in half precision."""
+    """Switches autocast off, since logits of up to 100 lose too much precision in half precision."""
     return torch.autocast(device.type, enabled=False)
 
 

@@ -18,8 +18,9 @@ class Reference:
 
     Attributes:
         items: the safe items, embedded by the original; the unsafe ones too where the objective `reads_unsafe`.
-        anchors: by modality, the items of K safe pairs drawn from the training data, those of the batch not left out;
-            there where the objective has `anchors` and training has begun. Of data without any pair, single items.
+        anchors: by modality, the items of K safe pairs drawn from the training data, which may include pairs of the
+            batch; empty if the objective uses no anchors or there is no training data. Single items if the data has no
+            pairs.
         progress: share of training that is done, in [0, 1].
     """
 

@@ -7,7 +7,7 @@ LLaVA's projector at those of patches before the last layer. A loss of pooled em
 import torch
 from torch import Tensor
 
-# Of every objective: the terms over hidden states, and the items that a row needs to have part in them.
+# The hidden-state terms, which all objectives share, and the items that a row needs for each.
 HIDDEN_STATE_NEEDS = {
     "preservation_text_states": ("safe_text",),
     "preservation_image_states": ("safe_image",),
@@ -32,9 +32,9 @@ def relative_error(states: Tensor, original: Tensor) -> Tensor:
 def nearest_state_distance(states: Tensor, allowed: Tensor) -> Tensor:
     """How far states lie from the nearest of those that are allowed: a one-sided Chamfer distance.
 
-    An attention that reads the states of words does not ask for their order, and an unsafe caption has other positions
-    than its safe counterpart. So each state may go to whichever of the counterpart's is next to it: what both have in
-    common stays, and what only the unsafe one says becomes something that the safe one says too.
+    Cross-attention over tokens ignores their order, and the words of an unsafe caption stand at other positions than
+    those of its safe counterpart. So the target of each state is the nearest state of the counterpart: states of shared
+    words hardly change, and states of unsafe words move to those of some safe word.
 
     Args:
         states: N x length x width.

@@ -45,16 +45,16 @@ class SafeRankingLoss(Objective):
     | `redirection_text_states`    | see `hidden_states.py` | 60     |
     | `redirection_image_states`   | see `hidden_states.py` | 100    |
 
-    The last two cosines stand in for rankings where there is nothing to rank: captions alone, without any image, or
-    images without any caption. Elsewhere nothing pulls an unsafe item to where its safe counterpart lies, where safe
-    queries would find it. The terms over hidden states are for generators, and cost a forward of the original at every
-    step; for search alone they can be switched off. `docs/method.md` says what each part is good for.
+    The two `redirection_*_cosine` terms replace the rankings only where there is nothing to rank: data with captions
+    but no images, or images but no captions. Otherwise they are not computed, since an unsafe item that is pulled onto
+    its safe counterpart is found by safe queries. The `*_states` terms are over hidden states, which generators read;
+    they cost a forward pass of the original at every step, and can be switched off if the model is only used for
+    search. `docs/method.md` has an ablation of each part.
 
     Args:
         logit_scale: `S`; the trainer gives the original's own.
         weights: `{term: weight >= 0}` in place of the table's; a term of weight 0 is not computed.
-        anchors: `K`, safe pairs drawn for each batch, from 8,192 training rows or as many as that; 0 for the batch
-            alone.
+        anchors: `K`, the number of safe pairs drawn for each batch, from `max(8192, K)` training rows; 0 for none.
         unsafe_per_safe: `u`, above 0.
 
     Raises:

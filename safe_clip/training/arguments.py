@@ -62,7 +62,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             embedded one after the other, twice, and memory is that of one chunk.
         early_stopping_patience (`int`, *optional*):
             Stop after so many evaluations without an improvement of `metric_for_best_model`.
-            Wants an `eval_strategy` and `load_best_model_at_end`.
+            Requires an `eval_strategy` and `load_best_model_at_end`.
         output_dir (`str`, defaults to `"safe-clip"`):
             Where the trained model and the checkpoints are written.
         overwrite_output_dir (`bool`, defaults to `False`):

@@ -26,7 +26,7 @@ from ..models.load import check_processor, load_clip, load_processor
 from ..models.preparation import accept_sharding, lora_config, prepare_model, train_towers
 from ..objectives.base import Objective
 from .arguments import SafeCLIPTrainingArguments
-from .plan import warn_of_unfed
+from .plan import warn_of_terms_without_rows
 
 LENGTHS = 8  # of captions are multiples of this where each new one would have to be compiled
 FUNCTIONS = ("compute_metrics", "data_collator", "preprocess_logits_for_metrics")
@@ -173,7 +173,7 @@ def count_term_rows(objective: Objective, rows: Any, args: SafeCLIPTrainingArgum
         return None
     counts = objective.term_rows(rows.layout)
     if args.process_index == 0:
-        warn_of_unfed(objective, rows.layout, getattr(rows, "columns", None))
+        warn_of_terms_without_rows(objective, rows.layout, getattr(rows, "columns", None))
     return None if isinstance(rows, QuadrupletStream) else counts
 
 

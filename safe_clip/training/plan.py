@@ -101,7 +101,7 @@ def planned_steps(args: SafeCLIPTrainingArguments, count: int) -> int:
     return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / args.gradient_accumulation_steps)))
 
 
-def warn_of_unfed(objective: Objective, layout: Layout, columns: list[str] | None) -> None:
+def warn_of_terms_without_rows(objective: Objective, layout: Layout, columns: list[str] | None) -> None:
     """Says which terms no row of the training data has the items of, and what they lack.
 
     Args:
@@ -109,7 +109,7 @@ def warn_of_unfed(objective: Objective, layout: Layout, columns: list[str] | Non
         layout: of all the data.
         columns: of the data, where they are known.
     """
-    unfed = objective.unfed(layout)
+    unfed = objective.terms_without_rows(layout)
     if not unfed:
         return
     there = layout.present.any(axis=0).tolist()

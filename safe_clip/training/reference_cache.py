@@ -1,4 +1,4 @@
-"""What the frozen original says of the training rows, embedded once."""
+"""Embeddings of the training rows by the frozen original, computed once and cached."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from ..models.reference import FrozenReference
 from ..store.fingerprints import settings_of
 from ..store.tables import table_in_chunks
 
-WHOLE_CHUNK = 1 << 30  # bytes: training would go wrong by a single embedding that is damaged
+WHOLE_CHUNK = 1 << 30  # bytes up to which a cached chunk is checked whole: one damaged embedding would spoil training
 DESC = "Embedding the training rows by the original, once"
 
 
@@ -115,7 +115,7 @@ def embed_in_memory(
     workers: int,
     progress: bool,
 ) -> ReferenceTable:
-    """The table of rows that cannot be known again, or are few; every process embeds all of them."""
+    """Embeds rows that are few, or have no fingerprint to cache them by, into memory; every process embeds all rows."""
     with tqdm(total=len(rows), desc=DESC, disable=not progress) as bar:
         made = list(embedder.each(rows, collator, batch_size, workers, bar))
     return ReferenceTable({name: [batch[name] for batch in made] for name in embedder.names})
@@ -131,9 +131,8 @@ def embed_on_disk(
 ) -> ReferenceTable:
     """The table of a data set's rows, memory-mapped from the cache of `datasets`.
 
-    It is kept under a fingerprint of the original's weights and settings, the rows and the precision, and made in
-    chunks that processes share out among themselves; what is there already, of an earlier run or one that was
-    interrupted, is not made again.
+    The cache key is a fingerprint of the original's weights and settings, the rows and the precision. The table is
+    computed in chunks, which are divided among the processes; chunks of an earlier or interrupted run are reused.
 
     Raises:
         UserError: a row cannot be used.

@@ -20,19 +20,19 @@ from ..items import ITEMS, ItemBatch, Layout, Quadruplets
 from ..objectives.base import Objective, hidden_state_terms, row_counts
 from .targets import Targets
 
-CACHED = "cached"  # in a chunk's inputs, what is known of its step already
+CACHED = "cached"  # key of a chunk's inputs that holds its `CachedGradient`
 
 
 @dataclass(frozen=True)
 class CachedGradient:
-    """What the first pass over a step's chunks found out for one of them.
+    """Result, for one chunk, of the first pass over the chunks of a step (GradCache).
 
     Attributes:
-        loss: of the whole step.
-        gradients: of the loss with respect to the chunk's embeddings, in the order of `ITEMS`.
-        rows: of the whole step, how many each term over hidden states is over.
-        chunks: of the step.
-        random_state: before its forward, so that the second one drops the same.
+        loss: loss of the whole step.
+        gradients: gradients of the loss with respect to the chunk's embeddings, in the order of `ITEMS`.
+        rows: for each term, the number of rows of the whole step that it is a mean over.
+        chunks: number of chunks of the step.
+        random_state: random state before the chunk's forward pass, so that the second pass draws the same dropout.
     """
 
     loss: Tensor
@@ -79,7 +79,7 @@ class ContrastiveStep:
     def chunks(
         self, model: nn.Module, batches: Iterator, count: int, progress: float = 1.0, reader: "Reader | None" = None
     ) -> "Chunks":
-        """The batches of a step that is one contrastive batch, each for `loss`, with what is known of the whole step.
+        """The chunks of an optimizer step that share one contrastive batch, each to be passed to `loss`.
 
         Args:
             model: in training, through whatever wraps it.
@@ -93,7 +93,7 @@ class ContrastiveStep:
     def _chunks(
         self, model: nn.Module, batches: Iterator, count: int, progress: float, reader: "Reader"
     ) -> Iterator[dict[str, Any]]:
-        """Runs the first pass over the chunks of a step, then gives each with what was found out."""
+        """Runs the first pass over the chunks of a step, then yields each chunk with its `CachedGradient`."""
         model.train()
         kept, states, embeds, targets = [], [], [], []
         for _ in range(count):
@@ -164,7 +164,7 @@ class ContrastiveStep:
         return Quadruplets.of_sides(output.text_embeds, output.image_embeds, inputs["layout"], layers)
 
     def _hidden_state_loss(self, embeds: Quadruplets, inputs: dict[str, Any], rows: dict[str, int]) -> Tensor:
-        """What a chunk adds to the whole step's weighted terms over hidden states, of which no row needs another one's.
+        """A chunk's share of the step's hidden-state terms, which need no first pass as each row has a loss of its own.
 
         Args:
             embeds: the chunk's items by the trained model, with hidden states.
@@ -185,8 +185,8 @@ class ContrastiveStep:
         self, embeds: list[Quadruplets], targets: list[Quadruplets], progress: float
     ) -> tuple[Tensor, list[Tensor], dict[str, int]]:
         """The loss over the rows of all chunks and processes, its gradients with respect to this process's embeddings
-        (of its chunks one after the other, in the order of `ITEMS`), and how many rows each term over hidden states is
-        over.
+        (of its chunks one after the other, in the order of `ITEMS`), and the number of rows that
+        each term is a mean over.
 
         Args:
             embeds: of this process's chunks.
@@ -226,17 +226,18 @@ class ContrastiveStep:
         return loss, gradients, self.objective.term_counts(leaves.layout)
 
     def _loss_with(self, loss: Tensor, gradients: list[Tensor], embeds: Quadruplets, chunks: int = 1) -> Tensor:
-        """A tensor of the value of a loss, which backpropagates gradients of the embeddings that are known already."""
+        """A scalar that has the value of `loss` and whose backward pass sends `gradients` into the embeddings."""
         parts = [(gradient * items.embeds.float()).sum() for gradient, items in zip(gradients, embeds, strict=True)]
         # A trainer divides by the number of chunks, and gradients become a mean over processes.
         carrier = torch.stack(parts).sum() * self.accelerator.num_processes * chunks
         return loss + carrier - carrier.detach()
 
     def _note(self, mode: str, loss: Tensor, terms: dict[str, tuple[Tensor, float]]) -> None:
-        """Adds the means of terms, each over so many rows, to the next log.
+        """Accumulates the terms, given as pairs of their mean and number of rows, for the next log entry.
 
         Raises:
-            UserError: the loss is not finite, where the gradient would not tell.
+            UserError: the loss is not finite; checked only in evaluation and under a gradient scaler, since otherwise
+                `check_gradient` detects it.
         """
         values = {name: value.detach() for name, (value, _) in terms.items()}
         self._losses = [*self._losses, (loss.detach(), values)] if mode == "train" else [(loss.detach(), values)]
@@ -307,8 +308,8 @@ def gathered(items: Quadruplets, accelerator: Accelerator) -> tuple[Quadruplets,
 
 
 class Reader:
-    """Keeps what a chunk is made of again: the numbers of its rows where reading is fast and always the same, else its
-    inputs on the CPU.
+    """Stores a chunk between the two passes: its row indices if reading them again is fast and deterministic, otherwise
+    its inputs on the CPU.
 
     Args:
         rows, collator: what the chunks are read from; without them, their inputs are kept.

@@ -1,4 +1,4 @@
-"""What the terms of an objective compare a batch with."""
+"""Targets of the loss: the frozen original's embeddings of each batch, and the anchors."""
 
 import copy
 from collections.abc import Sequence
@@ -21,16 +21,15 @@ from ..models.reference import FrozenReference
 from ..objectives.base import Objective, Reference
 from .reference_cache import ReferenceEmbedder, ReferenceTable, embed_in_memory, embed_on_disk
 
-ANCHOR_ROWS = (
-    8192  # of the training data, evenly spread, which anchors are drawn from, if the objective does not ask for more
-)
+# Number of evenly spaced training rows that anchors are drawn from; more if the objective asks for more anchors.
+ANCHOR_ROWS = 8192
 
 
 class Targets:
     """Gives each batch the original's embeddings of its items and the anchors that its objective asks for.
 
-    Training rows that are numbered are embedded once, before training, since the original never changes; others, and
-    those of evaluation, when they come.
+    The original never changes, so training rows with an index are embedded once, before training. Rows of a stream and
+    evaluation rows are embedded batch by batch.
 
     Args:
         reference: the frozen original.
@@ -74,7 +73,7 @@ class Targets:
             batch_size: rows at a time.
             workers: processes that read images.
             progress: show a bar.
-            cache: embed all of them, once; else anchors alone. A stream's rows have no numbers to find them by.
+            cache: embed all rows once; otherwise only the anchors. Ignored for a stream, whose rows have no index.
 
         Raises:
             UserError: a row cannot be used.
@@ -86,7 +85,8 @@ class Targets:
         self.table = None
         if cache and not streamed:
             known = rows.layout is not None and type(collator) is QuadrupletCollator
-            make = embed_on_disk if known else embed_in_memory  # whose rows or tensors nothing can be known again by
+            # Without a layout, or with a collator of the user's own, there is no fingerprint to name a cache file by.
+            make = embed_on_disk if known else embed_in_memory
             self.table = make(self.embed, rows, *how)
         if self.anchors != 0:
             if self.table is not None:
@@ -137,8 +137,8 @@ class Targets:
         return self.embed(inputs)
 
     def hidden_states(self, inputs: dict[str, Any]) -> Quadruplets:
-        """The safe items of a batch by the original, with the hidden states that some term with a weight is over, which
-        are too many to be kept. A modality that no term is over is not run.
+        """Runs the original on the safe items of a batch for their hidden states, which are too large to be cached.
+        An encoder is run only if a hidden-state term of its modality has a weight.
 
         Args:
             inputs: what the collator made of the batch.

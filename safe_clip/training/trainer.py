@@ -43,8 +43,8 @@ from .targets import Targets
 class SafeCLIPTrainer(Trainer):
     """Fine-tunes a CLIP with a safety objective; everything else is `transformers.Trainer`'s.
 
-    Checkpoints hold the adapter and the optimizer, for resuming. `save_model()` and the Hub
-    repository get the drop-in: a plain `CLIPModel` with the adapter merged into its weights.
+    Checkpoints hold the adapter and the optimizer state, for resuming. `save_model()` and `push_to_hub()` write a plain
+    `CLIPModel`, with an adapter merged into its weights.
 
     Args:
         model: `"demo"` for the bundled demo model, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one. It is
@@ -70,7 +70,7 @@ class SafeCLIPTrainer(Trainer):
 
     Attributes:
         resumed_from: the step at which the last training began.
-        nothing_left: whether the last `train()` found its run at the end.
+        nothing_left: whether the last `train()` resumed a run that was already complete, and so trained nothing.
         term_rows: how many quadruplets of the training data each term is computed over; `None` for a stream.
         card_facts: of the data and the command, as arguments of `safe_clip.write_model_card`.
     """
