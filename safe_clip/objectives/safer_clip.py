@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..items import ItemBatch, Quadruplets, pairs, to
+from ..items import MODALITIES, ItemBatch, Quadruplets, pairs, to
 from .base import Mean, Objective, Reference, cosine_distance, cosine_term, max_queries
 
 
@@ -73,8 +73,9 @@ class SaferCLIPLoss(Objective):
 
     def terms(self, embeds: Quadruplets, reference: Reference):
         original = reference.items
-        near = dict(zip(("text", "image"), self._near(reference), strict=True))
-        closeness = self._closeness(reference)
+        nearest = self._nearest(reference)
+        near = dict(zip(MODALITIES, self._near(reference, nearest), strict=True))
+        closeness = self._closeness(reference, nearest)
         share = self.first_share + (1 - self.first_share) * reference.progress
 
         def easy(name: str, losses: Callable[..., Tensor], target: str, other: str | None = None) -> Mean:
@@ -120,7 +121,7 @@ class SaferCLIPLoss(Objective):
         """The pairs among which targets are looked for, by modality."""
         return reference.anchors or {"text": reference.items.safe_text, "image": reference.items.safe_image}
 
-    def _closeness(self, reference: Reference) -> Tensor:
+    def _closeness(self, reference: Reference, nearest: tuple[Tensor, Tensor] | None) -> Tensor:
         """Of each of B rows, the cosine of its unsafe item to its target; -1 where it has none."""
         items = reference.items
         closeness = torch.full((len(items),), -1.0, device=items.device)
@@ -128,23 +129,23 @@ class SaferCLIPLoss(Objective):
         first, second = (to(index, closeness) for index in pairs(unsafe, safe))
         cosines = (unsafe.embeds[first] * safe.embeds[second]).sum(dim=1)
         closeness = closeness.index_copy(0, to(unsafe.row, closeness)[first], cosines)
-        if (nearest := self._nearest(reference)) is None:
+        if nearest is None:
             return closeness
         return closeness.index_copy(0, to(items.unsafe_text.row, closeness), nearest[0])
 
-    def _near(self, reference: Reference) -> tuple[Tensor, Tensor]:
+    def _near(self, reference: Reference, nearest: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """The targets of B rows in each modality, B x dimension: their own safe items without an unsafe caption."""
         items, pool = reference.items, self._pool(reference)
         text, image = items.safe_text.dense(len(items)), items.safe_image.dense(len(items))
-        if (found := self._nearest(reference)) is None:
+        if nearest is None:
             return text, image
-        nearest, row = found[1], to(items.unsafe_text.row, text)
-        text = text.index_copy(0, row, pool["text"].embeds[nearest])
+        found, row = nearest[1], to(items.unsafe_text.row, text)
+        text = text.index_copy(0, row, pool["text"].embeds[found])
         captions, images = pairs(pool["text"], pool["image"])
         if len(images):
             partner = torch.full((len(pool["text"]),), -1)
             partner[captions] = images  # of each caption, the image of its pair
-            theirs = to(partner, text)[nearest]
+            theirs = to(partner, text)[found]
             image = image.index_copy(
                 0, row, torch.where((theirs >= 0)[:, None], pool["image"].embeds[theirs], image[row])
             )
