@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,8 +200,7 @@ class ContrastiveStep:
         sizes = [len(items) for items in leaves]
         starts = [0] * len(sizes)
         if accelerator.num_processes > 1:
-            leaves, starts = gathered(leaves, accelerator)
-            target, _ = gathered(target, accelerator)
+            (leaves, target), starts = gathered((leaves, target), accelerator)
         leaves = leaves.map(Tensor.requires_grad_)
         reference = self.targets.complete(target, training=True, progress=progress)
         loss, terms = torch.zeros((), device=accelerator.device), {}
@@ -289,22 +288,33 @@ class ContrastiveStep:
                 raise self.not_finite(f"loss ({bad})")
 
 
-def gathered(items: Quadruplets, accelerator: Accelerator) -> tuple[Quadruplets, list[int]]:
-    """The quadruplets of all processes, one process's after another's, and the index in it of this process's first item
-    of each of `ITEMS`."""
-    parts = gather_object([(items.layout, [len(each) for each in items])])
-    layouts, sizes = zip(*parts, strict=True)
+def gathered(batches: Sequence[Quadruplets], accelerator: Accelerator) -> tuple[list[Quadruplets], list[int]]:
+    """The quadruplets of all processes, one process's after another's, and the index of this process's first item of
+    each of `ITEMS`.
+
+    Args:
+        batches: embeddings of the same quadruplets, by one model or another.
+        accelerator: knows the other processes.
+    """
+    sizes = [[len(items) for items in batch] for batch in batches]
+    parts = gather_object([(batches[0].layout, sizes)])
+    layouts = [layout for layout, _ in parts]
     starts = np.cumsum([0, *map(len, layouts[:-1])]).tolist()
-    made, first = [], []
-    for number, (item, each) in enumerate(zip(ITEMS, items, strict=True)):
-        counts = [size[number] for size in sizes]
-        most = max(counts)  # only what is of one size can be gathered
-        whole = accelerator.gather(F.pad(each.embeds, (0, 0, 0, most - len(each)))).split(most) if most else ()
-        embeds = [part[:count] for part, count in zip(whole, counts, strict=False)]
-        rows = [layout.rows(item)[:count] + start for layout, count, start in zip(layouts, counts, starts, strict=True)]
-        made.append(ItemBatch(torch.cat(embeds) if embeds else each.embeds, torch.cat(rows)))
-        first.append(sum(counts[: accelerator.process_index]))
-    return Quadruplets(*made, Layout.join(layouts)), first
+    whole = []
+    for number, batch in enumerate(batches):
+        made = []
+        for place, (item, each) in enumerate(zip(ITEMS, batch, strict=True)):
+            counts = [sizes[number][place] for _, sizes in parts]
+            most = max(counts)  # only what is of one size can be gathered
+            same = accelerator.gather(F.pad(each.embeds, (0, 0, 0, most - len(each)))).split(most) if most else ()
+            embeds = [part[:count] for part, count in zip(same, counts, strict=False)]
+            rows = [
+                layout.rows(item)[:count] + start for layout, count, start in zip(layouts, counts, starts, strict=True)
+            ]
+            made.append(ItemBatch(torch.cat(embeds) if embeds else each.embeds, torch.cat(rows)))
+        whole.append(Quadruplets(*made, Layout.join(layouts)))
+    earlier = [sizes[0] for _, sizes in parts[: accelerator.process_index]]
+    return whole, [sum(counts[place] for counts in earlier) for place in range(len(ITEMS))]
 
 
 class Reader:
