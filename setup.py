@@ -38,9 +38,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
+    entry_points={"console_scripts": ["safe-clip = safe_clip.cli:command"]},
     python_requires=">=3.10",
     packages=find_packages(include=["safe_clip", "safe_clip.*"]),
     package_data={
+        "safe_clip": ["py.typed", "configs/*.yaml", "configs/accelerate/*.yaml"],
         "safe_clip.data": ["*.yaml", "audit/*.html"],
         "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*", "models/*/*"],
         "safe_clip.evaluation": ["*.yaml", "report/*.html"],

@@ -6,7 +6,7 @@
 Two small judges, no CLIPs, learn to tell safe from unsafe on fresh scenes that no split has: a ResNet of images and
 a DistilBERT of captions. Then one row in five of `train` is made wrong: the item of the unsafe side is replaced by a
 safe one, as by a generator that failed, or the two sides are swapped; the caption, the image, or both. The audit
-command judges the rows, and train.py trains with configs/demo.yaml's settings, the hidden-state terms left out, on the
+command judges the rows, and train.py trains with the recipe demo's settings, the hidden-state terms left out, on the
 clean rows, on the wrong ones, and on the wrong ones with the audit's labels; `test` is the clean one in each. It takes
 five minutes on one core before the first training. Data and runs are kept under runs/ and not made again while the
 code stays as it is.
@@ -43,7 +43,7 @@ from safe_clip.data.items import ITEM_COLUMNS
 from safe_clip.demo import world
 from safe_clip.demo.vocabulary import VOCABULARY_FILE
 
-CONFIG = str(ROOT / "configs" / "demo.yaml")
+CONFIG = "demo"
 WORLD = [Path(world.__file__), world.SPRITES_FILE, VOCABULARY_FILE]  # what judges learn from
 LESSONS, EXAMS = 10_000, 1_000  # quadruplets that judges learn from, and are examined on
 LABELS = {0: "safe", 1: "unsafe"}

@@ -6,7 +6,7 @@
 Tuning reads `validation` alone: each objective is trained at each learning rate of `RATES` for
 `TUNING_STEPS` steps, and the rate with the best mean of the six figures that training logs is kept.
 The runs of the table then differ in the objective and that rate only; every other setting is
-configs/demo.yaml's, which were chosen for safe_ranking, and the hidden-state terms, which are for generators, and which
+the recipe demo's, which were chosen for safe_ranking, and the hidden-state terms, which are for generators, and which
 only the default has, are switched off. Two baselines need no training of their own:
 weights between the base and the paper's objective (how far is chosen on `validation` too), and a
 linear erasure of what tells unsafe from safe embeddings. Ablations leave one part of the default
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from sweep import FIGURES, NO_STATES, ROOT, SOURCES, call, cell, run
 
-CONFIG = str(ROOT / "configs" / "demo.yaml")
+CONFIG = "demo"
 RATES = ("7.5e-4", "1.5e-3", "3e-3", "6e-3")
 TUNING_STEPS = 150
 STRENGTHS = (0.25, 0.5, 0.75)
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="objectives to train")
-    parser.add_argument("--max_steps", type=int, help="steps in place of configs/demo.yaml's, for a quick look")
+    parser.add_argument("--max_steps", type=int, help="steps in place of the recipe demo's, for a quick look")
     parser.add_argument("--no_ablations", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sweep import NO_STATES, ROOT, SOURCES, call, cell, run
 
-DEMO_CONFIG, PAPER_CONFIG = "configs/demo.yaml", "configs/paper.yaml"
+DEMO_CONFIG, PAPER_CONFIG = "demo", "paper"
 TRAINED_SPLITS = ["test", "held_out_concepts", "held_out_style"]  # as README has sweep.py measure: it is the same run
 STEPS = 15  # of denoising
 ORIGINAL = "original"

@@ -39,7 +39,7 @@ def seconds(code: str) -> float:
 def start(cache: str) -> float:
     """From the command to the end of the first step."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["configs/demo.yaml", "--max_steps", "1", "--logging_steps", "1", "--output_dir", folder]
+        flags = ["demo", "--max_steps", "1", "--logging_steps", "1", "--output_dir", folder]
         begin = time.perf_counter()
         env = {**os.environ, "HF_DATASETS_CACHE": cache, "PYTHONUNBUFFERED": "1"}
         flags += ["--eval_splits", "validation", "--disable_tqdm", "true"]

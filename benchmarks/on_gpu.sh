@@ -29,7 +29,7 @@ part() { # NAME SECONDS COMMAND...: runs a part where it is asked for, and goes 
 demo() { # where FLAGS...: trains the bundled demo for 20 steps and measures it
   local folder=$work/$1
   shift
-  python3 train.py configs/demo.yaml --max_steps 20 --eval_splits validation --output_dir "$folder" \
+  python3 train.py demo --max_steps 20 --eval_splits validation --output_dir "$folder" \
     --disable_tqdm true --cache_images off "$@" || return
   python3 eval.py --model "$folder" --baseline demo --dataset demo --splits validation --tasks retrieval \
     --precision float32 --cache_dir "$folder-cache" --output_dir "$folder-eval"

@@ -1,8 +1,8 @@
 """Trains settings x seeds with train.py and prints their figures side by side, in percent.
 
-    python benchmarks/sweep.py configs/demo.yaml --seeds 0 1 2 --splits test held_out_concepts held_out_style
-    python benchmarks/sweep.py configs/demo.yaml --grid learning_rate=5e-4,1e-3 --grid lora_alpha=1,16
-    python benchmarks/sweep.py configs/paper.yaml --flags "--model demo --dataset demo --num_train_epochs 5"
+    python benchmarks/sweep.py demo --seeds 0 1 2 --splits test held_out_concepts held_out_style
+    python benchmarks/sweep.py demo --grid learning_rate=5e-4,1e-3 --grid lora_alpha=1,16
+    python benchmarks/sweep.py paper --flags "--model demo --dataset demo --num_train_epochs 5"
 
 Tuning reads `validation`, the default; the other splits are for the settings chosen there. Runs are kept
 under runs/ and not repeated while code and base model stay as they are, so an interrupted sweep goes on

@@ -15,6 +15,7 @@ from . import old_names
 from .errors import UserError
 from .settings_file import read_settings
 
+RECIPES = Path(__file__).parent / "configs"
 USAGE = 2  # what programs end with where flags are wrong, by custom
 
 
@@ -129,10 +130,15 @@ FAULTS = {
 
 
 def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Takes a leading YAML file off the flags."""
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        return Path(argv[0]), argv[1:]
-    return None, argv
+    """Takes a leading YAML file, or the name of a recipe that comes with the package, off the flags."""
+    if not argv or argv[0].startswith("-"):
+        return None, argv
+    for recipe in RECIPES.glob("*.yaml"):
+        # The last as recipes were named before they came with the package.
+        named = argv[0] in (recipe.stem, recipe.name, f"configs/{recipe.name}")
+        if named and not Path(argv[0]).is_file():
+            return recipe, argv[1:]
+    return (Path(argv[0]), argv[1:]) if argv[0].endswith((".yaml", ".yml")) else (None, argv)
 
 
 def changed(settings: Any) -> dict[str, Any]:

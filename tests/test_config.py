@@ -10,15 +10,20 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
 
 from safe_clip import SafeCLIPTrainingArguments, UserError
+from safe_clip.cli import eval as evaluation
+from safe_clip.cli import train
 from safe_clip.config import parse_arguments
 from safe_clip.objectives import build_objective
 from safe_clip.old_names import DROPPED, RENAMED
 
-from .helpers import load_script
-
-train, evaluation = load_script("train.py"), load_script("eval.py")
-MODULES = ["safe_clip.data.audit.__main__", "safe_clip.data.fetch", "safe_clip.export"]
-CONFIGS = Path(__file__).parent.parent / "configs"
+MODULES = [
+    "safe_clip.cli.train",
+    "safe_clip.cli.eval",
+    "safe_clip.data.audit.__main__",
+    "safe_clip.data.fetch",
+    "safe_clip.export",
+]
+CONFIGS = Path(__file__).parent.parent / "safe_clip" / "configs"
 
 
 @dataclass
@@ -69,9 +74,9 @@ def test_training_without_what_a_recipe_sets():
     assert args.num_train_epochs == 50
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py", *MODULES])
+@pytest.mark.parametrize("program", MODULES)
 def test_help_can_be_formatted(program, capsys):
-    main = importlib.import_module(program).main if program in MODULES else load_script(program).main
+    main = importlib.import_module(program).main
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     said = capsys.readouterr().out

@@ -9,8 +9,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from safe_clip import UserError
+from safe_clip.cli import eval as script
 
-from .helpers import FEATURES, build_model, load_script, make_rows
+from .helpers import FEATURES, build_model, make_rows
 from .programs import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -28,12 +29,6 @@ def start_eval(*flags, cwd):
     command = [sys.executable, str(ROOT / "eval.py"), *map(str, flags)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
-
-
-@pytest.fixture(scope="module")
-def script():
-    """eval.py as a module."""
-    return load_script("eval.py")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +147,7 @@ def test_galleries_labelled_images_and_an_approximate_index_from_the_command_lin
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(
-    flags, message, script, model_dir, dataset_dir, tmp_path, processor, monkeypatch
+    flags, message, model_dir, dataset_dir, tmp_path, processor, monkeypatch
 ):
     from transformers import CLIPImageProcessor, CLIPProcessor, ViTConfig
 

@@ -5,8 +5,11 @@ import json
 import pytest
 from datasets import Dataset
 
+from safe_clip.cli import eval as evaluation
+from safe_clip.cli import train
+
 from .data.test_image_join import coco, generated, visu, zipped
-from .helpers import load_script, make_rows
+from .helpers import make_rows
 
 COUNT = 6
 
@@ -50,9 +53,7 @@ def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, mo
     monkeypatch.chdir(layouts)
     out = tmp_path / "out"
     settings = ["--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
-    load_script("train.py").main(
-        ["--model", model_dir, "--dataset", data, *places, *settings, "--output_dir", str(out)]
-    )
+    train.main(["--model", model_dir, "--dataset", data, *places, *settings, "--output_dir", str(out)])
     said = capsys.readouterr().out
     assert summary in said and "Training on 5 rows" in said  # one is held out
     figures = json.loads((out / "results.json").read_text())["after"]["validation"]
@@ -67,7 +68,7 @@ def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, mo
         "--output_dir",
         str(tmp_path / "figures"),
     ]
-    load_script("eval.py").main(["--model", str(out), "--baseline", model_dir, "--dataset", data, *places, *flags])
+    evaluation.main(["--model", str(out), "--baseline", model_dir, "--dataset", data, *places, *flags])
     assert (tmp_path / "figures" / "report.html").is_file()
     from safe_clip.data.audit.__main__ import main as audit
 

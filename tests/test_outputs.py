@@ -13,12 +13,14 @@ from transformers import CLIPModel, TrainerCallback
 from safe_clip import UserError, outputs
 from safe_clip.card import check_measured
 from safe_clip.card_text import NOT_KNOWN
+from safe_clip.cli import eval as evaluation
+from safe_clip.cli import train
 from safe_clip.data.audit.__main__ import AuditArguments
 from safe_clip.models import export
 from safe_clip.outputs import OutputFolder, check_writable
 from safe_clip.store.known_files import LOCK, MANIFEST, REPLACED
 
-from .helpers import load_script, make_trainer
+from .helpers import make_trainer
 
 
 def files(folder: Path) -> set[str]:
@@ -236,10 +238,9 @@ def test_what_cannot_be_written_is_known_before_anything_is_loaded(kind, tmp_pat
         check_writable(Path(path))
     if "\0" in path:
         return
-    train, evaluate = load_script("train.py"), load_script("eval.py")
     for program, flags in (
         (train.main, ["--model", "no/such", "--dataset", "no/such", "--report_to", "none"]),
-        (evaluate.main, ["--model", "no/such", "--dataset", "no/such"]),
+        (evaluation.main, ["--model", "no/such", "--dataset", "no/such"]),
         (export.main, ["--model", "no/such", "--format", "onnx"]),
     ):
         with pytest.raises(UserError, match=f"--output_dir .*{said}"):

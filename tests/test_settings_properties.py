@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from safe_clip import SafeCLIPTrainingArguments, UserError
+from safe_clip.cli.eval import EvaluationArguments
+from safe_clip.cli.train import ScriptArguments
 from safe_clip.config import parse_arguments
 from safe_clip.data.arguments import DataArguments
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.ranges import check_ranges
 from safe_clip.settings_file import read_settings
-
-from .helpers import load_script
 
 QUICK = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -51,8 +51,7 @@ def test_a_number_is_taken_or_named(name, value):
 @QUICK
 @given(kind=st.sampled_from([0, 1, 2]), data=st.data())
 def test_the_settings_of_the_other_programs_too(kind, data):
-    script, evaluation = load_script("train.py").ScriptArguments, load_script("eval.py").EvaluationArguments
-    chosen = (script, evaluation, GenerationArguments)[kind]
+    chosen = (ScriptArguments, EvaluationArguments, GenerationArguments)[kind]
     name = data.draw(st.sampled_from(sorted(chosen.RANGES)))
     value = data.draw(st.one_of(NUMBERS, st.text(max_size=5)))
     holder = type("Holder", (), dict.fromkeys(chosen.RANGES) | {name: value})

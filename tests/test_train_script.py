@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .helpers import load_script
+from safe_clip.cli import train
+
 from .hub import Hub
 from .programs import run_python
 
@@ -102,18 +103,17 @@ REFUSED = [
 ]
 
 ALL = """
-import importlib.util, json, sys, time
+import json, sys, time
+
+from safe_clip.cli import train
 
 time.sleep = lambda seconds: None  # before each further try, which is the client's to make
-spec = importlib.util.spec_from_file_location("train_script", sys.argv[1])
-module = sys.modules["train_script"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
 said = []
-for flags in json.loads(sys.argv[2]):
+for flags in json.loads(sys.argv[1]):
     try:
-        module.main(flags)
+        train.main(flags)
         said.append("trained")
-    except module.UserError as error:
+    except train.UserError as error:
         said.append(str(error))
 print(json.dumps(said))
 """
@@ -124,7 +124,7 @@ def test_what_the_hub_refuses_is_said_in_one_line_before_training(hub, model_dir
     names = {"DATA": dataset_dir, "MODEL": model_dir}
     cases = [[*(names.get(flag, flag) for flag in flags), "--output_dir", "out"] for flags, _ in REFUSED]
     environment = {**os.environ, **hub.environment(str(tmp_path / "hf"), token=None), "PYTHONPATH": str(ROOT)}
-    done = run_python("-c", ALL, ROOT / "train.py", json.dumps(cases), cwd=tmp_path, env=environment)
+    done = run_python("-c", ALL, json.dumps(cases), cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     for (flags, message), said in zip(REFUSED, json.loads(done.stdout.splitlines()[-1]), strict=True):
         assert said.startswith(message.replace("DATA", dataset_dir)) and "\n" not in said, flags
@@ -132,8 +132,7 @@ def test_what_the_hub_refuses_is_said_in_one_line_before_training(hub, model_dir
 
 
 def test_what_cannot_be_measured_does_not_keep_a_model_from_being_pushed(tmp_path, capsys):
-    module = load_script("train.py")
-    module.measure(module.ScriptArguments(dataset="nowhere"), str(tmp_path), {"test": None})
+    train.measure(train.ScriptArguments(dataset="nowhere"), str(tmp_path), {"test": None})
     said = capsys.readouterr().err
     assert said.startswith("warning: it was not measured (--dataset nowhere ") and said.endswith(
         "how to do so later.\n"

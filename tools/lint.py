@@ -34,6 +34,8 @@ ROOMS = [
     "training",
     "generation",
     "export",
+    "cli",
+    "__main__",
 ]
 OLDEST = {"torch": (2, 11), "transformers": (5, 17)}  # that the package works with
 ART = ("Noto Emoji", "Apache-2.0", "Twemoji", "CC-BY 4.0", "Fluent Emoji", "Copyright (c) Microsoft")

@@ -70,7 +70,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             would change what others load, are moved into its folder `replaced/`, others left alone.
         learning_rate (`float`, defaults to 2e-4):
             Customary for LoRA on models of CLIP's size; the bundled model of 1.5 million parameters requires
-            twenty times as much (`configs/demo.yaml`).
+            twenty times as much (the recipe `demo`).
         lr_scheduler_type (`str`, defaults to `"cosine"`), warmup_steps (`float`, defaults to 0.05):
             The rate rises over the first twentieth of the steps and then falls to 0.
         max_grad_norm (`float`, defaults to 0):

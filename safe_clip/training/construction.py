@@ -261,10 +261,12 @@ def prepare_sharding(model: PreTrainedModel | PeftModel, state: AcceleratorState
     how = "DeepSpeed" if plugin is None else "FSDP"
     if plugin is not None and (plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT):
         raise UserError(
-            "FSDP requires fsdp_version 2 and FULL_STATE_DICT checkpoints, as in configs/accelerate/fsdp2.yaml."
+            "FSDP requires fsdp_version 2 and FULL_STATE_DICT checkpoints, as in the recipe accelerate/fsdp2.yaml."
         )
     if getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", None) == 3:
-        raise UserError("DeepSpeed's ZeRO-3 leaves no weights to save; use ZeRO-2, or configs/accelerate/fsdp2.yaml.")
+        raise UserError(
+            "DeepSpeed's ZeRO-3 leaves no weights to save; use ZeRO-2, or the recipe accelerate/fsdp2.yaml."
+        )
     if mixed:
         raise UserError(f"{how} requires rows that have all items, or a single modality; others train under DDP.")
     if scaled and not isinstance(model, PeftModel):

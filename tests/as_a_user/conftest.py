@@ -29,7 +29,7 @@ def installed(tmp_path_factory) -> Path:
     subprocess.run([sys.executable, "-c", BUILD], check=True, cwd=source, capture_output=True)
     (wheel,) = (source / "wheel").glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
-    for name in ("train.py", "eval.py", "configs"):
+    for name in ("train.py", "eval.py"):
         path = ROOT / name
         shutil.copytree(path, folder / name) if path.is_dir() else shutil.copy(path, folder)
     return folder

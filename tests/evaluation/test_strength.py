@@ -7,12 +7,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from safe_clip import UserError, merge
+from safe_clip.cli import eval as script
 from safe_clip.evaluation.data import load_evaluation_data
 from safe_clip.evaluation.run import Subject
 from safe_clip.evaluation.strength import Point, elbow, sweep, sweep_table
 
 from ..helpers import build_model
-from ..test_eval_script import script  # noqa: F401
 
 
 def test_elbow_by_hand():
@@ -55,7 +55,7 @@ def test_its_points_are_those_of_the_merged_models(model_dir, safe_dir, dataset_
 
 
 @pytest.mark.slow
-def test_eval_py_draws_the_curve(script, model_dir, safe_dir, dataset_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_eval_py_draws_the_curve(model_dir, safe_dir, dataset_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--model", safe_dir, "--baseline", model_dir, "--dataset", dataset_dir, "--cache_dir", "cache"]
     script.main([*flags, "--sweep", "strength", "--strengths", "0", "0.5", "1"])

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from safe_clip import UserError, lora_config
+from safe_clip.cli import train
 from safe_clip.objectives import OBJECTIVES
 
 from ..helpers import FEATURES, NO_DROPOUT, largest_difference, make_rows, make_trainer, weights
@@ -145,15 +146,13 @@ def test_two_processes_with_workers_train_on_a_stream_of_files(model_dir, shards
 
 
 def test_bad_rows_of_a_stream_that_is_all_there_is_are_left_out(model_dir, tmp_path):
-    from ..helpers import load_script
-
     lines = [{"safe_caption": f"a {n}", "unsafe_caption": " " if n == 17 else "a mark"} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     flags = ["--model", model_dir, "--dataset", str(tmp_path / "rows.jsonl"), "--streaming", "--max_steps", "2"]
     flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(UserError, match="row 17.*column 'unsafe_caption': the caption is empty"):
-        load_script("train.py").main(flags)
-    load_script("train.py").main([*flags, "--on_bad_row", "skip"])
+        train.main(flags)
+    train.main([*flags, "--on_bad_row", "skip"])
     lines = (tmp_path / "out" / "bad_rows.txt").read_text().splitlines()
     assert len(lines) == 1 and "row 17, column 'unsafe_caption'" in lines[0]  # not again as the stream numbers it
 

@@ -1,0 +1,5 @@
+"""`python -m safe_clip` is `safe-clip`."""
+
+from .cli import command
+
+command()

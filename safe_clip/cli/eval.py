@@ -1,0 +1,285 @@
+"""Measures what a CLIP does with unsafe inputs, and what making it safe cost.
+
+python eval.py                                   the bundled demo model, and the last trained model beside it
+python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
+accelerate launch --num_processes 4 eval.py --model you/safe-clip --zero_shot cifar10 imagenette
+python eval.py --tasks text_to_image             what a generator draws with the model for its text encoder
+python eval.py --tasks image_to_text             what a generator says of images with the model for its vision tower
+
+Writes results.json and report.html, and prints a table. Embeddings are cached: an interrupted run goes on
+where it was, and a second one takes seconds. Every setting is a flag; a YAML file given first sets any of
+them, and flags after it win.
+"""
+
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..config import changed, parse_arguments, split_config
+from ..data.arguments import LIST_FILE, DataArguments
+from ..errors import UserError
+from ..evaluation import TASKS
+from ..outputs import OutputFolder
+from ..ranges import COUNT, SHARE, Range, check_ranges
+
+DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+# Settings that a card has elsewhere, or that change no figure.
+SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
+SAME_FIGURES |= {"overwrite_output_dir"}
+SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
+GENERATION_TASKS = ("text_to_image", "image_to_text")
+LISTED = 10  # rows and images that were left out, of each set, that the terminal names
+
+
+@dataclass
+class EvaluationArguments(DataArguments):
+    """What is measured, and on what."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "A Hub id, a folder, or 'demo'; by default what train.py left in safe-clip/."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    baseline: str | None = field(default=None, metadata={"help": "The original model, to compare with."})
+    baseline_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    strength: float = field(
+        default=1.0, metadata={"help": "Measure weights interpolated between the baseline (0) and the model (1)."}
+    )
+    sweep: str | None = field(
+        default=None,
+        metadata={"help": "'strength': safety against utility from the baseline to the model, with the elbow."},
+    )
+    strengths: list[float] = field(
+        default_factory=lambda: [step / 10 for step in range(11)], metadata={"help": "Points that --sweep measures."}
+    )
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS),
+        metadata={
+            "help": f"Which of {' '.join(TASKS)}; or, alone, {' or '.join(GENERATION_TASKS)}: what a generator makes "
+            "with the model."
+        },
+    )
+    unsafe_gallery: list[str] | None = field(
+        default=None,
+        metadata={"help": "Unsafe images from elsewhere: folders, datasets, or text files of URLs or paths."},
+    )
+    zero_shot: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Presets (cifar10 cifar100 food101 sun397 caltech101 imagenette imagenet), PRESET=COPY, or "
+            "datasets with an image and a class label, each with :split if it has several."
+        },
+    )
+    templates: str | None = field(
+        default=None, metadata={"help": "A file with one prompt a line, {} for the class name, for --zero_shot."}
+    )
+    class_names: str | None = field(
+        default=None, metadata={"help": "A file with one class name a line, in the order of the labels."}
+    )
+    synonyms: str | None = field(
+        default=None, metadata={"help": "A YAML file of `word: synonym / synonym`, for the robustness task."}
+    )
+    max_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "At most so many rows of each split and set; all by default, 100 for generation on the demo."
+        },
+    )
+    show_unsafe: bool = field(
+        default=False, metadata={"help": "Show unsafe images and captions in the report; hidden by default."}
+    )
+    index: str = field(default="exact", metadata={"help": "exact, or faiss for galleries beyond that."})
+    faiss_factory: str = field(default="HNSW32", metadata={"help": "Kind of FAISS index, as a factory string."})
+    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process; at most 256."})
+    precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
+    num_workers: int | None = field(default=None, metadata={"help": "Processes that read images."})
+    update_card: bool = field(
+        default=False, metadata={"help": "Write the figures into the model's card, in its folder or on the Hub."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
+    output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
+    )
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "strength": SHARE,
+        "strengths": SHARE,
+        "max_samples": COUNT,
+        "batch_size": COUNT,
+        "num_workers": Range(0, 4096, whole=True),
+    }
+
+    @property
+    def task(self) -> str | None:
+        """What is generated, if that is what is measured."""
+        return next((task for task in self.tasks if task in GENERATION_TASKS), None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a card's command needs besides the model, the original and the data, for the same figures."""
+        return {name: value for name, value in changed(self).items() if name not in SAME_FIGURES}
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, values, known in (
+            ("tasks", self.tasks, (*TASKS, *GENERATION_TASKS)),
+            ("index", [self.index], ["exact", "faiss"]),
+            ("precision", [self.precision], ["auto", "float32", "bfloat16", "float16"]),
+        ):
+            for value in values:
+                if value not in known:
+                    raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
+        check_ranges(self, self.RANGES)
+        if self.model is None and self.baseline is None:
+            trained = (DEFAULT_MODEL / "config.json").is_file()
+            if trained and not of_the_demo_model(DEFAULT_MODEL):
+                raise UserError(
+                    f"{DEFAULT_MODEL}/ was not trained from the bundled demo model: name it, what it was trained "
+                    f"from and its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                )
+            self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
+        elif self.model is None:
+            raise UserError("--baseline requires a --model to compare it with.")
+        if self.sweep not in (None, "strength"):
+            raise UserError(f"--sweep {self.sweep}: only strength can be swept.")
+        if self.baseline is None and (self.sweep or self.strength != 1):
+            raise UserError("--strength and --sweep lie between two models: name the original model with --baseline.")
+        if self.update_card and (self.sweep or self.strength != 1 or self.max_samples):
+            raise UserError("--update_card is for the whole: leave out --sweep, --strength and --max_samples.")
+        if self.update_card and self.model == "demo":
+            raise UserError(
+                "--update_card requires a model with a card: a folder or a Hub id, not the bundled demo model."
+            )
+        if self.sweep and self.strength != 1:
+            raise UserError("--sweep measures all --strengths; leave out --strength.")
+        if self.sweep and len(set(self.strengths)) < 2:
+            raise UserError("--strengths requires at least two different values, such as 0 0.5 1.")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Raises `UserError` where settings are not those of what is generated."""
+        if self.task is None:
+            return
+        unfit = {"--sweep": self.sweep, "--update_card": self.update_card, "--zero_shot": self.zero_shot}
+        unfit |= dict.fromkeys([task for task in self.tasks if task != self.task], True)
+        for name, given in unfit.items():
+            if given:
+                raise UserError(f"--tasks {self.task} measures what is generated alone; leave out {name}.")
+        if self.task == "text_to_image" and self.unsafe_gallery:
+            raise UserError("--unsafe_gallery holds images: it is for --tasks image_to_text.")
+
+
+def of_the_demo_model(folder: Path) -> bool:
+    """Whether a model has the bundled demo model's shape."""
+    from transformers import CLIPConfig
+
+    from ..models.load import resolve_model
+
+    sizes = [
+        [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]
+        for config in map(CLIPConfig.from_pretrained, (folder, resolve_model("demo")))
+    ]
+    return sizes[0] == sizes[1]
+
+
+def main(argv: list[str]) -> None:
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import broadcast_object_list
+
+    from ..card import check_card, check_measured, update_model_card
+    from ..evaluation import strength, suite
+    from ..evaluation.data import load_evaluation_data
+    from ..evaluation.report import write_report
+    from ..evaluation.run import Subject, evaluate
+    from ..evaluation.table import results_table
+    from ..generation.arguments import GenerationArguments
+
+    config, flags = split_config(argv)
+    args, generation = parse_arguments(
+        [EvaluationArguments, GenerationArguments],
+        flags,
+        config,
+        description=__doc__,
+        usage="eval.py [CONFIG.yaml] [--flag value ...]",
+    )
+    if not args.task and (unused := next(iter(changed(generation)), None)):
+        raise UserError(f"--{unused} is for --tasks {' and --tasks '.join(GENERATION_TASKS)}; name one.")
+    if args.update_card:
+        check_card(args.model)
+    folder = OutputFolder(args.output_dir)
+    made = ["strength.json", "strength.png"] if args.sweep else ["results.json", "report.html", LIST_FILE]
+    folder.check(args.overwrite_output_dir, files=made)
+    tasks = strength.TASKS if args.sweep else args.tasks
+    baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
+    model = Subject(args.model, args.model_revision, baseline, args.strength)
+    # Embedding a large set on one process can keep the others waiting for hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    say = accelerator.print
+    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
+    if accelerator.num_processes > 1:
+        say(f"Shared among {accelerator.num_processes} processes.")
+    if args.task:
+        from ..generation.run import run_task
+
+        run_task(args, generation, accelerator)
+        return
+    data = None
+    if accelerator.is_main_process:
+        data = load_evaluation_data(
+            args,
+            args.splits,
+            tasks,
+            args.unsafe_gallery,
+            args.zero_shot,
+            args.templates,
+            args.class_names,
+            args.synonyms,
+            args.max_samples,
+        )
+    # Not loaded by each: what one process could fetch, another might not.
+    (data,) = broadcast_object_list([data])
+    options = {
+        "max_bad_fraction": args.skippable,
+        "cache_dir": Path(args.cache_dir) if args.cache_dir else None,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "num_workers": args.num_workers,
+    }
+    factory = suite.faiss_factory(args.faiss_factory) if args.index == "faiss" else suite.ExactIndex
+    if args.sweep:
+        curves = strength.sweep(model, baseline, args.strengths, data, accelerator, factory, **options)
+        if curves:
+            points = {split: [point._asdict() for point in points] for split, points in curves.items()}
+            folder.write("strength.json", json.dumps(points, indent=2) + "\n")
+            with folder.writing("strength.png") as path:
+                strength.draw(curves, path)
+            print(f"\n{strength.sweep_table(curves)}\n\nThe curve is in {folder.path}/strength.png.")
+        return
+    facts = {
+        "settings": args.settings,
+        "dataset": args.dataset,
+        "index": args.index if args.index == "exact" else args.faiss_factory,
+    }
+    measured = evaluate(model, baseline, data, accelerator, tasks, factory, facts, **options)
+    if measured is None:
+        return
+    results, made = measured
+    left_out = [*data.bad_captions.items(), *made["model"].unreadable.items(), *data.unavailable.items()]
+    for where, reasons in left_out:
+        print(f"{where}: left out {len(reasons)}.", *reasons[:LISTED], sep="\n  ")
+    folder.write(LIST_FILE, "".join(f"{where}, {reason}\n" for where, reasons in left_out for reason in reasons))
+    folder.write("results.json", json.dumps(results, indent=2) + "\n")
+    with folder.writing("report.html") as path:
+        write_report(path, results, made, data, args.show_unsafe)
+    if args.update_card:
+        check_measured(args.model, results)
+        print(f"The card is updated: {update_model_card(args.model, results, args.model_revision)}")
+    where = folder.path
+    print(f"\n{results_table(results)}\n\nAll figures are in {where}/results.json, images in {where}/report.html.")

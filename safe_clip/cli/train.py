@@ -1,0 +1,228 @@
+"""Makes a CLIP safe.
+
+python train.py                                  the bundled demo, minutes on two CPU cores
+python train.py --model openai/clip-vit-large-patch14 --dataset you/quadruplets --push_to_hub
+python train.py paper --dataset you/quadruplets
+
+Every setting is a flag; a YAML file given first sets any of them, and flags after it win.
+The output directory is a plain CLIPModel that stock transformers loads.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import safe_clip
+
+from ..config import RECIPES, changed, parse_arguments, split_config
+from ..data.arguments import LIST_FILE, DataArguments
+from ..errors import UserError, first_line
+from ..outputs import OutputFolder
+from ..ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
+from ..stopping import handled
+
+DEMO_CONFIG = RECIPES / "demo.yaml"
+
+
+@dataclass
+class ScriptArguments(DataArguments):
+    """What is trained, and on what."""
+
+    model: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the bundled demo model."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    eval_splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Rows of a stream that are held to draw the next one from."}
+    )
+    full_finetuning: bool = field(
+        default=False,
+        metadata={"help": "Train all weights in place of LoRA adapters; lower --learning_rate to about 1e-5."},
+    )
+    sides_are_right: bool = field(default=False, init=False)  # a setting of training
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "shuffle_buffer": SIZE,
+        "lora_r": Range(1, 65536, whole=True),
+        "lora_alpha": POSITIVE,
+        "lora_dropout": DROPPED,
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, self.RANGES)
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """What a card should list besides the model, the data and the trainer's own settings."""
+        elsewhere = ("model", "dataset", "lora_r", "lora_alpha", "lora_dropout")
+        return {name: value for name, value in changed(self).items() if name not in elsewhere}
+
+
+def uses_demo(flags: list[str]) -> bool:
+    """Whether flags name neither a model nor a data set, so that the bundled ones are meant."""
+    return not any(flag.split("=")[0] in ("--model", "--dataset", "--help", "-h") for flag in flags)
+
+
+def main(argv: list[str]) -> None:
+    config, flags = split_config(argv)
+    if config is None and uses_demo(flags):
+        print("No --model or --dataset given: training the bundled demo model on the bundled emoji scenes.")
+        config = DEMO_CONFIG
+    # Slow to import, and the line above should be the first thing seen.
+    from ..card import check_card
+
+    script, args = parse_arguments(
+        [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
+        flags,
+        config,
+        description=__doc__,
+        usage="train.py [CONFIG.yaml] [--flag value ...]",
+    )
+    script.sides_are_right = args.sides_are_right
+    print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
+    output = OutputFolder(args.output_dir)
+    output.check(args.overwrite_output_dir, [script.model, script.dataset])
+    if Path(args.output_dir).is_dir():
+        check_card(args.output_dir)
+    with output.lock() if args.process_index == 0 else contextlib.nullcontext():
+        if args.process_index == 0:
+            output.claim()
+            output.record(LIST_FILE, editable=True)
+        make_safe(script, args, output)
+
+
+def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments, output: OutputFolder) -> None:
+    """Trains, measures before and after, writes the card, and publishes where that is asked for."""
+    from ..data.rows import QuadrupletRows
+    from ..evaluation.summary import compute_metrics
+    from ..evaluation.table import before_after_table
+    from ..training.interruption import StopAfterStep
+    from ..training.plan import check_plan
+
+    rows, splits = load_rows(script, args)
+    rows = rows if script.streaming else QuadrupletRows(rows)
+    check_plan(args, rows, splits.get("validation"))
+    measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
+    model = safe_clip.load_clip(script.model, script.model_revision)
+    processor = safe_clip.load_processor(script.model, script.model_revision)
+    lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout, model)
+    trainer = safe_clip.SafeCLIPTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=splits.get("validation"),
+        processing_class=processor,
+        peft_config=None if script.full_finetuning else lora,
+        compute_metrics=compute_metrics,
+    )
+    trainer.card_facts = {"rows": splits, "dataset": script.dataset, "settings": script.further}
+    if trainer.is_world_process_zero() and not script.streaming:
+        print(trainer.train_dataset.layout.summary(trainer.term_rows), flush=True)
+
+    trainer.run.checkpoint(args.resume_from_checkpoint)  # which is told before anything is measured
+    trainer.check_sides()
+
+    def figures(model: Any, when: str) -> dict[str, dict[str, float]]:
+        return {
+            split: safe_clip.evaluate_quadruplets(model, processor, splits[split], desc=f"{split}, {when}")
+            for split in measured
+        }
+
+    before = figures(trainer.model, "before")
+    stop = StopAfterStep(trainer.accelerator)
+    trainer.add_callback(stop)
+    with handled(stop.handle):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    stop.check(trainer.state)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        # Where the model lies in shards, one process has no more of it than what was saved.
+        trained = safe_clip.load_clip(args.output_dir) if trainer.is_sharded else trainer.model
+        results = {"before": before, "after": figures(trained, "after")}
+        of = {"weights": output.manifest["weights"]}
+        output.write("results.json", json.dumps(of | results, indent=2))
+        print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
+    trainer.create_model_card()
+    if args.push_to_hub:
+        if trainer.is_world_process_zero():
+            measure(script, args.output_dir, splits)
+        pushed = trainer.push_to_hub()
+        if pushed is not None:
+            print(f"It is at {pushed.repo_url}.")
+
+
+def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments) -> tuple[Any, Mapping[str, Any]]:
+    """What is trained on, and the splits, each of which can be measured: of a stream, its first rows."""
+    from ..data.bad_rows import leave_out_bad_rows
+    from ..data.quadruplets import STREAMED_ROWS, first_rows, hold_out_validation
+    from ..data.splits import known_splits, meant
+    from ..data.streams import QuadrupletStream, row_keys
+
+    splits = script.load(hold_out=False)
+    script.eval_splits = known_splits(script.eval_splits, splits)
+    for split in ["train", *(script.eval_splits or [])]:
+        if split not in splits and split != "validation":
+            other = next((each for each in splits if meant(each) is None), None)
+            cure = (
+                f" Name what is trained on: --dataset {script.dataset}:{other}." if split == "train" and other else ""
+            )
+            raise UserError(f"--dataset {script.dataset} has no split '{split}', only {', '.join(splits)}.{cure}")
+    list_file = Path(args.output_dir, LIST_FILE)
+    list_file.unlink(missing_ok=True)  # of an earlier run
+    rows = None
+    if script.streaming:
+        skip = {} if script.skippable is None else {"bad_rows": list_file, "max_bad_fraction": script.skippable}
+        rows = QuadrupletStream(splits["train"], args.seed, script.shuffle_buffer, **skip)
+        splits["train"] = first_rows(splits["train"], STREAMED_ROWS)
+    if script.skippable is not None:
+        wanted = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
+        for split in dict.fromkeys([*([] if script.streaming else ["train"]), *wanted]):
+            if split in splits:
+                left_out, whole = [], splits[split]
+                splits[split] = leave_out_bad_rows(
+                    whole,
+                    f"split '{split}'",
+                    Path(args.output_dir),
+                    script.skippable,
+                    args.dataloader_num_workers,
+                    progress=not args.disable_tqdm,
+                    left_out=left_out,
+                )
+                if split == "train" and rows is not None:
+                    rows.listed = row_keys(whole.select(left_out))
+    if not script.streaming:
+        splits = hold_out_validation(splits)
+    if "validation" in (script.eval_splits or []) and "validation" not in splits:
+        raise UserError(f"--dataset {script.dataset} has no split 'validation', and a stream holds nothing out.")
+    return splits["train"] if rows is None else rows, splits
+
+
+def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
+    """Measures what was saved by all protocols, for its card. A failed evaluation does not block the push."""
+    from ..card import check_measured, update_model_card
+    from ..evaluation.data import Sample, choose_splits, load_evaluation_data
+    from ..evaluation.run import Subject, evaluate
+
+    print("Measuring it for the card.", flush=True)
+    chosen = choose_splits(splits, script.eval_splits, script.dataset)
+    settings = {"splits": chosen} | script.sources
+    settings |= {"baseline_revision": script.model_revision} if script.model_revision else {}
+    facts = {"settings": settings, "dataset": script.dataset}
+    try:
+        data = load_evaluation_data(script, chosen)
+        data.splits = {split: Sample(splits[split], sample.of) for split, sample in data.splits.items()}
+        subjects = Subject(folder), Subject(script.model, script.model_revision)
+        results = evaluate(*subjects, data, facts=facts)[0]
+        check_measured(folder, results)
+        update_model_card(folder, results)
+    except Exception as error:  # of the network, of the device: each its own type, and training is not to be lost
+        print(f"warning: it was not measured ({first_line(error)}). Its card says how to do so later.", file=sys.stderr)
