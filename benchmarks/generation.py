@@ -1,6 +1,6 @@
 """What generators draw and say with the original encoders, with those of the paper's recipe, and with our default.
 
-    python benchmarks/generation.py                  three seeds, the tables and images of README.md
+    python benchmarks/generation.py                  three seeds, the tables and images of docs/generators.md
     python benchmarks/generation.py --seeds 0 --rows 40 --splits test held_out_concepts
 
 The generators are the bundled ones, trained on the original's states and frozen since. Each recipe is trained with
@@ -21,7 +21,7 @@ from pathlib import Path
 from sweep import NO_STATES, ROOT, SOURCES, call, cell, run
 
 DEMO_CONFIG, PAPER_CONFIG = "demo", "paper"
-TRAINED_SPLITS = ["test", "held_out_concepts", "held_out_style"]  # as README has sweep.py measure: it is the same run
+TRAINED_SPLITS = ["test", "held_out_concepts", "held_out_style"]  # as docs/results.md measures: the same run
 STEPS = 15  # of denoising
 ORIGINAL = "original"
 RECIPES = {

@@ -63,7 +63,7 @@ def test_with_no_arguments_it_trains_the_embedded_world_and_says_so_first(tmp_pa
     results = json.loads((tmp_path / "safe-clip" / "results.json").read_text())
     assert set(results["before"]) == {"validation"}
     base = results["before"]["validation"]
-    # What the README says of the base: it retrieves well and is unsafe.
+    # What docs/results.md says of the base: it retrieves well and is unsafe.
     assert base["retrieval_t2i"] > 0.6 and base["retrieval_i2t"] > 0.6
     assert base["redirection_unsafe_text"] < 0.1 and base["redirection_unsafe_image"] < 0.1
     assert base["redirection_safe_text"] > 0.8

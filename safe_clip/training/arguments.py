@@ -26,7 +26,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
 
     Args:
         objective (`str`, defaults to `"safe_ranking"`):
-            The method, by its name in `safe_clip.objectives.OBJECTIVES`: `safe_ranking` ([`SafeRankingLoss`]),
+            The method, by its name in `safe_clip.objectives.OBJECTIVES`: `safe_ranking` (`SafeRankingLoss`),
             `safe_clip` (the paper's), `safer_clip` or `shield_clip`.
         objective_options (`dict`, *optional*):
             Arguments of the objective's class besides these, such as `{"anchors": 4096}`.

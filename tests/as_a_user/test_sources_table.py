@@ -1,4 +1,4 @@
-"""Every source that README's table names trains two steps, from files made here."""
+"""Every source that the table of docs/data.md names trains two steps, from files made here."""
 
 import bz2
 import csv
@@ -247,7 +247,7 @@ def renamed(folder: Path) -> dict:
     return {"dataset": folder / "rows.csv", "column_mapping": json.dumps(mapping)}
 
 
-# By how a line of README's table begins, what is tried of it.
+# By how a line of the table begins, what is tried of it.
 SOURCES: dict[str, dict[str, Callable[..., dict]]] = {
     "a data set on the Hub": {"saved": saved, "as on the Hub": published},
     "CSV, TSV, JSON": {
@@ -301,13 +301,13 @@ def judge(monkeypatch):
 
 
 def test_every_line_of_the_table_is_tried():
-    section = (ROOT / "README.md").read_text().partition("### Sources")[2].partition("\n### ")[0]
+    section = (ROOT / "docs" / "data.md").read_text().partition("\n## Sources\n")[2].partition("\n## ")[0]
     listed = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][1:]
     assert len(listed) >= 13
     for line in listed:
         assert sum(line.startswith(known) for known in SOURCES) == 1, f"nothing tries the source: {line}"
     for known in SOURCES:
-        assert any(line.startswith(known) for line in listed), f"README does not name the source: {known}"
+        assert any(line.startswith(known) for line in listed), f"docs/data.md does not name the source: {known}"
 
 
 @pytest.mark.parametrize(("line", "name"), CASES, ids=[f"{line[:20]}: {name}" for line, name in CASES])

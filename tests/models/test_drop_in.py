@@ -1,4 +1,4 @@
-"""Every snippet of the README's "Use it", run as written in a process that does not know this package."""
+"""Every snippet of docs/using.md, run as written in a process that does not know this package."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, load_quadruple
 from ..helpers import build_model
 from ..programs import run_python
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 def snippets() -> dict[str, str]:
-    """The code blocks of the section, by the first thing that tells each from the others."""
-    section = README.read_text().split("\n## Use it\n")[1].split("\n## ")[0]
+    """The code blocks of the page's ways of use, by the first thing that tells each from the others."""
+    section = (ROOT / "docs" / "using.md").read_text().split("\n## Choose how much\n")[0]
     names = {
         "transformers": "CLIPTextModelWithProjection",
         "features": "image-feature-extraction",
@@ -40,7 +40,7 @@ def snippets() -> dict[str, str]:
     }
     blocks = re.findall(r"```(?:python|bash)\n(.*?)```", section, re.DOTALL)
     found = {name: [block for block in blocks if mark in block] for name, mark in names.items()}
-    assert sorted(chain(*found.values())) == sorted(blocks), "a snippet of the README is not run here"
+    assert sorted(chain(*found.values())) == sorted(blocks), "a snippet of docs/using.md is not run here"
     return {name: block for name, (block,) in found.items()}
 
 
@@ -103,7 +103,7 @@ def llava(folder: Path, clip: CLIPModel) -> None:
 
 @pytest.fixture(scope="module")
 def run(place):
-    """Runs a snippet, then a check that may use `expected`: what the merged model gives for the README's inputs."""
+    """Runs a snippet, then a check that may use `expected`: what the merged model gives for the page's inputs."""
     expected = f"""
 import sys
 assert "safe_clip" not in sys.modules, "the snippet imported safe_clip"
@@ -132,9 +132,9 @@ def same(made, wanted, atol=1e-5):
 
 def command(name: str, place: Path) -> None:
     words = snippets()[name].split()
-    assert words[0] == "python"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(README.parent)}
-    done = run_python(*words[1:], cwd=place, env=environment)
+    assert words[0] == "safe-clip"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = run_python("-m", "safe_clip", *words[1:], cwd=place, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
