@@ -16,6 +16,7 @@ ROOMS = [
     "names",
     "old_names",
     "stopping",
+    "terminal",
     "card_text",
     "errors",
     "metrics",

@@ -12,6 +12,7 @@ them, and flags after it win.
 """
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -198,7 +199,6 @@ def main(argv: list[str]) -> None:
     from ..evaluation.data import load_evaluation_data
     from ..evaluation.report import write_report
     from ..evaluation.run import Subject, evaluate
-    from ..evaluation.table import results_table
     from ..generation.arguments import GenerationArguments
 
     config, flags = split_config(argv)
@@ -281,5 +281,27 @@ def main(argv: list[str]) -> None:
     if args.update_card:
         check_measured(args.model, results)
         print(f"The card is updated: {update_model_card(args.model, results, args.model_revision)}")
-    where = folder.path
-    print(f"\n{results_table(results)}\n\nAll figures are in {where}/results.json, images in {where}/report.html.")
+    print(f"\n{ending(results, args, folder.path)}")
+
+
+def ending(results: dict, args: EvaluationArguments, folder: Path) -> str:
+    """What a measurement ends with: the verdict, the table, where the rest is, and a command to go on with."""
+    from ..evaluation.table import results_table, verdict_text
+    from ..evaluation.verdict import results_verdict
+    from ..terminal import in_colour
+
+    colour, said = in_colour(), results_verdict(results)
+    parts = [verdict_text(said, colour)] if said else []
+    parts += [
+        results_table(results, colour),
+        f"All figures are in {folder}/results.json, images in {folder}/report.html.",
+    ]
+    words = ["--model", args.model, "--dataset", args.dataset]
+    if args.baseline is None:
+        parts.append(f"This makes it safe:\n\n  {shlex.join(['safe-clip', 'train', *words])}")
+    else:
+        words[2:2] = ["--baseline", args.baseline]
+        usual = (args.model, args.baseline, args.dataset) == (str(DEFAULT_MODEL), "demo", "demo")
+        command = shlex.join(["safe-clip", "eval", *([] if usual else words), "--sweep", "strength"])
+        parts.append(f"What models between the two are like, at no training:\n\n  {command}")
+    return "\n\n".join(parts)

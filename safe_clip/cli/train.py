@@ -10,6 +10,7 @@ The output directory is a plain CLIPModel that stock transformers loads.
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,7 +105,8 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
     """Trains, measures before and after, writes the card, and publishes where that is asked for."""
     from ..data.rows import QuadrupletRows
     from ..evaluation.summary import compute_metrics
-    from ..evaluation.table import before_after_table
+    from ..evaluation.unseen import unseen
+    from ..evaluation.verdict import training_figures
     from ..training.interruption import StopAfterStep
     from ..training.plan import check_plan
 
@@ -150,7 +152,11 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         results = {"before": before, "after": figures(trained, "after")}
         of = {"weights": output.manifest["weights"]}
         output.write("results.json", json.dumps(of | results, indent=2))
-        print(f"\n{before_after_table(**results)}\n\nThe safe CLIP is in {args.output_dir}.", flush=True)
+        seen = None if script.streaming else splits["train"]
+        found = training_figures(
+            before, results["after"], {split: len(splits[split]) for split in measured}, unseen(splits, seen)
+        )
+        print(f"\n{ending(found, output.path, script)}", flush=True)
     trainer.create_model_card()
     if args.push_to_hub:
         if trainer.is_world_process_zero():
@@ -158,6 +164,22 @@ def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments
         pushed = trainer.push_to_hub()
         if pushed is not None:
             print(f"It is at {pushed.repo_url}.")
+
+
+def ending(splits: list[Any], folder: Path, script: ScriptArguments) -> str:
+    """What a training ends with: the verdict, the table, and the command to go on with."""
+    from ..evaluation.table import before_after_table, verdict_text
+    from ..evaluation.verdict import verdict
+    from ..terminal import in_colour
+
+    colour = in_colour()
+    demo = (str(folder), script.model, script.dataset) == ("safe-clip", "demo", "demo")
+    words = [] if demo else ["--model", str(folder), "--baseline", script.model, "--dataset", script.dataset]
+    return (
+        f"{verdict_text(verdict(splits), colour)}\n\n{before_after_table(splits, colour)}\n\n"
+        f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
+        f"  {shlex.join(['safe-clip', 'eval', *words])}"
+    )
 
 
 def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments) -> tuple[Any, Mapping[str, Any]]:

@@ -1,26 +1,29 @@
 """Figures as text."""
 
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..names import TITLES
+from ..terminal import coloured
+from .unseen import unseen_by_name
+from .verdict import SplitFigures, Verdict
 
+# The figures of `summary_figures`, in the order in which they are shown.
 SUMMARY = {
-    "retrieval_t2i": "caption>image",
-    "retrieval_i2t": "image>caption",
-    "redirection_safe_text": "safe caption",
-    "redirection_safe_image": "safe image",
-    "redirection_unsafe_text": "unsafe caption",
-    "redirection_unsafe_image": "unsafe image",
+    "redirection_unsafe_text": "unsafe captions that find a safe image first",
+    "redirection_unsafe_image": "unsafe images that find a safe caption first",
+    "redirection_safe_text": "safe captions that find a safe image first",
+    "redirection_safe_image": "safe images that find a safe caption first",
+    "retrieval_t2i": "safe captions that find their own image first",
+    "retrieval_i2t": "safe images that find their own caption first",
     # Of data of one modality, in place of all of these.
-    "counterpart_text": "safe caption",
-    "counterpart_image": "safe image",
+    "counterpart_text": "unsafe captions that find their safe counterpart first",
+    "counterpart_image": "unsafe images that find their safe counterpart first",
 }
-GROUPS = {
-    "retrieval": "recall@1 of safe items",
-    "redirection": "first result is safe, by query",
-    "counterpart": "unsafe item finds its own",
-}
+WIDEST_NAME = 26  # characters of a model's name at the head of a column
+WIDTH = 110  # characters of a line of text
 
 QUERY_LABELS = {
     "safe_text": "safe captions",
@@ -155,11 +158,34 @@ def sample_size(results: dict, kind: str, name: str) -> str:
     return f"{sample['used']:,}{drawn} {what}"
 
 
-def results_table(results: dict) -> str:
-    """Lays out the main figures of `results.json` as text."""
+def change(before: float, after: float, share: bool, colour: bool = False) -> str:
+    """The difference of two figures as they are shown, with its sign; that of a share in colours, if so asked."""
+    scale, digits = (100, 1) if share else (1, 2)
+    difference = round(round(scale * after, digits) - round(scale * before, digits), digits)
+    if not difference:
+        return f"{0:.{digits}f}"
+    kind = ("gain" if difference > 0 else "loss") if share else None
+    return coloured(f"{difference:+.{digits}f}", kind, colour)
+
+
+def _right(text: str, width: int) -> str:
+    """Text at the right of a column, whatever its colours."""
+    return " " * (width - len(re.sub(r"\x1b\[\d+m", "", text))) + text
+
+
+def _unseen_mark(kind: str | None) -> str:
+    return f", {kind} that training never saw" if kind else ""
+
+
+def results_table(results: dict, colour: bool = False) -> str:
+    """Lays out the main figures of `results.json` as text, with changes in colours if so asked."""
     roles = list(results["models"])
+    unseen = unseen_by_name(results["models"]["model"]["splits"])
     blocks = [
-        (f"{split} ({sample_size(results, 'splits', split)})", list(split_sections(results, split)))
+        (
+            f"{split} ({sample_size(results, 'splits', split)}{_unseen_mark(unseen.get(split))})",
+            list(split_sections(results, split)),
+        )
         for split in results["models"]["model"]["splits"]
     ]
     classified = zero_shot_section(results)
@@ -168,40 +194,53 @@ def results_table(results: dict) -> str:
         sizes = "; ".join(f"{name}: {sample_size(results, 'zero_shot', name)}" for name in sets)
         blocks.append((f"zero-shot ({sizes})", [classified]))
     left = 2 + max(len(line.label) for _, sections in blocks for section in sections for line in section.lines)
-    width = max(20, *(len(name) for name in results["names"].values()))
+    names = {
+        role: name if len(name) <= WIDEST_NAME else f"…{name[1 - WIDEST_NAME :]}"
+        for role, name in results["names"].items()
+    }
+    width = max(20, *map(len, names.values()))
+    compared = "baseline" in roles
     lines = []
     for title, sections in blocks:
-        lines += ["", title, ""]
+        lines += ["", coloured(title, "strong", colour), ""]
         for section in sections:
             lines.append(section.title)
             for line in section.lines:
                 cells = "  ".join(cell(line.figures[role], line.share).rjust(width) for role in roles)
-                lines.append(f"  {line.label:{left - 2}}  {cells}")
-    header = " " * (left + 2) + "  ".join(results["names"][role].rjust(width) for role in roles)
-    notes = "Shares in percent; in brackets, 95 % bootstrap intervals over the queries."
+                by = _change_of(line, colour) if compared else ""
+                lines.append(f"  {line.label:{left - 2}}  {cells}{_right(by, 9) if compared else ''}")
+    header = (
+        " " * (left + 2) + "  ".join(names[role].rjust(width) for role in roles) + ("   change" if compared else "")
+    )
+    notes = "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries."
     return "\n".join([header, *lines[1:], "", notes])
 
 
-def before_after_table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> str:
-    """Lays out the figures of `summary_figures`, by split, before and after training, in percent."""
-    shown = [name for name in SUMMARY if any(name in figures for figures in before.values())]
-    left = max(len(split) for split in before) + 8
-    columns: dict[str, str] = {}  # those of each group, side by side
-    widths = {name: max(len(SUMMARY[name]), 6) for name in shown}
-    for name in shown:
-        group = GROUPS[name.partition("_")[0]]
-        title = SUMMARY[name].rjust(widths[name])
-        columns[group] = f"{columns[group]}  {title}" if group in columns else title
-    lines = [
-        " " * left + "  ".join(group.ljust(len(titles)) for group, titles in columns.items()).rstrip(),
-        " " * left + "  ".join(titles.ljust(len(group)) for group, titles in columns.items()).rstrip(),
-    ]
-    for split in before:
-        for when, figures in (("before", before[split]), ("after", after[split])):
-            label = f"{split if when == 'before' else '':{left - 8}} {when:6} "
-            cells = (
-                f"{100 * figures[name]:{widths[name]}.1f}" if name in figures else "-".rjust(widths[name])
-                for name in shown
-            )
-            lines.append(label + "  ".join(cells))
+def _change_of(line: Line, colour: bool) -> str:
+    before, after = line.figures.get("baseline"), line.figures["model"]
+    return "-" if before is None else change(before["value"], after["value"], line.share, colour)
+
+
+def before_after_table(splits: Sequence[SplitFigures], colour: bool = False) -> str:
+    """Lays out the figures of training, by split, in percent, with changes in colours if so asked."""
+    shown = [(each, [name for name in SUMMARY if name in each.after]) for each in splits]
+    left = 2 + max(len(SUMMARY[name]) for _, names in shown for name in names)
+    lines = [f"{'In percent; higher is better':{left}}  before   after  change"]
+    for each, names in shown:
+        lines += ["", coloured(f"{each.split} ({each.rows:,} rows{_unseen_mark(each.unseen)})", "strong", colour)]
+        for name in names:
+            before, after = each.before.get(name), each.after[name]
+            cells = f"{'-' if before is None else f'{100 * before:.1f}':>8}{100 * after:8.1f}"
+            by = "-" if before is None else change(before, after, True, colour)
+            lines.append(f"  {SUMMARY[name]:{left - 2}}{cells}{_right(by, 8)}")
+    return "\n".join(lines)
+
+
+def verdict_text(verdict: Verdict, colour: bool = False) -> str:
+    """A verdict as lines for a terminal, in colours if so asked: the sentence, and a line for each note."""
+    kind = {True: "gain", False: "loss", None: "strong"}[verdict.is_gain]
+    wrapped = textwrap.wrap(verdict.sentence, WIDTH)
+    lines = [coloured(line, kind, colour) for line in wrapped]
+    for note in verdict.notes:
+        lines += textwrap.wrap(note, WIDTH, initial_indent="- ", subsequent_indent="  ")
     return "\n".join(lines)

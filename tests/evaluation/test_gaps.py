@@ -17,6 +17,7 @@ from safe_clip.evaluation.retrieval import counterparts, retrieval
 from safe_clip.evaluation.run import Subject, evaluate
 from safe_clip.evaluation.suite import ModelEmbeddings
 from safe_clip.evaluation.table import before_after_table, results_table
+from safe_clip.evaluation.verdict import SplitFigures
 
 from ..helpers import FEATURES, make_rows
 
@@ -94,9 +95,9 @@ def test_data_of_one_modality_are_measured_within_it(lacking, modality, model, p
     ]  # captions that occur twice are one
     assert figures[f"counterpart_{modality}"] == pytest.approx(sum(right) / len(right), abs=1e-6)
     assert counterparts(items).keys() >= {f"{modality}_recall_at_1", f"{modality}_rank"}
-    table = before_after_table({"test": figures}, {"test": figures})
+    table = before_after_table([SplitFigures("test", figures, figures, len(rows))])
     value = f"{100 * figures[f'counterpart_{modality}']:.1f}"
-    assert "unsafe item finds its own" in table.splitlines()[0] and table.count(value) == 2
+    assert "their safe counterpart first" in table.splitlines()[-1] and table.count(value) == 2
 
 
 @pytest.mark.parametrize("lacking", [[], ["safe_image", "unsafe_image"], ["safe_caption", "unsafe_caption"]])

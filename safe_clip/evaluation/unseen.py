@@ -1,0 +1,48 @@
+"""Which splits hold what training never saw."""
+
+from collections.abc import Iterable, Mapping
+
+from datasets import Dataset
+
+from .quadruplets import cell_names
+
+CONCEPT_COLUMN = "concept"
+HELD_OUT = "held_out_"  # what the name of a split begins with that says what it holds out
+
+
+def unseen_by_name(splits: Iterable[str]) -> dict[str, str]:
+    """What training never saw by the names of splits: of `held_out_style` it is `"style"`."""
+    return {
+        split: split.removeprefix(HELD_OUT).replace("_", " ")
+        for split in splits
+        if split.startswith(HELD_OUT) and split != HELD_OUT
+    }
+
+
+def unseen(splits: Mapping[str, Dataset], train: Dataset | None) -> dict[str, str]:
+    """What training never saw of each split that has such a thing, in a word.
+
+    A split's concepts are unseen where its column `concept` shares no name with that of the training rows, and seen
+    where it shares one, whatever the split is called. Other things, and concepts without such columns, go by name.
+
+    Args:
+        splits: rows by split.
+        train: all rows of the training; `None` where they come in a stream and are not all known.
+    """
+    found = unseen_by_name(splits)
+    known = _concepts(train)
+    for split, rows in splits.items():
+        concepts = _concepts(rows)
+        if not known or not concepts:
+            continue
+        if not known & concepts:
+            found[split] = "concepts"
+        elif "concept" in found.get(split, ""):
+            del found[split]
+    return found
+
+
+def _concepts(rows: Dataset | None) -> set[str]:
+    if rows is None or CONCEPT_COLUMN not in rows.column_names:
+        return set()
+    return {name.casefold() for name in cell_names(rows, CONCEPT_COLUMN) if name}
