@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+# A placeholder, since where the repository will live is not known: the links that PyPI shows begin with it.
+REPOSITORY = "https://safe-clip.example/safe-clip"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "safe_clip" / "__init__.py").read_text()).group(1)
 
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6"]
@@ -36,6 +38,13 @@ setup(
     description="Fine-tune CLIP so that its encoders stop responding to unsafe inputs",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    keywords=["CLIP", "Safe-CLIP", "vision-language", "safety", "unlearning", "NSFW", "image search"],
+    url=REPOSITORY,
+    project_urls={
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+        "Paper": "https://arxiv.org/abs/2311.16254",
+    },
     license="Apache-2.0",
     license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
     entry_points={"console_scripts": ["safe-clip = safe_clip.cli:command"]},
@@ -90,5 +99,20 @@ setup(
             *GENERATION,
         ],
     },
-    classifiers=["Programming Language :: Python :: 3"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
 )

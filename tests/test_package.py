@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import safe_clip
 
@@ -48,3 +50,10 @@ def test_what_is_installed_holds_every_file_that_the_package_opens(tmp_path):
     installed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("safe_clip/")}
     tracked = subprocess.run(["git", "ls-files", "safe_clip"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(tracked.stdout.split()) | {"safe_clip/card/model_card.md"} <= installed
+
+
+def test_every_place_that_names_the_version_names_the_same():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## \[(.+?)\](?: - (\S+))?", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert citation["version"] == safe_clip.__version__
+    assert safe_clip.__version__ in newest.groups()
