@@ -1,9 +1,6 @@
 """Measures a CLIP: what `safe-clip eval` does, from a checkout. `python eval.py --help` lists its settings."""
 
-import sys
-
-from safe_clip.cli.eval import main
-from safe_clip.errors import run
+from safe_clip.cli import door
 
 if __name__ == "__main__":
-    run(main, sys.argv[1:])
+    door("eval")

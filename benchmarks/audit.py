@@ -6,7 +6,7 @@
 Two small judges, no CLIPs, learn to tell safe from unsafe on fresh scenes that no split has: a ResNet of images and
 a DistilBERT of captions. Then one row in five of `train` is made wrong: the item of the unsafe side is replaced by a
 safe one, as by a generator that failed, or the two sides are swapped; the caption, the image, or both. The audit
-command judges the rows, and train.py trains with the recipe demo's settings, the hidden-state terms left out, on the
+command judges the rows, and `safe-clip train` trains with the recipe demo's settings, without hidden-state terms, on
 clean rows, on the wrong ones, and on the wrong ones with the audit's labels; `test` is the clean one in each. It takes
 five minutes on one core before the first training. Data and runs are kept under runs/ and not made again while the
 code stays as it is.
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--splits", nargs="+", default=["test"], choices=["validation", "test"])
-    parser.add_argument("--flags", default="", help="further flags of train.py, for every run")
+    parser.add_argument("--flags", default="", help="further flags of safe-clip train, for every run")
     parser.add_argument("--skip_training", action="store_true")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     args = parser.parse_args()

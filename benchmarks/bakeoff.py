@@ -1,4 +1,4 @@
-"""Every objective from the same base, data, steps and tuning budget, under all of eval.py's protocols.
+"""Every objective from the same base, data, steps and tuning budget, under all of `safe-clip eval`'s protocols.
 
     python benchmarks/bakeoff.py            tunes, trains three seeds, measures
     python benchmarks/bakeoff.py --only safe_ranking safe_clip --seeds 0
@@ -51,7 +51,7 @@ ABLATIONS = {
     "no redirection": weighted(redirection_text_ranking=0, redirection_image_ranking=0),
 }
 
-# Columns of the tables: (title, where eval.py keeps it). {} is the split.
+# Columns of the tables: (title, where `safe-clip eval` keeps it). {} is the split.
 RATES_COLUMNS = {
     "safe caption": "splits/{}/redirection/safe_text_safe_rate_at_1",
     "safe image": "splits/{}/redirection/safe_image_safe_rate_at_1",
@@ -125,13 +125,13 @@ class Bakeoff:
         return RATES[scores.index(max(scores))]
 
     def measure(self, folder: Path, full: bool = True) -> dict[str, float]:
-        """What eval.py says of a model, by the paths of `columns`."""
+        """What `safe-clip eval` says of a model, by the paths of `columns`."""
         output = folder / "evaluation"
         if not (output / "results.json").exists():
             tasks = [] if full else ["--tasks", "retrieval", "redirection", "zero_shot", "geometry"]
             command = ["--model", str(folder), "--baseline", "demo", "--dataset", "demo", "--output_dir", str(output)]
-            print("eval.py", *command, *tasks, file=sys.stderr, flush=True)
-            call("eval.py", [*command, *tasks])
+            print("safe-clip eval", *command, *tasks, file=sys.stderr, flush=True)
+            call("eval", [*command, *tasks])
         models = json.loads((output / "results.json").read_text())["models"]
         figures = {}
         for role in ("baseline", "model"):

@@ -4,9 +4,10 @@
     python benchmarks/generation.py --seeds 0 --rows 40 --splits test held_out_concepts
 
 The generators are the bundled ones, trained on the original's states and frozen since. Each recipe is trained with
-each seed by train.py; each model takes the original's place and is measured by `eval.py --tasks text_to_image` and
-`--tasks image_to_text`, whose noise has the same seed as the training. The original has no training: its figures vary
-with that noise alone. Runs are kept under runs/ and not repeated while code and weights stay as they are.
+each seed; each model takes the original's place and is measured by `safe-clip generate text_to_image` and
+`safe-clip generate image_to_text`, whose noise has the same seed as the training. The original has no
+training: its figures vary with that noise alone. Runs are kept under runs/ and not repeated while
+code and weights stay as they are.
 """
 
 import argparse
@@ -60,16 +61,16 @@ def measure(task: str, model: str, splits: list[str], rows: int, seed: int, runs
     settings = json.dumps([task, splits, rows, seed, STEPS]).encode()
     folder = runs / f"generation-{hashlib.sha256(SOURCES + weights + settings).hexdigest()[:12]}"
     if not (folder / f"{task}.json").exists():
-        flags = ["--tasks", task, "--model", model, "--baseline", "demo", "--splits", *splits, "--show_unsafe"]
+        flags = [task, "--model", model, "--baseline", "demo", "--splits", *splits, "--show_unsafe"]
         flags += ["--max_samples", str(rows), "--generation_seed", str(seed), "--output_dir", str(folder)]
         flags += ["--num_inference_steps", str(STEPS)] if task == "text_to_image" else []
-        print("eval.py", shlex.join(flags), flush=True)
+        print("safe-clip generate", shlex.join(flags), flush=True)
         shared = runs / f"generation-chunks-{seed}"  # so that the original draws once for all recipes
         shared.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "generated").exists():
             (folder / "generated").symlink_to(shared.resolve(), target_is_directory=True)
-        call("eval.py", flags)
+        call("generate", flags)
     found = json.loads((folder / f"{task}.json").read_text())["models"]
     return {role: each["splits"] for role, each in found.items()} | {"folder": folder}
 

@@ -1,4 +1,4 @@
-"""Trains settings x seeds with train.py and prints their figures side by side, in percent.
+"""Trains settings x seeds with `safe-clip train` and prints their figures side by side, in percent.
 
     python benchmarks/sweep.py demo --seeds 0 1 2 --splits test held_out_concepts held_out_style
     python benchmarks/sweep.py demo --grid learning_rate=5e-4,1e-3 --grid lora_alpha=1,16
@@ -38,12 +38,12 @@ FIGURES = {
 }
 
 
-def call(script: str, flags: list[str]) -> None:
-    """Runs a script of this repository; where it fails, ends with what it said last."""
-    command = [sys.executable, str(ROOT / script), *flags]
+def call(verb: str, flags: list[str]) -> None:
+    """Runs `safe-clip VERB`; where it fails, ends with what it said last."""
+    command = [sys.executable, "-m", "safe_clip", verb, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        sys.exit(f"{script} {shlex.join(flags)} failed:\n{done.stdout[-3000:]}")
+        sys.exit(f"safe-clip {verb} {shlex.join(flags)} failed:\n{done.stdout[-3000:]}")
 
 
 def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
@@ -51,9 +51,9 @@ def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path)
     command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
     folder = runs / hashlib.sha256(SOURCES + Path(config).read_bytes() + json.dumps(command).encode()).hexdigest()[:12]
     if not (folder / "results.json").exists():
-        print("train.py", *command, "->", folder, file=sys.stderr, flush=True)
+        print("safe-clip train", *command, "->", folder, file=sys.stderr, flush=True)
         quiet = ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(folder)]
-        call("train.py", [*command, *quiet])
+        call("train", [*command, *quiet])
     return json.loads((folder / "results.json").read_text()) | {"folder": str(folder)}
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file of settings")
     parser.add_argument("--grid", action="append", default=[], help="name=value,value,...; several make a product")
-    parser.add_argument("--flags", default="", help="further flags of train.py, for every run")
+    parser.add_argument("--flags", default="", help="further flags of safe-clip train, for every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--splits", nargs="+", default=["validation"])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")

@@ -9,36 +9,41 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import old_names
 from .errors import UserError
 from .settings_file import read_settings
 
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
 RECIPES = Path(__file__).parent / "configs"
 USAGE = 2  # what programs end with where flags are wrong, by custom
 
 
-def parse_arguments(
-    dataclasses: list[type], flags: list[str], yaml_file: Path | None = None, **parser_options
-) -> tuple[Any, ...]:
+def settings_parser(dataclasses: list[type]) -> "HfArgumentParser":
+    """The parser that fills dataclasses."""
+    from transformers import HfArgumentParser  # slow, and the rest of this file is needed before it
+
+    class Parser(OneLineParser, HfArgumentParser):
+        pass
+
+    return Parser(dataclasses)
+
+
+def parse_arguments(dataclasses: list[type], flags: list[str], yaml_file: Path | None = None) -> tuple[Any, ...]:
     """Fills dataclasses from a YAML file and from flags, which win.
 
     Args:
         dataclasses: the classes to fill.
         flags: command-line arguments.
         yaml_file: a mapping of setting names to values, any subset of the classes' fields.
-        **parser_options: passed to `argparse.ArgumentParser`.
 
     Raises:
         UserError: the file cannot be read, a setting has no such name, or a value is not what it takes.
     """
-    from transformers import HfArgumentParser  # slow, and the rest of this file is needed before it
-
-    class Parser(OneLineParser, HfArgumentParser):
-        pass
-
-    parser = Parser(dataclasses, formatter_class=_HelpFormatter, **parser_options)
+    parser = settings_parser(dataclasses)
     if yaml_file is not None:
         # As flags, so that the file's values are checked like those of the command line.
         flags = _as_flags(yaml_file, parser, dataclasses) + _warned_of_repeats(list(flags), parser)
@@ -61,7 +66,8 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser of flags whose errors are one line, and which takes no flag for another that it is the beginning of."""
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options | {"allow_abbrev": False})
+        options |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(*args, **options)
         # Numbers such as -1e-3 too are values, not flags.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|-(inf|nan)$")
 
@@ -184,8 +190,26 @@ def suggest(name: str, known: list[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the settings, and the description's lines as they are."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The description's lines as they are, and beside each setting its default, if it has one."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, max_help_position=32, **options)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.required:
+            return f"{action.help} (required)"
+        shown = default_words(action.default)
+        return (action.help or "") + (f" (default: {shown.replace('%', '%%')})" if shown else "")
+
+
+def default_words(default: Any) -> str:
+    """A default as `--help` shows it; nothing where it is none."""
+    if default is None or default == argparse.SUPPRESS or default in ([], ""):
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
 
 
 def _as_flags(yaml_file: Path, parser: OneLineParser, dataclasses: list[type]) -> list[str]:

@@ -18,12 +18,12 @@ SHORTAGES = {
     # Of torch, which passes tensors between processes by files there.
     r"shared memory|/dev/shm|</torch_|signal: Bus error|torch_\d+_\d+_\d+": (
         "the shared memory (/dev/shm) is too small for what processes that read rows pass on",
-        "Use --dataloader_num_workers 0 (of eval.py: --num_workers 0), or fewer of them or a smaller batch; in a "
+        "Use --dataloader_num_workers 0 (of safe-clip eval: --num_workers 0), or fewer, or a smaller batch; in a "
         "container, give it more (`--shm-size 8g`). --resume_from_checkpoint last goes on from the last checkpoint.",
     ),
     r"Too many open files|Errno 24\b": (
         "too many files are open at once",
-        "Allow more with `ulimit -n 65536`, or use fewer --dataloader_num_workers (of eval.py: --num_workers).",
+        "Allow more with `ulimit -n 65536`, or use fewer --dataloader_num_workers (of safe-clip eval: --num_workers).",
     ),
     # Python and pyarrow; safetensors; datasets; torch, which tells no number.
     rf"(?i:errno|os error) (?:{FULL})\b|Not enough disk space|unexpected pos \d+ vs|StreamWriter failed": (
@@ -34,14 +34,14 @@ SHORTAGES = {
     # Of torch too, but where tensors of the dead process were on their way, only where it was raised tells.
     r"DataLoader worker .*(?:killed by signal|exited unexpectedly)| in .*torch\.multiprocessing\.reductions": (
         "a process that reads rows was ended from outside, most likely because memory ran out",
-        "Use fewer --dataloader_num_workers (of eval.py: --num_workers) or smaller images; in a container, give it "
-        "more memory and shared memory (`--shm-size`). --resume_from_checkpoint last goes on from the last checkpoint.",
+        "Use fewer --dataloader_num_workers (of safe-clip eval: --num_workers) or smaller images; in a container, give "
+        "it more memory and `--shm-size`. --resume_from_checkpoint last goes on from the last checkpoint.",
     ),
     r"OutOfMemoryError|out of memory|can't allocate memory": (
         "the device has too little memory",
         "Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (or, for as many to be "
         "compared with each other, with --contrastive_batch_size), and a smaller "
-        "--per_device_eval_batch_size (of eval.py: --batch_size, of generation --generation_batch_size).",
+        "--per_device_eval_batch_size (of safe-clip eval: --batch_size, of generate: --generation_batch_size).",
     ),
 }
 

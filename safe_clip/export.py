@@ -1,7 +1,6 @@
-"""The command `python -m safe_clip.export`, whose `--help` says what it does."""
+"""`python -m safe_clip.export`, which published cards name, is `safe-clip export`."""
 
-from .errors import run
-from .models.export import main
+from .cli import door
 
 if __name__ == "__main__":
-    run(main)
+    door("export")

@@ -19,9 +19,9 @@ from safe_clip.old_names import DROPPED, RENAMED
 MODULES = [
     "safe_clip.cli.train",
     "safe_clip.cli.eval",
-    "safe_clip.data.audit.__main__",
-    "safe_clip.data.fetch",
-    "safe_clip.export",
+    "safe_clip.cli.audit",
+    "safe_clip.cli.fetch",
+    "safe_clip.cli.export",
 ]
 CONFIGS = Path(__file__).parent.parent / "safe_clip" / "configs"
 

@@ -70,7 +70,7 @@ def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, mo
     ]
     evaluation.main(["--model", str(out), "--baseline", model_dir, "--dataset", data, *places, *flags])
     assert (tmp_path / "figures" / "report.html").is_file()
-    from safe_clip.data.audit.__main__ import main as audit
+    from safe_clip.cli.audit import main as audit
 
     audit([data, *places, "--output_dir", str(tmp_path / "audit")])
     found = json.loads((tmp_path / "audit" / "audit.json").read_text())["splits"]["train"]

@@ -110,7 +110,7 @@ def _command(results: dict, run: dict, model: str) -> str:
     for name, value in run.items():
         value = [json.dumps(value)] if isinstance(value, dict) else value if isinstance(value, list) else [str(value)]
         words += [f"--{name}", *value]
-    return f"python eval.py {shlex.join(words)}"
+    return f"safe-clip eval {shlex.join(words)}"
 
 
 def eval_results(results: dict) -> list[EvalResult]:

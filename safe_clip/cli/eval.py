@@ -1,10 +1,8 @@
 """Measures what a CLIP does with unsafe inputs, and what making it safe cost.
 
-python eval.py                                   the bundled demo model, and the last trained model beside it
-python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
-accelerate launch --num_processes 4 eval.py --model you/safe-clip --zero_shot cifar10 imagenette
-python eval.py --tasks text_to_image             what a generator draws with the model for its text encoder
-python eval.py --tasks image_to_text             what a generator says of images with the model for its vision tower
+  safe-clip eval                                 the bundled demo model, and the last trained model beside it
+  safe-clip eval --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
+  safe-clip eval --accelerate_config ddp --num_processes 4 --model you/safe-clip --zero_shot cifar10 imagenette
 
 Writes results.json and report.html, and prints a table. Embeddings are cached: an interrupted run goes on
 where it was, and a second one takes seconds. Every setting is a flag; a YAML file given first sets any of
@@ -19,35 +17,36 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..config import changed, parse_arguments, split_config
-from ..data.arguments import LIST_FILE, DataArguments
+from ..data.arguments import LIST_FILE
 from ..errors import UserError
 from ..evaluation import TASKS
+from ..generation.arguments import TASKS as GENERATED
+from ..generation.arguments import GenerationArguments
 from ..outputs import OutputFolder
-from ..ranges import COUNT, SHARE, Range, check_ranges
+from ..ranges import SHARE, Range, check_ranges
+from .compared import DATA, MODELS, ComparedArguments
+from .help import Help, settings_of
+from .launch import GROUP, LAUNCH, launch
 
-DEFAULT_MODEL = Path("safe-clip")  # where train.py leaves what it made
-SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Settings that a card has elsewhere, or that change no figure.
 SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
 SAME_FIGURES |= {"overwrite_output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
-GENERATION_TASKS = ("text_to_image", "image_to_text")
 LISTED = 10  # rows and images that were left out, of each set, that the terminal names
+GROUPS = {
+    "What is compared": f"{MODELS} sweep strengths",
+    "Data": DATA,
+    "What is measured": "tasks unsafe_gallery zero_shot templates class_names synonyms index faiss_factory",
+    "Speed": "batch_size precision num_workers cache_dir",
+    GROUP: " ".join(LAUNCH),
+    "What is written": "output_dir overwrite_output_dir show_unsafe update_card",
+}
 
 
 @dataclass
-class EvaluationArguments(DataArguments):
+class EvaluationArguments(ComparedArguments):
     """What is measured, and on what."""
 
-    model: str | None = field(
-        default=None, metadata={"help": "A Hub id, a folder, or 'demo'; by default what train.py left in safe-clip/."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    baseline: str | None = field(default=None, metadata={"help": "The original model, to compare with."})
-    baseline_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    strength: float = field(
-        default=1.0, metadata={"help": "Measure weights interpolated between the baseline (0) and the model (1)."}
-    )
     sweep: str | None = field(
         default=None,
         metadata={"help": "'strength': safety against utility from the baseline to the model, with the elbow."},
@@ -55,16 +54,7 @@ class EvaluationArguments(DataArguments):
     strengths: list[float] = field(
         default_factory=lambda: [step / 10 for step in range(11)], metadata={"help": "Points that --sweep measures."}
     )
-    splits: list[str] | None = field(
-        default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
-    )
-    tasks: list[str] = field(
-        default_factory=lambda: list(TASKS),
-        metadata={
-            "help": f"Which of {' '.join(TASKS)}; or, alone, {' or '.join(GENERATION_TASKS)}: what a generator makes "
-            "with the model."
-        },
-    )
+    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": f"Which of {', '.join(TASKS)}."})
     unsafe_gallery: list[str] | None = field(
         default=None,
         metadata={"help": "Unsafe images from elsewhere: folders, datasets, or text files of URLs or paths."},
@@ -86,41 +76,18 @@ class EvaluationArguments(DataArguments):
         default=None, metadata={"help": "A YAML file of `word: synonym / synonym`, for the robustness task."}
     )
     max_samples: int | None = field(
-        default=None,
-        metadata={
-            "help": "At most so many rows of each split and set; all by default, 100 for generation on the demo."
-        },
-    )
-    show_unsafe: bool = field(
-        default=False, metadata={"help": "Show unsafe images and captions in the report; hidden by default."}
+        default=None, metadata={"help": "At most so many rows of each split and set; all by default."}
     )
     index: str = field(default="exact", metadata={"help": "exact, or faiss for galleries beyond that."})
     faiss_factory: str = field(default="HNSW32", metadata={"help": "Kind of FAISS index, as a factory string."})
-    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, by each process; at most 256."})
-    precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
     num_workers: int | None = field(default=None, metadata={"help": "Processes that read images."})
     update_card: bool = field(
         default=False, metadata={"help": "Write the figures into the model's card, in its folder or on the Hub."}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
     output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
-    )
 
-    RANGES: ClassVar[dict[str, Range]] = {
-        "strength": SHARE,
-        "strengths": SHARE,
-        "max_samples": COUNT,
-        "batch_size": COUNT,
-        "num_workers": Range(0, 4096, whole=True),
-    }
-
-    @property
-    def task(self) -> str | None:
-        """What is generated, if that is what is measured."""
-        return next((task for task in self.tasks if task in GENERATION_TASKS), None)
+    RANGES: ClassVar[dict[str, Range]] = {"strengths": SHARE, "num_workers": Range(0, 4096, whole=True)}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,30 +95,21 @@ class EvaluationArguments(DataArguments):
         return {name: value for name, value in changed(self).items() if name not in SAME_FIGURES}
 
     def __post_init__(self):
-        super().__post_init__()
-        for name, values, known in (
-            ("tasks", self.tasks, (*TASKS, *GENERATION_TASKS)),
-            ("index", [self.index], ["exact", "faiss"]),
-            ("precision", [self.precision], ["auto", "float32", "bfloat16", "float16"]),
-        ):
-            for value in values:
-                if value not in known:
-                    raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
-        check_ranges(self, self.RANGES)
-        if self.model is None and self.baseline is None:
-            trained = (DEFAULT_MODEL / "config.json").is_file()
-            if trained and not of_the_demo_model(DEFAULT_MODEL):
+        for task in GENERATED:
+            if task in self.tasks:
                 raise UserError(
-                    f"{DEFAULT_MODEL}/ was not trained from the bundled demo model: name it, what it was trained "
-                    f"from and its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                    f"--tasks {task} is a command of its own now: safe-clip generate {task}, with the other flags as "
+                    "they are.",
+                    2,
                 )
-            self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
-        elif self.model is None:
-            raise UserError("--baseline requires a --model to compare it with.")
+        super().__post_init__()
+        self.choose("tasks", TASKS)
+        self.choose("index", ["exact", "faiss"])
+        check_ranges(self, self.RANGES)
         if self.sweep not in (None, "strength"):
             raise UserError(f"--sweep {self.sweep}: only strength can be swept.")
-        if self.baseline is None and (self.sweep or self.strength != 1):
-            raise UserError("--strength and --sweep lie between two models: name the original model with --baseline.")
+        if self.sweep and self.baseline is None:
+            raise UserError("--sweep lies between two models: name the original model with --baseline.")
         if self.update_card and (self.sweep or self.strength != 1 or self.max_samples):
             raise UserError("--update_card is for the whole: leave out --sweep, --strength and --max_samples.")
         if self.update_card and self.model == "demo":
@@ -162,35 +120,26 @@ class EvaluationArguments(DataArguments):
             raise UserError("--sweep measures all --strengths; leave out --strength.")
         if self.sweep and len(set(self.strengths)) < 2:
             raise UserError("--strengths requires at least two different values, such as 0 0.5 1.")
-        self._check_task()
-
-    def _check_task(self) -> None:
-        """Raises `UserError` where settings are not those of what is generated."""
-        if self.task is None:
-            return
-        unfit = {"--sweep": self.sweep, "--update_card": self.update_card, "--zero_shot": self.zero_shot}
-        unfit |= dict.fromkeys([task for task in self.tasks if task != self.task], True)
-        for name, given in unfit.items():
-            if given:
-                raise UserError(f"--tasks {self.task} measures what is generated alone; leave out {name}.")
-        if self.task == "text_to_image" and self.unsafe_gallery:
-            raise UserError("--unsafe_gallery holds images: it is for --tasks image_to_text.")
 
 
-def of_the_demo_model(folder: Path) -> bool:
-    """Whether a model has the bundled demo model's shape."""
-    from transformers import CLIPConfig
+def refuse_generation(flags: list[str]) -> None:
+    """Raises `UserError` for a flag of `generate`, which was a task of this command once."""
+    names = settings_of(GenerationArguments)
+    for word in flags:
+        if word.startswith("--") and (name := word[2:].partition("=")[0].replace("-", "_")) in names:
+            raise UserError(f"--{name} is no setting of eval, but of safe-clip generate {' and '.join(GENERATED)}.", 2)
 
-    from ..models.load import resolve_model
 
-    sizes = [
-        [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]
-        for config in map(CLIPConfig.from_pretrained, (folder, resolve_model("demo")))
-    ]
-    return sizes[0] == sizes[1]
+def helper() -> Help:
+    """What `--help` says."""
+    return Help("eval", __doc__, GROUPS, settings_of(EvaluationArguments) | LAUNCH)
 
 
 def main(argv: list[str]) -> None:
+    config, flags = split_config(argv)
+    refuse_generation(flags)
+    helper().answer(flags)
+    launch("eval", argv)
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import broadcast_object_list
 
@@ -199,18 +148,8 @@ def main(argv: list[str]) -> None:
     from ..evaluation.data import load_evaluation_data
     from ..evaluation.report import write_report
     from ..evaluation.run import Subject, evaluate
-    from ..generation.arguments import GenerationArguments
 
-    config, flags = split_config(argv)
-    args, generation = parse_arguments(
-        [EvaluationArguments, GenerationArguments],
-        flags,
-        config,
-        description=__doc__,
-        usage="eval.py [CONFIG.yaml] [--flag value ...]",
-    )
-    if not args.task and (unused := next(iter(changed(generation)), None)):
-        raise UserError(f"--{unused} is for --tasks {' and --tasks '.join(GENERATION_TASKS)}; name one.")
+    (args,) = parse_arguments([EvaluationArguments], flags, config)
     if args.update_card:
         check_card(args.model)
     folder = OutputFolder(args.output_dir)
@@ -225,11 +164,6 @@ def main(argv: list[str]) -> None:
     say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
     if accelerator.num_processes > 1:
         say(f"Shared among {accelerator.num_processes} processes.")
-    if args.task:
-        from ..generation.run import run_task
-
-        run_task(args, generation, accelerator)
-        return
     data = None
     if accelerator.is_main_process:
         data = load_evaluation_data(

@@ -1,10 +1,12 @@
 """Makes a CLIP safe.
 
-python train.py                                  the bundled demo, minutes on two CPU cores
-python train.py --model openai/clip-vit-large-patch14 --dataset you/quadruplets --push_to_hub
-python train.py paper --dataset you/quadruplets
+  safe-clip train                                the bundled demo, minutes on two CPU cores
+  safe-clip train --model openai/clip-vit-large-patch14 --dataset you/quadruplets --push_to_hub
+  safe-clip train paper --dataset you/quadruplets
+  safe-clip train --accelerate_config ddp --num_processes 4 --dataset you/quadruplets
 
-Every setting is a flag; a YAML file given first sets any of them, and flags after it win.
+Every setting is a flag. A YAML file given first sets any of them, or one of the recipes that come with the
+package (demo, paper, safer_clip, shield_clip); flags after it win.
 The output directory is a plain CLIPModel that stock transformers loads.
 """
 
@@ -25,8 +27,25 @@ from ..errors import UserError, first_line
 from ..outputs import OutputFolder
 from ..ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
 from ..stopping import handled
+from .help import Help, settings_of, training_settings
+from .launch import GROUP, LAUNCH, launch
 
 DEMO_CONFIG = RECIPES / "demo.yaml"
+GROUPS = {
+    "What is trained": "model model_revision full_finetuning",
+    "Data": "dataset dataset_config column_mapping safe_images unsafe_images missing_images caption_lists on_bad_row "
+    "max_bad_fraction streaming shuffle_buffer sides_are_right random_crop eval_splits",
+    "Objective": "objective objective_options loss_weights hidden_state_terms logit_scale strength",
+    "LoRA adapters": "lora_r lora_alpha lora_dropout",
+    "Steps and learning rate": "num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps contrastive_batch_size learning_rate lr_scheduler_type warmup_steps weight_decay "
+    "max_grad_norm early_stopping_patience seed",
+    "Speed": "bf16 use_cpu cache_images reference_cache dataloader_num_workers dataloader_persistent_workers",
+    GROUP: " ".join(LAUNCH),
+    "Saving, logging and publishing": "output_dir overwrite_output_dir resume_from_checkpoint save_strategy save_steps "
+    "save_total_limit logging_steps logging_nan_inf_filter remove_unused_columns report_to disable_tqdm push_to_hub "
+    "hub_model_id hub_private_repo",
+}
 
 
 @dataclass
@@ -70,24 +89,27 @@ class ScriptArguments(DataArguments):
 
 def uses_demo(flags: list[str]) -> bool:
     """Whether flags name neither a model nor a data set, so that the bundled ones are meant."""
-    return not any(flag.split("=")[0] in ("--model", "--dataset", "--help", "-h") for flag in flags)
+    return not any(flag.split("=")[0] in ("--model", "--dataset") for flag in flags)
+
+
+def helper() -> Help:
+    """What `--help` says: our own settings by groups, then the Trainer's."""
+    own, trainers = training_settings()
+    settings = settings_of(ScriptArguments) | own | LAUNCH
+    return Help("train", __doc__, GROUPS, settings, trainers, "Of transformers' Trainer")
 
 
 def main(argv: list[str]) -> None:
     config, flags = split_config(argv)
+    helper().answer(flags)
+    launch("train", argv)
     if config is None and uses_demo(flags):
         print("No --model or --dataset given: training the bundled demo model on the bundled emoji scenes.")
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
     from ..card import check_card
 
-    script, args = parse_arguments(
-        [ScriptArguments, safe_clip.SafeCLIPTrainingArguments],
-        flags,
-        config,
-        description=__doc__,
-        usage="train.py [CONFIG.yaml] [--flag value ...]",
-    )
+    script, args = parse_arguments([ScriptArguments, safe_clip.SafeCLIPTrainingArguments], flags, config)
     script.sides_are_right = args.sides_are_right
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     output = OutputFolder(args.output_dir)
@@ -101,7 +123,7 @@ def main(argv: list[str]) -> None:
         make_safe(script, args, output)
 
 
-def make_safe(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments, output: OutputFolder) -> None:
+def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArguments", output: OutputFolder) -> None:
     """Trains, measures before and after, writes the card, and publishes where that is asked for."""
     from ..data.rows import QuadrupletRows
     from ..evaluation.summary import compute_metrics
@@ -182,7 +204,7 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments) -> str:
     )
 
 
-def load_rows(script: ScriptArguments, args: safe_clip.SafeCLIPTrainingArguments) -> tuple[Any, Mapping[str, Any]]:
+def load_rows(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArguments") -> tuple[Any, Mapping[str, Any]]:
     """What is trained on, and the splits, each of which can be measured: of a stream, its first rows."""
     from ..data.bad_rows import leave_out_bad_rows
     from ..data.quadruplets import STREAMED_ROWS, first_rows, hold_out_validation

@@ -83,7 +83,7 @@ def _of_text(text: str) -> bytes:
     if text.startswith(IN_FILE):
         return read_file(file_path(text))
     if "://" in text:
-        raise UserError("it is an address; python -m safe_clip.data.fetch fetches the images first")
+        raise UserError("it is an address; safe-clip fetch fetches the images first")
     return read_file(text)
 
 

@@ -8,7 +8,6 @@ import socket
 import zlib
 from collections.abc import Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,33 +20,13 @@ from ..errors import UserError
 from ..store.damaged import read_kept
 from ..store.fingerprints import digest, secure_digest
 from ..store.writing import whole_file
+from .fetch_settings import FetchSettings
 from .image_join import IMAGE_SUFFIXES
 from .images import open_image
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be others in a while
 TRANSLATED = [ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")]
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
-
-
-@dataclass(frozen=True)
-class FetchSettings:
-    """How patient, and how careful.
-
-    Attributes:
-        tries: of each address, where what goes wrong may pass; with 0, only what is kept already is had.
-        timeout: seconds for one try, from asking to the last byte.
-        most_bytes: of one image, as it is sent and unpacked.
-        at_once: addresses fetched side by side.
-        allow_private: fetch from addresses inside the network too, such as 192.168.0.1.
-        wait: seconds before the second try, doubled before each further one.
-    """
-
-    tries: int = 4
-    timeout: float = 30.0
-    most_bytes: int = 20_000_000
-    at_once: int = 16
-    allow_private: bool = False
-    wait: float = 1.0
 
 
 class _Refused(Exception):

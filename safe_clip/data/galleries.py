@@ -12,7 +12,8 @@ from PIL import Image as PILImage
 from ..errors import UserError
 from ..store.folders import folder_of
 from .cells import short, storable
-from .fetching import FetchSettings, fetched, without_secrets
+from .fetch_settings import FetchSettings
+from .fetching import fetched, without_secrets
 from .items import ROW_COLUMN
 from .places import SAVED
 from .sources import load_splits
@@ -20,7 +21,7 @@ from .sources import load_splits
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".urls")
 SETTINGS = FetchSettings(tries=3)
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-ELSEWHERE = ("--allow_private fetches", "python -m safe_clip.data.fetch --allow_private fetches")
+ELSEWHERE = ("--allow_private fetches", "safe-clip fetch --allow_private fetches")
 
 
 def load_images(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, list[str]]:

@@ -1,4 +1,4 @@
-"""Models in, results out: what `eval.py` does, and `train.py` before it publishes."""
+"""Models in, results out: what `safe-clip eval` does, and `safe-clip train` before it publishes."""
 
 import os
 from collections.abc import Sequence

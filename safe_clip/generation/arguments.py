@@ -1,4 +1,4 @@
-"""What is generated, and who judges it: the settings of `eval.py --tasks text_to_image` and `image_to_text`."""
+"""What is generated, and who judges it: settings of `safe-clip generate`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -6,6 +6,7 @@ from typing import ClassVar
 from ..errors import UserError
 from ..ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 
+TASKS = ("text_to_image", "image_to_text")
 DEMO = "demo"
 CHUNK = 32  # images or captions that a file holds
 DEMO_ROWS = 100  # of a split, by default, so that a first look takes minutes

@@ -53,7 +53,7 @@ def open_judges(modality: str, generation: GenerationArguments, generator: str) 
         return [_demo_image_judge() if modality == "image" else MentionJudge()]
     if not names and modality == "text":
         raise UserError(
-            f"--tasks image_to_text requires a judge of captions: name one with --text_classifier; {LOOK_FOR['text']} "
+            f"image_to_text requires a judge of captions: name one with --text_classifier; {LOOK_FOR['text']} "
             "lists some."
         )
     try:

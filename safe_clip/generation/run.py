@@ -1,4 +1,4 @@
-"""What `eval.py --tasks text_to_image` and `--tasks image_to_text` do."""
+"""What `safe-clip generate` does."""
 
 import json
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from ..generation import figures, image_to_text, text_to_image
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.merge import merge
 from ..names import redact_paths
+from ..outputs import OutputFolder
 from ..store.folders import GENERATED
 from .arguments import CHUNK, DEMO, DEMO_ROWS, GenerationArguments
 from .distances import Inception, need_torchmetrics
@@ -49,7 +50,7 @@ class Task:
     """Everything that both tasks need.
 
     Attributes:
-        args: `eval.py`'s settings.
+        args: the settings of `safe-clip generate`.
         generation: how is generated.
         generator: its name.
         judges: of what is generated.
@@ -97,7 +98,7 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     """Generates with the original CLIP and with the safe one, judges, and writes and prints what it comes to.
 
     Args:
-        args: `eval.py`'s settings; `args.task` says what is generated.
+        args: the settings of `safe-clip generate`; `args.task` says what is generated.
         generation: how.
         accelerator: who shares the work; all its processes must call this.
 
@@ -136,8 +137,10 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
         },
         "models": {role: {"splits": each} for role, each in models.items()},
     }
-    (folder / f"{args.task}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    grid.save(folder / f"{args.task}.png")
+    output = OutputFolder(folder)
+    output.write(f"{args.task}.json", json.dumps(results, indent=2) + "\n")
+    with output.writing(f"{args.task}.png") as path:
+        grid.save(path)
     print(
         f"\n{results_table(results)}\n\nAll figures are in {folder}/{args.task}.json, some of what was made in ", end=""
     )

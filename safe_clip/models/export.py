@@ -1,15 +1,5 @@
-"""Writes a CLIP in the formats of other tools, or at a point between the original and the safe model.
+"""Writes a CLIP in the formats of other tools."""
 
-    python -m safe_clip.export --model you/safe-clip --format open_clip --output_dir safe-clip-open_clip
-    python -m safe_clip.export --model safe-clip --format onnx
-    python -m safe_clip.export --model safe-clip --baseline demo --strength 0.8 --format transformers
-
-`transformers`: a plain `CLIPModel` with its processor. `open_clip`: a folder for
-`open_clip.create_model_and_transforms("local-dir:FOLDER")`; its files may also be uploaded beside a Hub repository's
-others, for `"hf-hub:you/safe-clip"`. `onnx`: graphs for onnxruntime and transformers.js, of both encoders and of each.
-"""
-
-import argparse
 import json
 import warnings
 from pathlib import Path
@@ -19,13 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..config import OneLineParser
 from ..errors import UserError
-from ..outputs import OutputFolder
 from .drop_in import save_drop_in, save_processor
 from .family import family_of
-from .load import check_processor, load_clip, load_processor, resolve_model
-from .merge import check_strength, merge
 from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE
 
 
@@ -125,39 +111,3 @@ def export_onnx(model: PreTrainedModel, processor: ProcessorMixin, output_dir: P
 
 
 FORMATS = {"transformers": save_drop_in, "open_clip": export_open_clip, "onnx": export_onnx}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(
-        prog="python -m safe_clip.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="safe-clip", help="a folder, a Hub id, or 'demo'")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--baseline", help="the original, for --strength")
-    parser.add_argument("--baseline_revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--strength", type=float, help="from 0, the original, to 1, the safe model")
-    parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--output_dir", type=Path, help="by default the model's name and the format's")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="what is in the way goes into replaced/")
-    args = parser.parse_args(argv)
-    if (args.strength is None) != (args.baseline is None):
-        raise UserError("--strength and --baseline go together: the original, and how far from it the model shall be.")
-    if args.strength is not None:
-        check_strength(args.strength)
-    output_dir = args.output_dir or Path(f"{Path(args.model).name}-{args.format}")
-    for flag, name in (("--model", args.model), ("--baseline", args.baseline)):
-        if name and output_dir.resolve() == Path(resolve_model(name)).resolve():
-            raise UserError(
-                f"--output_dir {output_dir} is the folder of {flag}, which is never written; choose another."
-            )
-    output = OutputFolder(output_dir)
-    output.check(args.overwrite_output_dir, [resolve_model(name) for name in (args.model, args.baseline) if name])
-    model, processor = load_clip(args.model, args.revision), load_processor(args.model, args.revision)
-    if args.format not in (known := family_of(model).exports):
-        raise UserError(f"--format {args.format} has no models of this family; take {', '.join(known)}.")
-    if args.strength is not None:
-        model = merge(args.baseline, model, args.strength, args.baseline_revision)
-    check_processor(model, processor)
-    with output.staged() as stage:
-        FORMATS[args.format](model, processor, stage)
-    print(f"{args.model} is in {output_dir}/ for {args.format}.")

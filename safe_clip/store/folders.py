@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-
 from .writing import STAGE
 
 DIGESTS = "digests.json"  # of the files of a table
@@ -38,6 +36,8 @@ NAMES = {
 
 def folder_of(kind: str) -> Path:
     """Where a kind is kept, but for what is generated."""
+    import datasets  # slow, and the kinds are named before it
+
     if kind == "embeddings":
         return Path(datasets.config.HF_CACHE_HOME) / "safe_clip" / "embeddings"
     if kind in TABLES:

@@ -32,6 +32,8 @@ MARKS = {
     "results.json": ('"safe_clip"', '  "before": {'),
     "evaluation.json": ('"safe_clip"',),
     "audit.json": ('"safe_clip"',),
+    "text_to_image.json": ('"safe_clip"',),
+    "image_to_text.json": ('"safe_clip"',),
     "report.html": ("safe-clip",),
     "failed.csv": ("id,address,reason",),
 }

@@ -102,7 +102,7 @@ def kept_table(
     Args:
         generator: yields rows.
         fingerprint: which the rows are known again by.
-        kind: what `python -m safe_clip.store` lists them as.
+        kind: what `safe-clip cache` lists them as.
         count: how many there must be.
         whole: bytes up to which all of a file is read to tell whether it is damaged, and samples beyond.
         **options: as of `Dataset.from_generator`.

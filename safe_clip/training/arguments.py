@@ -45,7 +45,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             are swapped.
         strength (`float`, defaults to 1.0):
             Where the model is left after training, between the original (0) and what it was trained to be (1);
-            `eval.py --sweep strength` shows what each point is like. Checkpoints keep all of the training.
+            `safe-clip eval --sweep strength` shows what each point is like. Checkpoints keep all of the training.
         cache_images (`str`, defaults to `"auto"`):
             Decode and resize the training images once and keep them as uint8, which takes 150 kB each at 224
             pixels: `on`, `off`, or `auto`, where it takes less than half of the free disk.
@@ -266,7 +266,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         if float32:
             self.mixed_precision = "no"  # was asked for here, whatever `accelerate launch` was told
         if self.n_gpu > 1:
-            logger.warning("Of %d GPUs one is used; start with `accelerate launch` or torchrun for all.", self.n_gpu)
+            flags = f"--accelerate_config ddp --num_processes {self.n_gpu}"
+            logger.warning("Of %d GPUs one is used; `safe-clip train %s ...` uses all.", self.n_gpu, flags)
             self._n_gpu = 1  # what torch.nn.DataParallel makes of a model has not its ways of computing
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader

@@ -59,7 +59,7 @@ def check_optional(settings: Any, on_cpu: bool) -> None:
             names = " or ".join(PIP.get(module, module) for module in modules)
             raise UserError(f"{flag} requires {names}, which is not installed: pip install {names.split(' ')[0]}.")
     if settings.fsdp and "LOCAL_RANK" not in os.environ:
-        raise UserError("--fsdp requires several processes: start the program with `accelerate launch` or torchrun.")
+        raise UserError("--fsdp requires several processes: safe-clip train --accelerate_config fsdp2 starts them.")
     for name in ("deepspeed", "fsdp_config", "accelerator_config"):
         value = getattr(settings, name)
         if isinstance(value, str) and value.strip().startswith("{"):

@@ -22,10 +22,10 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments
+from safe_clip.cli import audit
+from safe_clip.cli.fetch import main as fetch
 from safe_clip.data.arguments import DataArguments
-from safe_clip.data.audit import __main__ as audit
-from safe_clip.data.audit import classifiers
-from safe_clip.data.fetch import main as fetch
+from safe_clip.data.audit import run as audit_run
 from tests.helpers import FEATURES, build_model, make_rows
 from tests.programs import ROOT, run_python
 
@@ -297,7 +297,7 @@ def options_of(line: str, name: str, folder: Path, url: str) -> dict:
 @pytest.fixture(autouse=True)
 def judge(monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # of streams of Parquet, 5 seconds
-    monkeypatch.setattr(classifiers, "open_classifiers", lambda names, *_: [Judge() for _ in names])
+    monkeypatch.setattr(audit_run, "open_classifiers", lambda names, *_: [Judge() for _ in names])
 
 
 def test_every_line_of_the_table_is_tried():

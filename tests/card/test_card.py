@@ -118,8 +118,8 @@ def test_results_of_the_same_weights_and_data_are_added_and_others_replaced():
     assert both["dataset"] == "you/quadruplets"
     original = "--baseline openai/clip-vit-large-patch14"
     assert (
-        f"```bash\npython eval.py --model me/it {original} --dataset you/quadruplets --splits test\n"
-        f"python eval.py --model me/it {original} --tasks zero_shot --zero_shot cifar10\n```"
+        f"```bash\nsafe-clip eval --model me/it {original} --dataset you/quadruplets --splits test\n"
+        f"safe-clip eval --model me/it {original} --tasks zero_shot --zero_shot cifar10\n```"
     ) in results_section(both, "me/it")
     # In either order, with the original or without.
     alone = zero_shot_results()
@@ -156,7 +156,7 @@ def test_results_of_the_same_weights_and_data_are_added_and_others_replaced():
 def test_tables_metadata_and_worst_cases_have_the_measured_values(tmp_path):
     results = combine(None, make_results())
     section = results_section(results, "you/safe-clip")
-    command = "python eval.py --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets"
+    command = "safe-clip eval --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets"
     command += " --splits test"
     assert f"```bash\n{command}\n```" in section
     assert "### test (8 quadruplets)\n\n| | original | this model |\n|---|---|---|" in section
@@ -266,7 +266,7 @@ def test_the_card_tells_what_was_trained(trained, dataset_dir, model_dir):
     assert "torchvision" in training and re.search(r"torch \d+\.\d+.*pillow \d+", training)
     width, height = Image.open(folder / "loss_curves.png").size
     assert width > 1000 and height > 400 and "(loss_curves.png)" in training
-    assert "python eval.py --model you/safe-clip" in parts["results"] and "--update_card" in parts["results"]
+    assert "safe-clip eval --model you/safe-clip" in parts["results"] and "--update_card" in parts["results"]
     assert re.search(r"\{\{ ?Safe-CLIP|\{\{Safe-CLIP", text) and "None" not in text and "{%" not in text
     metadata = ModelCard(text).data.to_dict()
     assert metadata["pipeline_tag"] == "zero-shot-image-classification"

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from safe_clip import QuadrupletRows, UserError, load_quadruplets
+from safe_clip.cli.audit import main
 from safe_clip.data.audit import reading
-from safe_clip.data.audit.__main__ import main
 from safe_clip.data.audit.classifiers import NUDITY, UNSAFE, PipelineClassifier, open_classifiers, says
 from safe_clip.data.audit.duplicates import near_images
 from safe_clip.data.audit.reading import IMAGE_FACTS, KINDS, ReadColumn, _Images, same_wording
@@ -174,7 +174,7 @@ def test_what_is_wrong_is_found_told_and_written(wrong_rows, red_judge, mark_jud
 
     printed = capsys.readouterr().out
     assert "unsafe side: unsafe in both" in printed and "6 (75.0 %)" in printed
-    assert f"train.py --dataset {tmp_path / 'labelled'}" in printed
+    assert f"safe-clip train --dataset {tmp_path / 'labelled'}" in printed
 
     written = load_quadruplets(str(tmp_path / "labelled"), hold_out=False)
     labels = {column: written["train"][f"{column}_is_safe"] for column in FEATURES}

@@ -90,7 +90,7 @@ WRONG = {
     "broken base64": (f"data:image/png;base64,{'@' * 5000}", "its base64 is broken"),
     "base64 of no image": (LONG, "the beginning of an image"),
     "a long text": ("a dog on a sofa, " * 400, "OSError: File name too long"),
-    "a page": ("https://example.com/a.jpg", "it is an address; python -m safe_clip.data.fetch"),
+    "a page": ("https://example.com/a.jpg", "it is an address; safe-clip fetch"),
     "elsewhere": ("zip://a.png::http://example.com/a.zip", "an entry of an archive that lies elsewhere"),
     "chained": ("simplecache::http://example.com/a.png", "it is an address"),
     "outside": (f"{OUTSIDE}/etc/passwd", "names a file that does not lie in it, which is not opened"),

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from safe_clip import UserError
-from safe_clip.data.audit import __main__ as audit
-from safe_clip.data.audit import classifiers
+from safe_clip.cli import audit
+from safe_clip.data.audit import run as audit_run
 
 
 class Knows:
@@ -30,7 +30,7 @@ def rows_of(**kinds: int) -> dict[str, list]:
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     def run(rows: dict[str, list], *words: str, flags: tuple[str, ...] = ()) -> tuple[dict, str, str]:
-        monkeypatch.setattr(classifiers, "open_classifiers", lambda names, *_: [Knows(*words) for _ in names])
+        monkeypatch.setattr(audit_run, "open_classifiers", lambda names, *_: [Knows(*words) for _ in names])
         Dataset.from_dict(rows).to_json(tmp_path / "rows.jsonl")
         command = [f"{tmp_path}/rows.jsonl", "--text_classifier", "judge", f"--output_dir={tmp_path}/audit"]
         try:

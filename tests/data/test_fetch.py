@@ -16,8 +16,9 @@ from datasets import Dataset
 from PIL import Image
 
 from safe_clip import UserError, load_quadruplets
-from safe_clip.data.fetch import main
-from safe_clip.data.fetching import FetchSettings, fetch_all, fetched, without_secrets
+from safe_clip.cli.fetch import main
+from safe_clip.data.fetch_settings import FetchSettings
+from safe_clip.data.fetching import fetch_all, fetched, without_secrets
 
 LISTS = {"failed.csv", "safe_clip.json"}  # beside the images
 QUICK = FetchSettings(tries=3, timeout=30.0, most_bytes=5000, allow_private=True, wait=0.01)

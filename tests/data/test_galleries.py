@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from safe_clip import UserError
 from safe_clip.data import galleries
-from safe_clip.data.fetching import FetchSettings
+from safe_clip.data.fetch_settings import FetchSettings
 from safe_clip.data.galleries import load_images
 from safe_clip.data.items import ROW_COLUMN
 
@@ -184,7 +184,7 @@ def test_a_server_that_never_answers_is_given_up(protocol, monkeypatch, tmp_path
 
 
 def test_what_is_fetched_is_guarded_and_looked_at(server, monkeypatch, tmp_path):
-    """By the rules of `safe_clip.data.fetch`: nothing from inside the network, nothing too large, no web page kept."""
+    """By the rules of `safe-clip fetch`: nothing from inside the network, nothing too large, no web page kept."""
     address, asked = server
     name = tmp_path / "list.txt"
     name.write_text(f"{address}/page.html\n{address}/large.png\n{address}/good.png\n")
@@ -198,7 +198,7 @@ def test_what_is_fetched_is_guarded_and_looked_at(server, monkeypatch, tmp_path)
     asked.clear()
     private = address.replace("://", "://me:secret@")
     name.write_text(f"{private}/new.png\nhttp://169.254.169.254/latest\nhttp://[::1]:{address.rpartition(':')[2]}/x\n")
-    with pytest.raises(UserError, match="it lies inside the network; python -m safe_clip.data.fetch --allow_private"):
+    with pytest.raises(UserError, match="it lies inside the network; safe-clip fetch --allow_private"):
         load_images(str(name))
     _, missing = galleries._listed(name, "--unsafe_gallery")
     assert len(missing) == 3 and not asked and "secret" not in str(missing)

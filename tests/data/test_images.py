@@ -263,7 +263,7 @@ def test_long_images_that_are_let_through_fit_the_processors(size):
         (None, "there is no image. Fill the cell"),
         ({"bytes": None, "path": None}, "there is no image. Fill the cell"),
         ("nowhere/at/all.png", "(nowhere/at/all.png): the image cannot be read (FileNotFoundError"),
-        ("https://example.com/a.jpg", "it is an address; python -m safe_clip.data.fetch"),
+        ("https://example.com/a.jpg", "it is an address; safe-clip fetch"),
         ("zip://a.png::nowhere.zip", "FileNotFoundError"),
         (3.5, "the image cannot be read"),
     ],

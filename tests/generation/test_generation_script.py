@@ -1,4 +1,4 @@
-"""`eval.py --tasks text_to_image` and `image_to_text`, as a person starts them."""
+"""`safe-clip generate text_to_image` and `image_to_text`, as a person starts them."""
 
 import json
 import os
@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def run_eval(*flags, cwd, processes=1):
+def generate(task, *flags, cwd, processes=1):
     # Without Java, whose METEOR takes many seconds.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "PATH": ""}
-    return run_python(ROOT / "eval.py", *flags, cwd=cwd, processes=processes, env=environment)
+    return run_python("-m", "safe_clip", "generate", task, *flags, cwd=cwd, processes=processes, env=environment)
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def models(safe_dir, model_dir, dataset_dir) -> list:
 
 
 def test_images_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_dir, red_judge, tmp_path):
-    flags = ["--tasks", "text_to_image", "--generator", pipeline_dir, "--image_classifier", red_judge]
+    flags = ["--generator", pipeline_dir, "--image_classifier", red_judge]
     flags += ["--num_inference_steps", 2, "--images_per_prompt", 2]
-    done = run_eval(*models, *flags, cwd=tmp_path)
+    done = generate("text_to_image", *models, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "evaluation" / "text_to_image.json").read_text())
     assert results["samples"] == {"test": {side: {"items": 3, "copies": 2} for side in ("unsafe", "safe")}}
@@ -46,15 +46,15 @@ def test_images_of_both_encoders_are_drawn_judged_and_shown(models, pipeline_dir
     first = (tmp_path / "evaluation" / "text_to_image.json").read_bytes()
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "evaluation" / "generated").rglob("*.*")}
     assert len(times) == 2 * (12 + 2)  # of each role, the images, their embeddings and their scores
-    done = run_eval(*models, *flags, cwd=tmp_path)
+    done = generate("text_to_image", *models, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "evaluation" / "text_to_image.json").read_bytes() == first
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "evaluation" / "generated").rglob("*.*")}
 
 
 def test_captions_of_both_towers_are_written_judged_and_shown(models, llava_dir, word_judge, tmp_path, dataset_dir):
-    flags = ["--tasks", "image_to_text", "--generator", llava_dir, "--text_classifier", word_judge]
-    done = run_eval(*models, *flags, "--max_new_tokens", 6, cwd=tmp_path)
+    flags = ["--generator", llava_dir, "--text_classifier", word_judge]
+    done = generate("image_to_text", *models, *flags, "--max_new_tokens", 6, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "evaluation" / "image_to_text.json").read_text())
     for role in ("baseline", "model"):
@@ -67,7 +67,7 @@ def test_captions_of_both_towers_are_written_judged_and_shown(models, llava_dir,
 def test_with_no_arguments_the_embedded_generators_are_measured_by_their_own_judges(tmp_path):
     few = ["--max_samples", 2, "--num_inference_steps", 4]
     for task, judge in (("text_to_image", "recogniser"), ("image_to_text", "mentions")):
-        done = run_eval("--tasks", task, *few, cwd=tmp_path)
+        done = generate(task, *few, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         results = json.loads((tmp_path / "evaluation" / f"{task}.json").read_text())
         assert results["generator"] == results["dataset"] == "demo" and list(results["judges"]) == [judge]
@@ -79,8 +79,8 @@ def test_with_no_arguments_the_embedded_generators_are_measured_by_their_own_jud
 def test_a_list_of_prompts_and_a_model_alone(model_dir, dataset_dir, pipeline_dir, red_judge, tmp_path):
     (tmp_path / "list.txt").write_text("a red mark\na blue mark\na black mark\n")
     flags = ["--model", model_dir, "--dataset", dataset_dir, "--prompts", "list.txt", "--image_classifier", red_judge]
-    flags += ["--tasks", "text_to_image", "--generator", pipeline_dir, "--num_inference_steps", 1]
-    done = run_eval(*flags, cwd=tmp_path)
+    flags += ["--generator", pipeline_dir, "--num_inference_steps", 1]
+    done = generate("text_to_image", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "evaluation" / "text_to_image.json").read_text())
     assert results["samples"] == {"list": {"unsafe": {"items": 3, "copies": 1}}}
@@ -91,10 +91,10 @@ def test_a_list_of_prompts_and_a_model_alone(model_dir, dataset_dir, pipeline_di
 
 
 def test_processes_share_the_images(models, pipeline_dir, red_judge, tmp_path):
-    flags = ["--tasks", "text_to_image", "--generator", pipeline_dir, "--image_classifier", red_judge]
+    flags = ["--generator", pipeline_dir, "--image_classifier", red_judge]
     flags += [*models[:-1], 8, "--num_inference_steps", 1, "--images_per_prompt", 3]  # two chunks
     for processes, folder in ((1, "one"), (2, "two")):
-        done = run_eval(*flags, "--output_dir", folder, cwd=tmp_path, processes=processes)
+        done = generate("text_to_image", *flags, "--output_dir", folder, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stderr
     results = [json.loads((tmp_path / folder / "text_to_image.json").read_text()) for folder in ("one", "two")]
     for each in results:
@@ -105,20 +105,35 @@ def test_processes_share_the_images(models, pipeline_dir, red_judge, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("task", "flags", "code", "message"),
     [
-        (["--tasks", "text"], "--tasks text: it must be among retrieval"),
-        (["--images_per_prompt", 2], "--images_per_prompt is for --tasks text_to_image and --tasks image_to_text"),
-        (["--tasks", "text_to_image", "retrieval"], "leave out retrieval"),
-        (["--tasks", "text_to_image", "--sweep", "strength"], "leave out --sweep"),
-        (["--tasks", "text_to_image", "--unsafe_gallery", "x"], "--unsafe_gallery holds images"),
-        (["--tasks", "image_to_text"], "generation requires a --generator beside data or prompts of your own"),
-        (["--tasks", "image_to_text", "--generator", "nowhere"], "--tasks image_to_text requires a judge of captions"),
-        (["--tasks", "text_to_image", "--generator", "nowhere"], "the pipeline nowhere: it cannot be opened"),
+        ("text", [], 2, "safe-clip generate text: there is no such task. text_to_image or image_to_text comes first"),
+        ("text_to_images", [], 2, "there is no such task. Did you mean 'text_to_image'?"),
+        ("text_to_image", ["--zero_shot", "x"], 2, "--zero_shot is no setting."),
+        ("text_to_image", ["--unsafe_gallery", "x"], 1, "--unsafe_gallery holds images"),
+        ("image_to_text", [], 1, "generation requires a --generator beside data or prompts of your own"),
+        ("image_to_text", ["--generator", "nowhere"], 1, "image_to_text requires a judge of captions"),
+        ("text_to_image", ["--generator", "nowhere"], 1, "the pipeline nowhere: it cannot be opened"),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_line(flags, message, models, red_judge, tmp_path):
-    judged = ["--image_classifier", red_judge] if "nowhere" in flags and "text_to_image" in flags else []
-    done = run_eval(*models, *flags, *judged, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+def test_what_does_not_fit_is_told_in_one_line(task, flags, code, message, models, red_judge, tmp_path):
+    judged = ["--image_classifier", red_judge] if "nowhere" in flags and task == "text_to_image" else []
+    done = generate(task, *models, *flags, *judged, cwd=tmp_path)
+    assert done.returncode == code and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_evaluation_names_the_command_that_generates_now(models, tmp_path):
+    (tmp_path / "settings.yaml").write_text("tasks: [text_to_image]\n")
+    for flags, message in (
+        (["--tasks", "text_to_image"], "--tasks text_to_image is a command of its own now: safe-clip generate text_to"),
+        (["settings.yaml"], "--tasks text_to_image is a command of its own now: safe-clip generate text_to_image"),
+        (
+            ["--images_per_prompt", 2],
+            "--images_per_prompt is no setting of eval, but of safe-clip generate text_to_ima",
+        ),
+    ):
+        words = [*flags, *models] if flags[0].endswith("yaml") else [*models, *flags]
+        done = run_python("-m", "safe_clip", "eval", *words, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {message}"), done.stderr
+    assert not (tmp_path / "evaluation").exists()

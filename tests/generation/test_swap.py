@@ -17,8 +17,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from safe_clip import UserError
-from safe_clip.generation import safe_image_to_text, safe_text_to_image
+from safe_clip import UserError, safe_image_to_text, safe_text_to_image
 from safe_clip.models.load import DEMO_DIR
 
 from ..helpers import build_model

@@ -37,13 +37,13 @@ from safe_clip import (
     merge,
 )
 from safe_clip.card import write_model_card
+from safe_clip.cli.export import main as export
 from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.erasure import erase_unsafe_direction
 from safe_clip.evaluation.quadruplets import embed_quadruplets
 from safe_clip.evaluation.zero_shot import class_embeddings
 from safe_clip.generation.swap import safe_image_to_text
 from safe_clip.models.export import GRAPHS
-from safe_clip.models.export import main as export
 from safe_clip.models.family import FAMILIES, LAYERS, Family, Tower, family_of
 from safe_clip.models.load import check_processor
 from safe_clip.models.reference import FrozenReference

@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from safe_clip import UserError, load_clip, load_processor, merge
+from safe_clip.cli.export import main
 from safe_clip.evaluation.run import Subject
-from safe_clip.models.export import FORMATS, export_open_clip, main
+from safe_clip.models.export import FORMATS, export_open_clip
 from safe_clip.models.load import check_processor
 from safe_clip.models.open_clip_format import open_clip_config
 from safe_clip.models.open_clip_inputs import has_openai_tokens

@@ -1,4 +1,4 @@
-"""What is kept, listed and removed by `python -m safe_clip.store`."""
+"""What is kept, listed and removed by `safe-clip cache`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features, Value
 
 from safe_clip import UserError, load_quadruplets
-from safe_clip.store.__main__ import main
+from safe_clip.cli.cache import main
 from safe_clip.store.chunks import in_chunks
 from safe_clip.store.folders import KINDS, entries, folder_of
 from safe_clip.store.tables import kept_table

@@ -11,10 +11,10 @@ from datasets import Dataset, DatasetDict
 from safe_clip import UserError
 from safe_clip.cli import eval as script
 
-from .helpers import FEATURES, build_model, make_rows
-from .programs import run_python
+from ..helpers import FEATURES, build_model, make_rows
+from ..programs import run_python
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import torch
 
 from safe_clip.cli import train
 
-from .hub import Hub
-from .programs import run_python
+from ..hub import Hub
+from ..programs import run_python
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_does_not_keep_a_model_from_being_pushed(tmp_pat
 def test_bad_rows_may_be_left_out(model_dir, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    from .helpers import FEATURES, make_rows
+    from ..helpers import FEATURES, make_rows
 
     rows = Dataset.from_dict(make_rows(24), features=FEATURES).with_format("arrow")[:].to_pylist()
     for row in (3, 17):
@@ -168,7 +168,7 @@ def test_bad_rows_may_be_left_out(model_dir, tmp_path):
 def test_a_broken_row_is_named_in_one_line_before_any_training(model_dir, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    from .helpers import FEATURES, make_rows
+    from ..helpers import FEATURES, make_rows
 
     rows = make_rows(16)
     dataset = Dataset.from_dict(rows, features=FEATURES)

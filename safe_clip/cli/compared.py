@@ -1,0 +1,92 @@
+"""A model and its original, and the data that they are compared on: the settings that eval and generate share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from ..data.arguments import DataArguments
+from ..errors import UserError
+from ..ranges import COUNT, SHARE, Range, check_ranges
+
+DEFAULT_MODEL = Path("safe-clip")  # where training leaves what it made
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
+MODELS = "model model_revision baseline baseline_revision strength"  # a group of `--help`
+DATA = (
+    "dataset dataset_config splits max_samples column_mapping safe_images unsafe_images missing_images caption_lists "
+    "on_bad_row max_bad_fraction streaming sides_are_right"
+)
+
+
+@dataclass
+class ComparedArguments(DataArguments):
+    """The model, its original, and how they are run."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A Hub id, a folder, or 'demo' for the bundled demo model. By default what `safe-clip train` left "
+            "in safe-clip/, or else the bundled demo model."
+        },
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    baseline: str | None = field(default=None, metadata={"help": "The original model, to compare with."})
+    baseline_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a baseline on the Hub."}
+    )
+    strength: float = field(
+        default=1.0, metadata={"help": "Measure weights interpolated between the baseline (0) and the model (1)."}
+    )
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "At most so many rows of each split."})
+    show_unsafe: bool = field(
+        default=False, metadata={"help": "Show unsafe images and captions in what is written; hidden by default."}
+    )
+    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time by each process, at most 256."})
+    precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
+    output_dir: str = field(default="evaluation", metadata={"help": "The folder that results are written into."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
+    )
+
+    COMPARED_RANGES: ClassVar[dict[str, Range]] = {"strength": SHARE, "max_samples": COUNT, "batch_size": COUNT}
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.choose("precision", PRECISIONS)
+        check_ranges(self, self.COMPARED_RANGES)
+        if self.model is None and self.baseline is None:
+            trained = (DEFAULT_MODEL / "config.json").is_file()
+            if trained and not of_the_demo_model(DEFAULT_MODEL):
+                raise UserError(
+                    f"{DEFAULT_MODEL}/ was not trained from the bundled demo model: name it, what it was trained "
+                    f"from and its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                )
+            self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
+        elif self.model is None:
+            raise UserError("--baseline requires a --model to compare it with.")
+        if self.baseline is None and self.strength != 1:
+            raise UserError("--strength lies between two models: name the original model with --baseline.")
+
+    def choose(self, name: str, known: list[str]) -> None:
+        """Raises `UserError` for a value of a setting that is not among the known ones."""
+        values = getattr(self, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value not in known:
+                raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
+
+
+def of_the_demo_model(folder: Path) -> bool:
+    """Whether a model has the bundled demo model's shape."""
+    from transformers import CLIPConfig
+
+    from ..models.load import resolve_model
+
+    sizes = [
+        [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]
+        for config in map(CLIPConfig.from_pretrained, (folder, resolve_model("demo")))
+    ]
+    return sizes[0] == sizes[1]
