@@ -14,9 +14,8 @@ from safe_clip import UserError, outputs
 from safe_clip.card import check_measured
 from safe_clip.card_text import NOT_KNOWN
 from safe_clip.cli import eval as evaluation
-from safe_clip.cli import train
+from safe_clip.cli import export, train
 from safe_clip.cli.audit import AuditArguments
-from safe_clip.models import export
 from safe_clip.outputs import OutputFolder, check_writable
 from safe_clip.store.known_files import LOCK, MANIFEST, REPLACED
 
