@@ -24,7 +24,7 @@ from ..generation.arguments import TASKS as GENERATED
 from ..generation.arguments import GenerationArguments
 from ..outputs import OutputFolder
 from ..ranges import SHARE, Range, check_ranges
-from .compared import DATA, MODELS, ComparedArguments
+from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
 
