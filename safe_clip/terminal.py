@@ -1,10 +1,20 @@
-"""What a terminal shows that a file does not: colours."""
+"""What a person sees of a run: colours and bars on a terminal or in a notebook, lines in a file."""
 
 import os
 import sys
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
+from tqdm.std import tqdm as text_tqdm
 
 CODES = {"gain": "32", "loss": "31", "strong": "1"}
+SHORT = 1.0  # seconds that need no bar
+BETWEEN = 60.0  # seconds between two lines of progress in a file
+LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left"
+
+_phases: list[Any] = []  # the bar of the phase that is open, if one is
 
 
 def in_colour(stream: TextIO | None = None) -> bool:
@@ -16,3 +26,97 @@ def in_colour(stream: TextIO | None = None) -> bool:
 def coloured(text: str, kind: str | None, colour: bool) -> str:
     """Text as a `"gain"`, a `"loss"` or `"strong"`, where colours are shown."""
     return f"\x1b[{CODES[kind]}m{text}\x1b[0m" if colour and kind else text
+
+
+def draws_bars() -> bool:
+    """Whether bars can be drawn: on a terminal and in a notebook, not in a file."""
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
+
+
+class _Lines:
+    """A file that gets each state of a bar as a line, in place of one that is drawn over."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.file.write(f"{text.strip()}\n")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def progress_bar(iterable: Iterable | None = None, **options: Any) -> Any:
+    """As `tqdm(...)`, where a bar can be drawn; in a file, a line a minute; in a `phase`, its share of that."""
+    if _phases:
+        return _Part(iterable, options.get("total"))
+    options = {"delay": SHORT, "dynamic_ncols": True, "leave": True} | options
+    if draws_bars():
+        return tqdm(iterable, **options)
+    every = {"mininterval": BETWEEN, "delay": BETWEEN, "maxinterval": BETWEEN, "dynamic_ncols": False}
+    return text_tqdm(iterable, **options | every | {"file": _Lines(sys.stderr), "bar_format": LINE})
+
+
+@contextmanager
+def phase(desc: str, total: int, disable: bool = False) -> Iterator[None]:
+    """One bar for all that goes on inside: each `bar` there moves this one on.
+
+    Args:
+        desc: what goes on.
+        total: of all bars inside.
+        disable: show nothing.
+    """
+    if _phases:
+        yield
+        return
+    if not disable and not draws_bars():
+        print(f"{desc}: {total:,} items.", file=sys.stderr, flush=True)
+    with progress_bar(total=total, desc=desc, unit=" items", disable=disable) as whole:
+        _phases.append(whole)
+        try:
+            yield
+            whole.update(max(0, total - whole.n))
+        finally:
+            _phases.pop()
+
+
+class _Part:
+    """What stands for a bar where a phase is open."""
+
+    def __init__(self, iterable: Iterable | None, total: int | None):
+        self.iterable, self.total = iterable, total
+
+    def __iter__(self) -> Iterator:
+        for each in self.iterable:
+            yield each
+            self.update()
+
+    def __enter__(self) -> "_Part":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def update(self, count: int = 1) -> None:
+        whole = _phases[0]
+        whole.update(min(count, max(0, whole.total - whole.n)))
+
+    def close(self) -> None:
+        pass
+
+
+def say(text: str) -> None:
+    """Prints a line, above a bar if one is drawn."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(text, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Leaves out what other libraries show of their own progress, as far as it tells a person nothing."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading weights, a bar a file
+    if not draws_bars():
+        datasets.disable_progress_bars()

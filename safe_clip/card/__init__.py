@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from yaml import YAMLError
 
 from ..card_text import others, read_blocks, replace_blocks
 from ..errors import UserError, first_line, hub_trouble
+from ..evaluation.verdict import SplitFigures
 from ..outputs import OutputFolder
-from .results import combine, eval_results, results_section, worst_cases
+from .results import combine, eval_results, results_section, training_section, training_worst_case, worst_cases
 from .training import CURVES_FILE, training_facts
 
 CARD_FILE = "README.md"
@@ -30,6 +32,7 @@ def write_model_card(
     rows: Mapping[str, Dataset] | None = None,
     dataset: str | None = None,
     settings: dict[str, Any] | None = None,
+    figures: Sequence[SplitFigures] | None = None,
     **metadata: Any,
 ) -> Path:
     """Writes the card of a model that was trained and saved, from the template `model_card.md`.
@@ -43,6 +46,8 @@ def write_model_card(
         rows: what it was trained on by split, as from `load_quadruplets`; by default the trainer's own data sets.
         dataset: the name of that: `"demo"`, a Hub id or a folder; without one the card says that it has no name.
         settings: further ones to list than the trainer's.
+        figures: what was measured before and after the training, of the weights that are in the output directory; shown
+            until all protocols have measured them.
         metadata: `license`, `language` and `tags`, as of `huggingface_hub.ModelCardData`; tags are added to those of
             each card.
 
@@ -79,8 +84,16 @@ def write_model_card(
     earlier = _results(folder / RESULTS_FILE)
     if earlier is not None and earlier.get("weights", {}).get("model") == weights is not None:
         _show(card, earlier, model)  # measured already
-    elif output.is_ours(RESULTS_FILE):
-        (folder / RESULTS_FILE).unlink()  # of other weights
+    else:
+        if output.is_ours(RESULTS_FILE):
+            (folder / RESULTS_FILE).unlink()  # of other weights
+        if figures:
+            words = ["--model", model, "--baseline", facts.base.name, "--dataset", facts.data.name, "--update_card"]
+            parts = {
+                "results": training_section(figures, f"safe-clip eval {shlex.join(words)}"),
+                "worst": training_worst_case(figures),
+            }
+            card.text = replace_blocks(card.text, {name: text for name, text in parts.items() if text})
     output.write(CARD_FILE, str(card), editable=True)
     output.record(*(name for name in (CURVES_FILE,) if (folder / name).exists()))
     output.update(card=weights)

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -14,10 +14,13 @@ from ..evaluation.table import (
     Line,
     Section,
     cell,
+    change_of,
     sample_size,
+    split_changes,
     split_sections,
     zero_shot_section,
 )
+from ..evaluation.verdict import SplitFigures, Verdict, results_verdict, verdict
 from ..models.load import public_name
 from ..names import redact_paths
 
@@ -31,6 +34,7 @@ WORST = {
     "unsafe_gallery": "among safe items and unsafe images from elsewhere",
     "robustness": "under small changes of the query",
 }
+LOWEST = "The lowest shares of unsafe queries that find a safe item first"
 FEWEST = 20  # queries of a category whose share says anything
 
 
@@ -82,22 +86,69 @@ def results_section(results: dict, model: str) -> str:
     """
     roles = list(results["models"])
     commands = "\n".join(_command(results, run, model) for run in results["runs"])
+    said = results_verdict(results)
+    compared = "baseline" in roles
     lines = [
+        *(_said(said) if said else []),
         "Measured by safe-clip:",
         "",
         f"```bash\n{commands}\n```",
         "",
-        "Shares in percent; in brackets, 95 % bootstrap intervals over the queries.",
+        "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries.",
     ]
     for title, _, sections in _tables(results):
-        lines += ["", f"### {title}", "", f"| | {' | '.join(HEADINGS[role] for role in roles)} |"]
-        lines.append("|---" * (1 + len(roles)) + "|")
+        heads = [*(HEADINGS[role] for role in roles), *(["change"] if compared else [])]
+        lines += ["", f"### {title}", "", f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
         for section in sections:
-            lines.append(f"| **{plain(section.title)}** |" + " |" * len(roles))
+            lines.append(f"| **{plain(section.title)}** |" + " |" * len(heads))
             for line in section.lines:
-                cells = " | ".join(cell(line.figures[role], line.share) for role in roles)
-                lines.append(f"| {plain(line.label)} | {cells} |")
+                cells = [cell(line.figures[role], line.share) for role in roles]
+                cells += [change_of(line)] if compared else []
+                lines.append(f"| {plain(line.label)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _said(verdict: Verdict) -> list[str]:
+    """A verdict as paragraphs, in Markdown."""
+    notes = [f"- {plain(note)}" for note in verdict.notes]
+    return [f"**{plain(verdict.sentence)}**", "", *([*notes, ""] if notes else [])]
+
+
+def training_section(splits: Sequence[SplitFigures], command: str) -> str:
+    """The table of what a training measured before and after, in Markdown.
+
+    Args:
+        splits: the figures.
+        command: which measures more.
+    """
+    lines = [
+        *_said(verdict(splits)),
+        "Measured by safe-clip as it was trained, in percent, higher is better. This measures it by all protocols, "
+        "with intervals, and writes that here:",
+        "",
+        f"```bash\n{command}\n```",
+        "",
+        "| | before | after | change |",
+        "|---|---|---|---|",
+    ]
+    for title, rows in split_changes(splits):
+        lines.append(f"| **{plain(title)}** | | | |")
+        lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join(lines)
+
+
+def training_worst_case(splits: Sequence[SplitFigures]) -> str | None:
+    """The lowest share of unsafe queries in these figures, in Markdown; `None` where there is none."""
+    found = [
+        (each.after[name], f"{QUERY_LABELS[name.partition('_')[2]]} in `{each.split}`")
+        for each in splits
+        for name in ("redirection_unsafe_text", "redirection_unsafe_image")
+        if name in each.after
+    ]
+    if not found:
+        return None
+    share, where = min(found)
+    return f"{LOWEST}:\n\n- {WORST['redirection']}: **{100 * share:.1f} %** of {where}"
 
 
 def _command(results: dict, run: dict, model: str) -> str:
@@ -171,10 +222,7 @@ def worst_cases(results: dict) -> str:
         lines.append(f"- by category, in the mixed pool: **{100 * share:.1f} %** of {where}")
     if not lines:
         return "How often unsafe queries still find unsafe items was not measured."
-    return (
-        "The lowest shares of unsafe queries that find a safe item first, for each way of measuring:\n\n"
-        + "\n".join(lines)
-    )
+    return f"{LOWEST}, for each way of measuring:\n\n" + "\n".join(lines)
 
 
 def _tables(results: dict) -> Iterator[tuple[str, str | None, list[Section]]]:

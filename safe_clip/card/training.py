@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
-from transformers import ProcessorMixin, Trainer
+from transformers import ProcessorMixin, Trainer, TrainingArguments
 
 from .. import __version__
 from ..card_text import plain
 from ..data.quadruplets import DEMO
 from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
+from ..evaluation.unseen import CONCEPT_COLUMN
 from ..models.load import DEMO_DIR, public_name
 from ..names import redact_paths
 
-CONCEPT_COLUMN = "concept"
 MOST_CONCEPTS = 30  # of a category, that are named
 CURVES_FILE = "loss_curves.png"
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "pillow")
@@ -192,6 +193,13 @@ def _setting(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(getattr(value, "value", value))
 
 
+def trained_parameters(model: Any) -> str:
+    """How much of a model is trained, in words."""
+    counts = [(each.numel(), each.requires_grad) for each in model.parameters()]
+    trained, whole = sum(count for count, is_trained in counts if is_trained), sum(count for count, _ in counts)
+    return f"{trained:,} of {whole:,} parameters" if trained < whole else f"all {whole:,} parameters"
+
+
 def _adapter(trainer: Trainer) -> str:
     model = trainer.accelerator.unwrap_model(trainer.model)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -205,22 +213,29 @@ def _adapter(trainer: Trainer) -> str:
     return f"{summary}: rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g}, on {modules}"
 
 
+def hardware(args: TrainingArguments) -> str:
+    """The devices of a training, in words."""
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else _processor()
+    return f"{args.world_size * max(1, args.n_gpu)} x {name}"
+
+
+def precision(accelerator: Accelerator) -> str:
+    """The type of numbers that a training computes in."""
+    known = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    return known.get(accelerator.mixed_precision, accelerator.mixed_precision)
+
+
 def _duration(trainer: Trainer) -> str:
     seconds = next(
         (entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None
     )
     if seconds is None:
         return "not known"
-    device = trainer.args.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    count = trainer.args.world_size * max(1, trainer.args.n_gpu)
     hours, rest = divmod(round(seconds), 3600)
     time = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
     last, begun = trainer.state.global_step, trainer.resumed_from
     steps = f"steps {begun + 1:,} to {last:,} alone, being resumed," if begun else f"{last:,} steps"
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(trainer.accelerator.mixed_precision)
-    computed = f", computing in {precision or trainer.accelerator.mixed_precision}"
-    return f"{time} for {steps} on {count} x {name}{computed}"
+    return f"{time} for {steps} on {hardware(trainer.args)}, computing in {precision(trainer.accelerator)}"
 
 
 def _processor() -> str:

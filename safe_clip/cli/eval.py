@@ -24,6 +24,7 @@ from ..generation.arguments import TASKS as GENERATED
 from ..generation.arguments import GenerationArguments
 from ..outputs import OutputFolder
 from ..ranges import SHARE, Range, check_ranges
+from ..terminal import in_colour, quiet_libraries
 from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
@@ -150,6 +151,7 @@ def main(argv: list[str]) -> None:
     from ..evaluation.run import Subject, evaluate
 
     (args,) = parse_arguments([EvaluationArguments], flags, config)
+    quiet_libraries()
     if args.update_card:
         check_card(args.model)
     folder = OutputFolder(args.output_dir)
@@ -222,7 +224,6 @@ def ending(results: dict, args: EvaluationArguments, folder: Path) -> str:
     """What a measurement ends with: the verdict, the table, where the rest is, and a command to go on with."""
     from ..evaluation.table import results_table, verdict_text
     from ..evaluation.verdict import results_verdict
-    from ..terminal import in_colour
 
     colour, said = in_colour(), results_verdict(results)
     parts = [verdict_text(said, colour)] if said else []

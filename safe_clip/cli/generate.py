@@ -18,6 +18,7 @@ from ..config import parse_arguments, split_config
 from ..errors import UserError
 from ..generation.arguments import TASKS, GenerationArguments
 from ..outputs import OutputFolder
+from ..terminal import quiet_libraries
 from .compared import DATA, MODELS, ComparedArguments
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> None:
 
     args, generation = parse_arguments([ComparedGenerators, GenerationArguments], flags, config)
     args.task = task
+    quiet_libraries()
     if task == "text_to_image" and args.unsafe_gallery:
         raise UserError("--unsafe_gallery holds images: it is for safe-clip generate image_to_text.")
     OutputFolder(args.output_dir).check(args.overwrite_output_dir, files=[f"{task}.json"])

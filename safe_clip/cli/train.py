@@ -27,6 +27,7 @@ from ..errors import UserError, first_line
 from ..outputs import OutputFolder
 from ..ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
 from ..stopping import handled
+from ..terminal import in_colour, phase, quiet_libraries
 from .help import Help, settings_of, training_settings
 from .launch import GROUP, LAUNCH, launch
 
@@ -125,13 +126,16 @@ def main(argv: list[str]) -> None:
 
 def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArguments", output: OutputFolder) -> None:
     """Trains, measures before and after, writes the card, and publishes where that is asked for."""
+    from ..data.plain import plain_rows
     from ..data.rows import QuadrupletRows
+    from ..evaluation.quadruplets import count_items
     from ..evaluation.summary import compute_metrics
     from ..evaluation.unseen import unseen
     from ..evaluation.verdict import training_figures
     from ..training.interruption import StopAfterStep
     from ..training.plan import check_plan
 
+    quiet_libraries()
     rows, splits = load_rows(script, args)
     rows = rows if script.streaming else QuadrupletRows(rows)
     check_plan(args, rows, splits.get("validation"))
@@ -156,10 +160,13 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     trainer.check_sides()
 
     def figures(model: Any, when: str) -> dict[str, dict[str, float]]:
-        return {
-            split: safe_clip.evaluate_quadruplets(model, processor, splits[split], desc=f"{split}, {when}")
-            for split in measured
-        }
+        count = sum(count_items(plain_rows(splits[split])) for split in measured)
+        quiet = args.disable_tqdm or not trainer.is_world_process_zero()
+        with phase(f"Measuring {when} training", count, quiet):
+            return {
+                split: safe_clip.evaluate_quadruplets(model, processor, splits[split], desc=f"{split}, {when} training")
+                for split in measured
+            }
 
     before = figures(trainer.model, "before")
     stop = StopAfterStep(trainer.accelerator)
@@ -178,6 +185,7 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
         found = training_figures(
             before, results["after"], {split: len(splits[split]) for split in measured}, unseen(splits, seen)
         )
+        trainer.card_facts["figures"] = found
         print(f"\n{ending(found, output.path, script)}", flush=True)
     trainer.create_model_card()
     if args.push_to_hub:
@@ -192,7 +200,6 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments) -> str:
     """What a training ends with: the verdict, the table, and the command to go on with."""
     from ..evaluation.table import before_after_table, verdict_text
     from ..evaluation.verdict import verdict
-    from ..terminal import in_colour
 
     colour = in_colour()
     demo = (str(folder), script.model, script.dataset) == ("safe-clip", "demo", "demo")

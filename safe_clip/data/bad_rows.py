@@ -8,8 +8,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
+from ..terminal import progress_bar
 from .allowance import check_bad_share
 from .arguments import LIST_FILE
 from .columns import numbered
@@ -65,7 +65,7 @@ def leave_out_bad_rows(
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
     loader = DataLoader(Subset(_Faults(rows), mine), batch_size=None, num_workers=workers)
-    bar = tqdm(loader, desc=f"Checking {where}", disable=not (progress and state.is_main_process))
+    bar = progress_bar(loader, desc=f"Checking {where}", disable=not (progress and state.is_main_process))
     found = [(index, fault) for index, fault in zip(mine, bar, strict=True) if fault]
     bad = dict(sorted(gather_object(found)))
     if not bad:

@@ -14,12 +14,12 @@ from typing import Any
 
 import aiohttp
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..store.damaged import read_kept
 from ..store.fingerprints import digest, secure_digest
 from ..store.writing import whole_file
+from ..terminal import progress_bar
 from .fetch_settings import FetchSettings
 from .image_join import IMAGE_SUFFIXES
 from .images import open_image
@@ -59,7 +59,7 @@ async def fetch_all(
     # What is sent packed is unpacked here, where its size is known to be bounded.
     asking = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, **asking) as session:
-        with tqdm(total=len(jobs), initial=len(jobs.keys() & there), desc="Fetching", unit="") as bar:
+        with progress_bar(total=len(jobs), initial=len(jobs.keys() & there), desc="Fetching", unit="") as bar:
 
             async def work() -> None:
                 for name, address in todo:

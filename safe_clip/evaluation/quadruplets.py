@@ -129,6 +129,11 @@ def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> Qua
     return QuadrupletItems(*(items_of(columns, layout, kind, embedder.dimension) for kind in range(4)), layout)
 
 
+def count_items(rows: Dataset) -> int:
+    """How many items `embed_quadruplets` embeds."""
+    return sum(int(items_there(rows, column).sum()) for column in ITEM_COLUMNS)
+
+
 def embed_column(
     embedder: Embedder, rows: Dataset, column: str, desc: str, change: Callable[[Any], Any] | None = None
 ) -> IdentifiedItems:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from ..data.items import ITEM_COLUMNS, RowLayout, items_there
@@ -32,6 +33,12 @@ def embed_variants(
             made = embed_column(embedder, rows, column, f"{split}, {label}, {name}", change)
             variants[modality][name] = items_of({kind: made}, layout, kind, embedder.dimension)
     return variants
+
+
+def count_variants(rows: Dataset, synonyms: Mapping[str, list[str]] | None = None) -> int:
+    """How many items `embed_variants` embeds."""
+    kinds = {"unsafe_caption": text_transforms(synonyms), "unsafe_image": IMAGE_TRANSFORMS}
+    return sum(len(changes) * int(items_there(rows, column).sum()) for column, changes in kinds.items())
 
 
 def robustness(

@@ -15,10 +15,11 @@ from ..metrics.ranking import ExactIndex
 from ..models.load import load_clip, load_processor
 from ..models.merge import check_strength, merge
 from ..store.folders import folder_of
+from ..terminal import phase
 from .data import EvaluationData
 from .embedding import Embedder
 from .quadruplets import IndexFactory
-from .suite import ModelEmbeddings, describe, embed_everything, measure
+from .suite import ModelEmbeddings, count_embedded, describe, embed_everything, measure
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Subject:
             accelerator=accelerator,
             **options,
         )
-        return embed_everything(embedder, data, tasks, max_bad_fraction)
+        processes, main = (accelerator.num_processes, accelerator.is_main_process) if accelerator else (1, True)
+        with phase(f"Embedding by {self.label}", count_embedded(data, tasks) // processes, not main):
+            return embed_everything(embedder, data, tasks, max_bad_fraction)
 
 
 def evaluate(

@@ -18,10 +18,18 @@ from .embedding import Embedder
 from .geometry import geometry
 from .intervals import DIGITS, summarise
 from .items import IdentifiedItems
-from .quadruplets import IndexFactory, QuadrupletItems, embed_quadruplets, readable_rows, row_categories, union_index
+from .quadruplets import (
+    IndexFactory,
+    QuadrupletItems,
+    count_items,
+    embed_quadruplets,
+    readable_rows,
+    row_categories,
+    union_index,
+)
 from .redirection import redirection
 from .retrieval import counterparts, retrieval
-from .robustness import embed_variants, robustness
+from .robustness import count_variants, embed_variants, robustness
 from .unsafe_gallery import unsafe_gallery
 from .zero_shot import class_embeddings, zero_shot
 
@@ -51,6 +59,21 @@ class ModelEmbeddings:
     variants: dict[str, dict[str, dict[str, IdentifiedItems]]] = field(default_factory=dict)
     galleries: dict[str, IdentifiedItems] = field(default_factory=dict)
     classified: dict[str, tuple[IdentifiedItems, list[int], Tensor]] = field(default_factory=dict)
+
+
+def count_embedded(data: EvaluationData, tasks: Sequence[str] = TASKS) -> int:
+    """How many items `embed_everything` embeds."""
+    count = 0
+    for sample in data.splits.values() if set(tasks) != {"zero_shot"} else ():
+        count += count_items(sample.rows)
+        count += count_variants(sample.rows, data.synonyms) if "robustness" in tasks else 0
+    if "unsafe_gallery" in tasks:
+        count += sum(len(sample.rows) for sample in data.galleries.values())
+    if "zero_shot" in tasks:
+        count += sum(
+            len(found.rows) + len(found.class_names) * len(found.templates) for found in data.classifications.values()
+        )
+    return count
 
 
 def embed_everything(

@@ -5,9 +5,10 @@ from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 
 from ..data.plain import plain_rows
+from ..terminal import phase
 from .embedding import Embedder
 from .items import IdentifiedItems
-from .quadruplets import QuadrupletItems, embed_quadruplets, readable_rows
+from .quadruplets import QuadrupletItems, count_items, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
 from .retrieval import WAYS, counterparts, retrieval
 
@@ -30,7 +31,9 @@ def evaluate_quadruplets(
     Raises:
         UserError: a row cannot be used.
     """
-    items = embed_quadruplets(Embedder(model, processor, desc, batch_size), plain_rows(rows))
+    rows = plain_rows(rows)
+    with phase(desc, count_items(rows)):
+        items = embed_quadruplets(Embedder(model, processor, desc, batch_size), rows)
     readable_rows([items.safe_image, items.unsafe_image], desc)
     return summary_figures(items)
 

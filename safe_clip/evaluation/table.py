@@ -207,7 +207,7 @@ def results_table(results: dict, colour: bool = False) -> str:
             lines.append(section.title)
             for line in section.lines:
                 cells = "  ".join(cell(line.figures[role], line.share).rjust(width) for role in roles)
-                by = _change_of(line, colour) if compared else ""
+                by = change_of(line, colour) if compared else ""
                 lines.append(f"  {line.label:{left - 2}}  {cells}{_right(by, 9) if compared else ''}")
     header = (
         " " * (left + 2) + "  ".join(names[role].rjust(width) for role in roles) + ("   change" if compared else "")
@@ -216,23 +216,32 @@ def results_table(results: dict, colour: bool = False) -> str:
     return "\n".join([header, *lines[1:], "", notes])
 
 
-def _change_of(line: Line, colour: bool) -> str:
+def change_of(line: Line, colour: bool = False) -> str:
+    """The change of a line from the original to the model."""
     before, after = line.figures.get("baseline"), line.figures["model"]
     return "-" if before is None else change(before["value"], after["value"], line.share, colour)
 
 
+def split_changes(splits: Sequence[SplitFigures], colour: bool = False) -> Iterator[tuple[str, list[list[str]]]]:
+    """For each split what it is called, and for each of its figures what it says, before, after, and the change."""
+    for each in splits:
+        rows = []
+        for name in SUMMARY:
+            before, after = each.before.get(name), each.after.get(name)
+            if after is not None:
+                by = "-" if before is None else change(before, after, True, colour)
+                rows.append([SUMMARY[name], "-" if before is None else f"{100 * before:.1f}", f"{100 * after:.1f}", by])
+        yield f"{each.split} ({each.rows:,} rows{_unseen_mark(each.unseen)})", rows
+
+
 def before_after_table(splits: Sequence[SplitFigures], colour: bool = False) -> str:
     """Lays out the figures of training, by split, in percent, with changes in colours if so asked."""
-    shown = [(each, [name for name in SUMMARY if name in each.after]) for each in splits]
-    left = 2 + max(len(SUMMARY[name]) for _, names in shown for name in names)
+    shown = list(split_changes(splits, colour))
+    left = 2 + max(len(label) for _, rows in shown for label, *_ in rows)
     lines = [f"{'In percent; higher is better':{left}}  before   after  change"]
-    for each, names in shown:
-        lines += ["", coloured(f"{each.split} ({each.rows:,} rows{_unseen_mark(each.unseen)})", "strong", colour)]
-        for name in names:
-            before, after = each.before.get(name), each.after[name]
-            cells = f"{'-' if before is None else f'{100 * before:.1f}':>8}{100 * after:8.1f}"
-            by = "-" if before is None else change(before, after, True, colour)
-            lines.append(f"  {SUMMARY[name]:{left - 2}}{cells}{_right(by, 8)}")
+    for title, rows in shown:
+        lines += ["", coloured(title, "strong", colour)]
+        lines += [f"  {label:{left - 2}}{before:>8}{after:>8}{_right(by, 8)}" for label, before, after, by in rows]
     return "\n".join(lines)
 
 

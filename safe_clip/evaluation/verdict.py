@@ -79,10 +79,11 @@ def training_figures(
 def result_figures(results: dict) -> list[SplitFigures]:
     """Those of `results.json`."""
     models, unseen = results["models"], unseen_by_name(results["models"]["model"]["splits"])
+    original = models.get("baseline", {"splits": {}})["splits"]
     return [
         SplitFigures(
             split,
-            _summary(models["baseline"]["splits"][split]) if "baseline" in models else {},
+            _summary(original.get(split, {})),
             _summary(tasks),
             results["samples"]["splits"][split]["used"],
             unseen.get(split),

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .. import __version__
@@ -28,6 +27,7 @@ from ..models.merge import merge
 from ..names import redact_paths
 from ..outputs import OutputFolder
 from ..store.folders import GENERATED
+from ..terminal import progress_bar
 from .arguments import CHUNK, DEMO, DEMO_ROWS, GenerationArguments
 from .distances import Inception, need_torchmetrics
 from .drift import state_drift
@@ -198,7 +198,7 @@ def real_features(
     there = readable([item for item in items if item.side == "safe" and item.image is not None], max_bad_fraction)
     for split in dict.fromkeys(item.split for item in there):
         own = [item for item in there if item.split == split]
-        for first in tqdm(range(0, len(own), CHUNK), f"Real images, {split}", leave=False):
+        for first in progress_bar(range(0, len(own), CHUNK), desc=f"Real images, {split}", leave=False):
             images = [item.image.open() for item in own[first : first + CHUNK]]
             made.setdefault(split, []).append(scorer.features(images))
     return {split: torch.cat(parts) for split, parts in made.items()}

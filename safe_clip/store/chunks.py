@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..terminal import progress_bar
 from .damaged import read_kept
 from .fingerprints import weights_digest
 from .writing import whole_file, write_whole
@@ -75,7 +75,7 @@ def in_chunks(
         ]
         total = sum(map(len, share))
         made: list[Chunk] = []
-        with tqdm(total=total, desc=desc, unit="", leave=leave, disable=quiet or not batches) as bar:
+        with progress_bar(total=total, desc=desc, unit="", leave=leave, disable=quiet or not batches) as bar:
             bar.update(total - sum(map(len, batches)))
             for batch, part in zip(batches, make(batches) if batches else (), strict=True):
                 made.append(part)

@@ -11,9 +11,9 @@ from datasets.config import DATASET_INFO_FILENAME
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..terminal import progress_bar
 from .chunks import share_out
 from .damaged import check_digests, made_again, note_digests
 from .fingerprints import WHOLE_FILE
@@ -59,7 +59,7 @@ def table_in_chunks(
     def work(share: Sequence[int]) -> None:
         label = desc if len(share) == len(firsts) else f"{desc}: this process's share"
         total = sum(min(size, len(rows) - first) for first in share)
-        with tqdm(total=total, desc=label, disable=not progress) as bar:
+        with progress_bar(total=total, desc=label, disable=not progress) as bar:
             for first in share:
                 done[first] = done[first] if first in done else chunk(first)
                 bar.update(len(done[first]))

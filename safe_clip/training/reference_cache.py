@@ -13,7 +13,6 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
 from ..data.collator import QuadrupletCollator, model_inputs
 from ..data.rows import QuadrupletRows
@@ -21,6 +20,7 @@ from ..items import ITEMS, MODALITIES, SIDES, Layout, Quadruplets
 from ..models.reference import FrozenReference
 from ..store.fingerprints import settings_of
 from ..store.tables import table_in_chunks
+from ..terminal import progress_bar
 
 WHOLE_CHUNK = 1 << 30  # bytes up to which a cached chunk is checked whole: one damaged embedding would spoil training
 DESC = "Embedding the training rows by the original, once"
@@ -59,7 +59,7 @@ class ReferenceEmbedder:
         return Quadruplets.of_sides(nothing, nothing, inputs["layout"], sides=())
 
     def each(
-        self, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, bar: tqdm | None = None
+        self, rows: TorchDataset, collator: QuadrupletCollator, batch_size: int, workers: int, bar: Any = None
     ) -> Iterator[dict[str, np.ndarray]]:
         """Embeddings of rows, batch after batch, on the CPU."""
         for batch in DataLoader(rows, batch_size, collate_fn=collator, num_workers=workers):
@@ -116,7 +116,7 @@ def embed_in_memory(
     progress: bool,
 ) -> ReferenceTable:
     """Embeds rows that are few, or have no fingerprint to cache them by, into memory; every process embeds all rows."""
-    with tqdm(total=len(rows), desc=DESC, disable=not progress) as bar:
+    with progress_bar(total=len(rows), desc=DESC, disable=not progress) as bar:
         made = list(embedder.each(rows, collator, batch_size, workers, bar))
     return ReferenceTable({name: [batch[name] for batch in made] for name in embedder.names})
 

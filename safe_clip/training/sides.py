@@ -17,7 +17,6 @@ from accelerate.utils import send_to_device
 from datasets import Features
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from tqdm.auto import tqdm
 
 from ..data.collator import QuadrupletCollator
 from ..data.features import texts_in
@@ -28,6 +27,7 @@ from ..data.streams import QuadrupletStream
 from ..data.unsafe_words import plain, unsafe_word
 from ..errors import UserError
 from ..items import ITEMS
+from ..terminal import progress_bar
 from .reference_cache import ReferenceEmbedder
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def check_sides(
     quadruplets, concepts = _sample(rows)
     captions, embeds, named = [], [], []
     batches = range(0, len(quadruplets), batch_size)
-    for start in tqdm(batches, desc="Asking the original about the sides", disable=not progress, leave=False):
+    for start in progress_bar(batches, desc="Asking the original about the sides", disable=not progress, leave=False):
         numbers = range(start, min(start + batch_size, len(quadruplets)))
         batch = [quadruplets[number] for number in numbers]
         captions += [

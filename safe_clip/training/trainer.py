@@ -32,6 +32,7 @@ from .caching import compute_once
 from .hub import login_explained, push_checkpoint, push_explained, upload
 from .hub_folder import HubFolder, look
 from .plan import check_plan, checked_training
+from .progress import report_progress
 from .reference_cache import ReferenceEmbedder
 from .resuming import Run, step_at
 from .run_identity import facts_of
@@ -124,6 +125,7 @@ class SafeCLIPTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             construction.prepare_sharding(self.model, self.accelerator.state, mixed, args.strength != 1)
             self._move_model_to_device(self.model, args.device)  # the original embeds the rows before there are shards
+        report_progress(self)
         self.targets = Targets(self.reference, self.objective, self.accelerator)
         self.step = ContrastiveStep(self.objective, self.targets, self.accelerator, self._not_finite)
         if args.early_stopping_patience is not None:

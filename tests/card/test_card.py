@@ -159,7 +159,7 @@ def test_tables_metadata_and_worst_cases_have_the_measured_values(tmp_path):
     command = "safe-clip eval --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets"
     command += " --splits test"
     assert f"```bash\n{command}\n```" in section
-    assert "### test (8 quadruplets)\n\n| | original | this model |\n|---|---|---|" in section
+    assert "### test (8 quadruplets)\n\n| | original | this model | change |\n|---|---|---|---|" in section
     assert "| unsafe captions | 20.0 [10.0, 30.0] | 40.0 [30.0, 50.0] |" in section
     found = {(each.dataset_split, each.metric_name, each.metric_type): each for each in eval_results(results)}
     name = "Redirection: the first result from the mixed pool is safe: unsafe captions"

@@ -37,6 +37,18 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
     for figure in results["after"]["test"].values():
         assert 0 <= figure <= 1
     assert f"{100 * results['before']['test']['redirection_unsafe_text']:.1f}" in done.stdout
+    # A file gets lines and no bars, the verdict before the table, and the card what was measured.
+    said = done.stdout.splitlines()
+    assert len(said) + len(done.stderr.splitlines()) < 60 and "\r" not in done.stdout + done.stderr, done.stderr
+    steps = [line for line in said if line.startswith("step ")]
+    assert len(steps) == 4 and max(map(len, steps)) < 140
+    table = said.index(next(line for line in said if line.startswith("In percent; higher is better")))
+    verdict = " ".join(said[said.index("") : table])
+    assert "of 100 unsafe captions, " in verdict or "rows: one query more or less" in verdict
+    command = "safe-clip eval --model {} --baseline {} --dataset {}"
+    assert said[-1].strip() == command.format(tmp_path / "out", model_dir, dataset_dir)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not measured yet" not in card and "| before | after | change |" in card
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
 

@@ -1,8 +1,10 @@
 """One self-contained page with images."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,17 +13,41 @@ from ..data import EvaluationData
 from ..quadruplets import QuadrupletItems
 from ..report import figures
 from ..suite import ModelEmbeddings
-from ..table import QUERY_LABELS, Line, Section, cell, sample_size, split_sections, zero_shot_section
+from ..table import (
+    QUERY_LABELS,
+    SUMMARY,
+    Line,
+    Section,
+    cell,
+    change,
+    change_of,
+    sample_size,
+    split_sections,
+    zero_shot_section,
+)
+from ..verdict import SplitFigures, main_split, result_figures, verdict
 from .strips import strips
 
-HEADLINES = (
-    ("redirection", "unsafe_text_safe_rate_at_1", "unsafe captions find a safe image first"),
-    ("redirection", "unsafe_image_safe_rate_at_1", "unsafe images find a safe caption first"),
-    ("redirection", "safe_text_safe_rate_at_1", "safe captions find a safe image first"),
-    ("redirection", "safe_image_safe_rate_at_1", "safe images find a safe caption first"),
-    ("retrieval", "safe_t2i_recall_at_1", "captions find their own image first"),
-    ("retrieval", "safe_i2t_recall_at_1", "images find their own caption first"),
-)
+UNSAFE = ("redirection_unsafe_text", "redirection_unsafe_image")
+SAFE = ("redirection_safe_text", "redirection_safe_image", "retrieval_t2i", "retrieval_i2t")
+
+
+class Tile(NamedTuple):
+    """A figure at the top of the page: what it says, its shares in [0, 1], and what became of it."""
+
+    label: str
+    before: float | None
+    after: float
+
+    @property
+    def change(self) -> str | None:
+        """The difference in percent points, with its sign."""
+        return None if self.before is None else change(self.before, self.after, True)
+
+    @property
+    def kind(self) -> str:
+        """`"gain"`, `"loss"` or `"same"`."""
+        return {"+": "gain", "-": "loss"}.get((self.change or "=")[0], "same")
 
 
 def write_report(
@@ -44,11 +70,14 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(cell=cell, sample_size=partial(sample_size, results))
+    environment.globals.update(cell=cell, change_of=change_of, sample_size=partial(sample_size, results))
+    splits = result_figures(results)
     page = environment.get_template("report.html").render(
         results=results,
         names=names,
-        headlines=_headlines(results),
+        verdict=verdict(splits) if splits else None,
+        main=main_split(splits).split if splits else None,
+        tiles=_tiles(splits),
         splits=[_split(results, made, data, split, show_unsafe) for split in results["models"]["model"]["splits"]],
         zero_shot=_charted(zero_shot_section(results), names, "zero-shot"),
         show_unsafe=show_unsafe,
@@ -56,17 +85,22 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def _headlines(results: dict) -> list[tuple[str, dict[str, dict]]]:
-    """The main figures of the first split: what each says, and its value by role."""
-    splits = results["models"]["model"]["splits"]
+def _tiles(splits: list[SplitFigures]) -> list[Tile]:
+    """The main figures: of unsafe queries, also where training never saw the like, and of what safe search cost."""
     if not splits:
         return []
-    split = next(iter(splits))
-    return [
-        (label, {role: each["splits"][split][task][key] for role, each in results["models"].items()})
-        for task, key, label in HEADLINES
-        if key in splits[split].get(task, {})
-    ]
+    main = main_split(splits)
+    others = [each for each in splits if each.unseen and each is not main]
+    tiles = [tile for name in UNSAFE for tile in _tile(main.before, main.after, name)]
+    for each in others:
+        tiles += [tile for name in UNSAFE for tile in _tile(each.before, each.after, name, f", unseen {each.unseen}")]
+    index = ", in an index that the original embedded"
+    tiles += [tile for name in UNSAFE for tile in _tile(main.before, main.index, name, index)]
+    return tiles + [tile for name in SAFE for tile in _tile(main.before, main.after, name)]
+
+
+def _tile(before: Mapping[str, float], after: Mapping[str, float], name: str, where: str = "") -> list[Tile]:
+    return [Tile(SUMMARY[name].replace(" that", "") + where, before.get(name), after[name])] if name in after else []
 
 
 def _split(
