@@ -135,11 +135,11 @@ FAULTS = {
 }
 
 
-def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Takes a leading YAML file, or the name of a recipe that comes with the package, off the flags."""
+def split_config(argv: list[str], recipes: bool = False) -> tuple[Path | None, list[str]]:
+    """Takes a leading YAML file off the flags, or the name of a recipe of training that comes with the package."""
     if not argv or argv[0].startswith("-"):
         return None, argv
-    for recipe in RECIPES.glob("*.yaml"):
+    for recipe in RECIPES.glob("*.yaml") if recipes else ():
         # The last as recipes were named before they came with the package.
         named = argv[0] in (recipe.stem, recipe.name, f"configs/{recipe.name}")
         if named and not Path(argv[0]).is_file():

@@ -38,32 +38,43 @@ class AuditArguments(DataArguments):
 
     image_classifier: list[str] = field(
         default_factory=list,
-        metadata={"help": "nudenet, open_nsfw, or Hub ids or folders of image-classification models."},
+        metadata={
+            "help": "Judges of images: nudenet, open_nsfw, or Hub ids or folders of image-classification models."
+        },
     )
     text_classifier: list[str] = field(
-        default_factory=list, metadata={"help": "Hub ids or folders of text-classification models."}
+        default_factory=list, metadata={"help": "Judges of captions: Hub ids or folders of text-classification models."}
     )
     unsafe_labels: list[str] = field(
         default_factory=list,
-        metadata={"help": "Labels of those models that count as unsafe; by default those whose names say so."},
+        metadata={"help": "The labels of the judges that count as unsafe. By default those whose names say so."},
     )
-    threshold: float = field(
-        default=0.5, metadata={"help": "An item looks unsafe where any classifier is as sure as this."}
+    threshold: float = field(default=0.5, metadata={"help": "An item looks unsafe if any judge is at least this sure."})
+    model: str = field(
+        default="demo",
+        metadata={"help": "The CLIP whose tokenizer counts the tokens of captions: a Hub id, a folder, or 'demo'."},
     )
-    model: str = field(default="demo", metadata={"help": "Whose tokenizer counts the captions' tokens."})
     batch_size: int = field(default=32, metadata={"help": "Items scored at a time."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
     show_unsafe: bool = field(
         default=False, metadata={"help": "Show unsafe images and captions in the report; hidden by default."}
     )
-    output_dir: str = field(default="audit", metadata={"help": "Where audit.json and report.html are written."})
+    output_dir: str = field(default="audit", metadata={"help": "The folder that gets audit.json and report.html."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write also where others wrote files of these names; replaced/ keeps those."}
+        default=False,
+        metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
     )
-    write: str | None = field(default=None, metadata={"help": "A new folder that gets the data set with labels."})
+    write: str | None = field(
+        default=None,
+        metadata={
+            "help": "A new folder that gets the data set with a column of labels for each column that was judged."
+        },
+    )
     force: bool = field(
         default=False,
-        metadata={"help": "With --write: labels too of classifiers that call nearly no unsafe item, or kind, unsafe."},
+        metadata={
+            "help": "Write labels even of judges that call nearly no unsafe item, or nearly none of one kind, unsafe."
+        },
     )
 
     def __post_init__(self):

@@ -25,27 +25,29 @@ class ComparedArguments(DataArguments):
     model: str | None = field(
         default=None,
         metadata={
-            "help": "A Hub id, a folder, or 'demo' for the bundled demo model. By default what `safe-clip train` left "
-            "in safe-clip/, or else the bundled demo model."
+            "help": "The safe CLIP: a Hub id, a folder, or 'demo' for the bundled demo model. By default what "
+            "`safe-clip train` left in safe-clip/, or else the bundled demo model."
         },
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     baseline: str | None = field(default=None, metadata={"help": "The original model, to compare with."})
     baseline_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a baseline on the Hub."}
     )
     strength: float = field(
-        default=1.0, metadata={"help": "Measure weights interpolated between the baseline (0) and the model (1)."}
+        default=1.0, metadata={"help": "Use weights between those of the baseline (0) and of the model (1)."}
     )
     splits: list[str] | None = field(
-        default=None, metadata={"help": "Splits to measure; all but train and validation by default."}
+        default=None, metadata={"help": "The splits that are used. By default all but train and validation."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "At most so many rows of each split."})
     show_unsafe: bool = field(
         default=False, metadata={"help": "Show unsafe images and captions in what is written; hidden by default."}
     )
-    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time by each process, at most 256."})
-    precision: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
+    batch_size: int = field(default=128, metadata={"help": "Items that each process embeds at a time, at most 256."})
+    precision: str = field(
+        default="auto", metadata={"help": "What is computed in: auto, float32, bfloat16 or float16."}
+    )
     output_dir: str = field(default="evaluation", metadata={"help": "The folder that results are written into."})
     overwrite_output_dir: bool = field(
         default=False,

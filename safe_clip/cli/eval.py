@@ -50,12 +50,17 @@ class EvaluationArguments(ComparedArguments):
 
     sweep: str | None = field(
         default=None,
-        metadata={"help": "'strength': safety against utility from the baseline to the model, with the elbow."},
+        metadata={
+            "help": "'strength' draws safety against utility from the baseline to the model, with the curve's elbow."
+        },
     )
     strengths: list[float] = field(
-        default_factory=lambda: [step / 10 for step in range(11)], metadata={"help": "Points that --sweep measures."}
+        default_factory=lambda: [step / 10 for step in range(11)],
+        metadata={"help": "The strengths that --sweep measures."},
     )
-    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": f"Which of {', '.join(TASKS)}."})
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS), metadata={"help": f"What is measured: any of {', '.join(TASKS)}."}
+    )
     unsafe_gallery: list[str] | None = field(
         default=None,
         metadata={"help": "Unsafe images from elsewhere: folders, datasets, or text files of URLs or paths."},
@@ -63,30 +68,44 @@ class EvaluationArguments(ComparedArguments):
     zero_shot: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Presets (cifar10 cifar100 food101 sun397 caltech101 imagenette imagenet), PRESET=COPY, or "
-            "datasets with an image and a class label, each with :split if it has several."
+            "help": "What is classified: presets (cifar10 cifar100 food101 sun397 caltech101 imagenette imagenet), "
+            "PRESET=COPY, or datasets with an image and a class label, each with :split if it has several."
         },
     )
     templates: str | None = field(
-        default=None, metadata={"help": "A file with one prompt a line, {} for the class name, for --zero_shot."}
+        default=None,
+        metadata={"help": "For --zero_shot: a file with one prompt a line, in which {} stands for the class name."},
     )
     class_names: str | None = field(
-        default=None, metadata={"help": "A file with one class name a line, in the order of the labels."}
+        default=None,
+        metadata={"help": "For --zero_shot: a file with one class name a line, in the order of the labels."},
     )
     synonyms: str | None = field(
-        default=None, metadata={"help": "A YAML file of `word: synonym / synonym`, for the robustness task."}
+        default=None, metadata={"help": "For the task robustness: a YAML file of `word: synonym / synonym`."}
     )
     max_samples: int | None = field(
-        default=None, metadata={"help": "At most so many rows of each split and set; all by default."}
+        default=None, metadata={"help": "At most so many rows of each split and set. By default all."}
     )
-    index: str = field(default="exact", metadata={"help": "exact, or faiss for galleries beyond that."})
-    faiss_factory: str = field(default="HNSW32", metadata={"help": "Kind of FAISS index, as a factory string."})
-    num_workers: int | None = field(default=None, metadata={"help": "Processes that read images."})
+    index: str = field(
+        default="exact",
+        metadata={"help": "How the gallery is searched: 'exact', or 'faiss' where that takes too long."},
+    )
+    faiss_factory: str = field(
+        default="HNSW32", metadata={"help": "With --index faiss: the kind of index, as a factory string."}
+    )
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read images. By default as many as suit the machine."}
+    )
     update_card: bool = field(
         default=False, metadata={"help": "Write the figures into the model's card, in its folder or on the Hub."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where embeddings are kept."})
-    output_dir: str = field(default="evaluation", metadata={"help": "Where results.json and report.html are written."})
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "The folder that embeddings are kept in. By default one beside the Hub's cache."},
+    )
+    output_dir: str = field(
+        default="evaluation", metadata={"help": "The folder that gets results.json and report.html."}
+    )
 
     RANGES: ClassVar[dict[str, Range]] = {"strengths": SHARE, "num_workers": Range(0, 4096, whole=True)}
 

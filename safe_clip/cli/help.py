@@ -10,7 +10,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import OneLineParser
+from ..config import USAGE, OneLineParser, suggest
+from ..errors import UserError
 
 TRAINER_PAGE = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
 OWN = Path(__file__).parents[1] / "training" / "arguments.py"
@@ -109,6 +110,7 @@ class Help:
         further: settings that are listed last, by their first sentences, under the title `title`; `None` where they
             are not known.
         what: what stands after the verb.
+        recipes: what may stand there in place of a file of settings.
     """
 
     def __init__(
@@ -120,7 +122,9 @@ class Help:
         further: Mapping[str, Setting] | None = (),
         title: str = "",
         what: str = "[CONFIG.yaml] [--flag value ...]",
+        recipes: Sequence[str] = (),
     ):
+        self.recipes = list(recipes)
         self.parser = OneLineParser(usage=usage(verb, what), description=text.strip(), add_help=False)
         self.is_complete = further is not None
         further = dict(further or {})
@@ -141,6 +145,11 @@ class Help:
         if "--help" in flags or "-h" in flags:
             self.parser.print_help()
             sys.exit()
+        if flags and not flags[0].startswith("-"):
+            recipes = f", nor a recipe ({', '.join(self.recipes)})" if self.recipes else ""
+            raise UserError(
+                f"'{flags[0]}' is no YAML file of settings{recipes}.{suggest(flags[0], self.recipes)}", USAGE
+            )
         known = {flag.replace("-", "_") for action in self.parser._actions for flag in action.option_strings}
         for word in flags if self.is_complete else ():
             if word.startswith("--") and word != "--" and word.partition("=")[0].replace("-", "_") not in known:

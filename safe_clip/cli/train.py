@@ -15,7 +15,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,27 +48,52 @@ GROUPS = {
     "hub_model_id hub_private_repo",
 }
 
+# The Trainer's settings among these, in our words.
+SAID = {
+    "num_train_epochs": "How often training goes through all rows.",
+    "max_steps": "Optimizer steps, in place of --num_train_epochs; -1 for none. --streaming requires it.",
+    "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
+    "weight_decay": "Weight decay of the optimizer.",
+    "seed": "The random seed.",
+    "use_cpu": "Train on the CPU even where there is a GPU.",
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, or 'last' for the last one in --output_dir.",
+    "save_strategy": "When checkpoints are saved: no, steps, epoch or best.",
+    "save_steps": "Optimizer steps between two checkpoints; below 1, a share of all steps.",
+    "save_total_limit": "How many checkpoints are kept; the oldest are deleted first.",
+    "report_to": "Where figures are logged: none, all, or one of tensorboard, wandb, trackio and others.",
+    "disable_tqdm": "Show no progress bars.",
+    "push_to_hub": "Publish the model with its card on the Hub.",
+    "hub_model_id": "The repository on the Hub, as you/safe-clip. By default your name and that of --output_dir.",
+    "hub_private_repo": "Make that repository a private one.",
+}
+
 
 @dataclass
 class ScriptArguments(DataArguments):
     """What is trained, and on what."""
 
-    model: str = field(default="demo", metadata={"help": "A Hub id, a folder, or 'demo' for the bundled demo model."})
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    model: str = field(
+        default="demo",
+        metadata={"help": "The CLIP to make safe: a Hub id, a folder, or 'demo' for the bundled demo model."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     eval_splits: list[str] | None = field(
-        default=None, metadata={"help": "Splits to give before/after figures for; all but 'train' by default."}
+        default=None,
+        metadata={"help": "The splits that are measured before and after training. By default all but train."},
     )
     shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Rows of a stream that are held to draw the next one from."}
+        default=1000, metadata={"help": "With --streaming: how many rows are held, to draw the next one from."}
     )
     full_finetuning: bool = field(
         default=False,
-        metadata={"help": "Train all weights in place of LoRA adapters; lower --learning_rate to about 1e-5."},
+        metadata={"help": "Train all weights instead of LoRA adapters. Lower --learning_rate to about 1e-5 then."},
     )
     sides_are_right: bool = field(default=False, init=False)  # a setting of training
-    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
-    lora_alpha: float = field(default=32, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Share of adapter inputs dropped in training."})
+    lora_r: int = field(default=16, metadata={"help": "The rank of the adapters."})
+    lora_alpha: float = field(default=32, metadata={"help": "What adapters add is scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "The share of adapter inputs that is dropped in training."}
+    )
 
     RANGES: ClassVar[dict[str, Range]] = {
         "shuffle_buffer": SIZE,
@@ -97,11 +122,14 @@ def helper() -> Help:
     """What `--help` says: our own settings by groups, then the Trainer's."""
     own, trainers = training_settings()
     settings = settings_of(ScriptArguments) | own | LAUNCH
-    return Help("train", __doc__, GROUPS, settings, trainers, "Of transformers' Trainer")
+    if trainers:
+        trainers |= {name: replace(trainers[name], help=said) for name, said in SAID.items() if name in trainers}
+    recipes = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return Help("train", __doc__, GROUPS, settings, trainers, "Of transformers' Trainer", recipes=recipes)
 
 
 def main(argv: list[str]) -> None:
-    config, flags = split_config(argv)
+    config, flags = split_config(argv, recipes=True)
     helper().answer(flags)
     launch("train", argv)
     if config is None and uses_demo(flags):

@@ -34,40 +34,58 @@ class DataArguments:
 
     dataset: str = field(
         default="demo",
-        metadata={"help": "A Hub id, folder or file, or 'demo' for the bundled demo; NAME:train[:50%%] is a part."},
+        metadata={
+            "help": "A Hub id, a folder, a file, or 'demo' for the bundled demo. NAME:train is one split of it, "
+            "NAME:train[:50%%] half of one."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "The configuration of a Hub dataset that has several."}
+    )
     column_mapping: dict | str | None = field(
         default=None, metadata={"help": 'Renames columns, as JSON: \'{"caption": "safe_caption"}\'.'}
     )
     safe_images: str | None = field(
-        default=None, metadata={"help": "A folder or zip of safe images by coco_id, such as COCO's."}
+        default=None, metadata={"help": "A folder or zip of the safe images, named by coco_id, such as COCO's."}
     )
-    unsafe_images: str | None = field(default=None, metadata={"help": "A folder or zip of unsafe images by prompt_id."})
+    unsafe_images: str | None = field(
+        default=None, metadata={"help": "A folder or zip of the unsafe images, named by prompt_id."}
+    )
     missing_images: str = field(
         default="error",
         metadata={
-            "help": "Of rows whose image is not there: 'error' stops, 'skip' leaves them out, 'keep' keeps the rest."
+            "help": "What happens to rows whose image is not there: 'error' stops, 'skip' leaves the rows out, "
+            "'keep' uses what else they have."
         },
     )
 
     caption_lists: str = field(
         default="spread",
         metadata={
-            "help": "Of several captions in a cell, 'spread' gives each a row, 'first' takes one, 'error' stops."
+            "help": "What happens to several captions in one cell: 'spread' makes a row of each, 'first' takes the "
+            "first, 'error' stops."
         },
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read training rows as they are needed, and of other splits the first 1,000 alone."},
+        metadata={
+            "help": "Read rows as they are needed instead of all at once. Of splits that are measured, the first 1,000 "
+            "rows are read."
+        },
     )
     on_bad_row: str = field(
-        default="error", metadata={"help": "'error' stops at a row that cannot be used, 'skip' leaves such rows out."}
+        default="error",
+        metadata={"help": "What happens to a row that cannot be used: 'error' stops, 'skip' leaves it out."},
     )
-    max_bad_fraction: float = field(default=0.05, metadata={"help": "Share of bad rows above which 'skip' stops too."})
+    max_bad_fraction: float = field(
+        default=0.05, metadata={"help": "The share of bad rows above which --on_bad_row skip stops too."}
+    )
     sides_are_right: bool = field(
         default=False,
-        metadata={"help": "Train although names, words or the original say that safe and unsafe sides are swapped."},
+        metadata={
+            "help": "Go on although the names of columns, the words of captions or the original model say that the "
+            "safe and the unsafe side are swapped."
+        },
     )
 
     def __post_init__(self):

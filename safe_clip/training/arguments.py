@@ -134,28 +134,40 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights", "objective_options"]
 
     output_dir: str | None = field(
-        default="safe-clip", metadata={"help": "Where the trained model and the checkpoints are written."}
+        default="safe-clip", metadata={"help": "The folder that gets the trained model and the checkpoints."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write where other files are too; what is in the way goes into replaced/."}
+        default=False,
+        metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
     )
     learning_rate: float = field(
-        default=2e-4, metadata={"help": "Peak learning rate, of LoRA; --full_finetuning requires far less."}
+        default=2e-4,
+        metadata={"help": "The highest learning rate. The default suits LoRA; --full_finetuning requires far less."},
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warmup; below 1, a share of all steps."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Longest gradient; 0 for no bound."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Quadruplets a device and step."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate changes over the steps."})
+    warmup_steps: float = field(
+        default=0.05,
+        metadata={"help": "Steps over which the learning rate rises from 0; below 1, a share of all steps."},
+    )
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Gradients longer than this are shortened to it; with 0, none are."}
+    )
+    per_device_train_batch_size: int = field(
+        default=128, metadata={"help": "Quadruplets per device and step in training."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "Quadruplets per device and step in evaluation."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
     bf16: bool = field(  # or None; but by that type the command line's parser would require a value after the flag
-        default=None, metadata={"help": "Compute in bfloat16; by default where the device is faster in it."}
+        default=None, metadata={"help": "Compute in bfloat16. By default where the device is faster in it."}
     )
     dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that read rows; by default up to 8 beside a GPU, else none."}
+        default=None,
+        metadata={"help": "Processes per device that read rows. By default up to 8 beside a GPU, else none."},
     )
     dataloader_persistent_workers: bool = field(
-        default=True, metadata={"help": "Processes that read rows stay from one epoch to the next."}
+        default=True, metadata={"help": "Keep the processes that read rows from one epoch to the next."}
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Keep this off: a loss that is not finite ends training with what to do."}
@@ -167,49 +179,67 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default="safe_ranking", metadata={"help": "The method: safe_ranking, safe_clip, safer_clip or shield_clip."}
     )
     objective_options: dict | str | None = field(
-        default=None, metadata={"help": "Further arguments of the objective as JSON, e.g. '{\"anchors\": 4096}'."}
+        default=None, metadata={"help": "Further arguments of the objective as JSON, such as '{\"anchors\": 4096}'."}
     )
     logit_scale: float | None = field(
         default=None,
         metadata={
-            "help": "Factor before cosines in contrastive and ranking terms; the original model's own by default."
+            "help": "The factor before cosines in contrastive and ranking terms. By default the original model's own."
         },
     )
     loss_weights: dict | str | None = field(
         default=None,
-        metadata={"help": "Weights of single loss terms as JSON, e.g. '{\"preservation_text_cosine\": 400}'."},
+        metadata={
+            "help": "Weights of single loss terms as JSON, such as '{\"preservation_text_cosine\": 400}'. 0 drops one."
+        },
     )
     hidden_state_terms: bool = field(
         default=True,
-        metadata={"help": "Train the states that Stable Diffusion and LLaVA read too; off for search alone."},
+        metadata={
+            "help": "Train the hidden states that Stable Diffusion and LLaVA read too. Turn it off for search alone."
+        },
     )
     sides_are_right: bool = field(
         default=False,
-        metadata={"help": "Train although safe and unsafe sides look swapped to words or the original model."},
+        metadata={
+            "help": "Go on although the names of columns, the words of captions or the original model say that the "
+            "safe and the unsafe side are swapped."
+        },
     )
     strength: float = field(
         default=1.0,
-        metadata={"help": "Where training leaves the model between the original model (0) and the result (1)."},
+        metadata={"help": "Where the saved model lies between the original (0) and what training made of it (1)."},
     )
     cache_images: str = field(
         default="auto",
-        metadata={"help": "Decode and resize images once: on, off, or auto, where the disk has room enough."},
+        metadata={
+            "help": "Decode and resize images once and keep them on disk: 'on', 'off', or 'auto', where there is "
+            "room enough."
+        },
     )
     random_crop: float | None = field(
-        default=None, metadata={"help": "Train on random parts of images, of at least this share of the area."}
+        default=None, metadata={"help": "Train on random parts of images that cover at least this share of the area."}
     )
     reference_cache: str = field(
         default="auto",
         metadata={
-            "help": "Embed training rows by the original model once and keep that: auto, or off (at every step)."
+            "help": "Embed the training rows by the original model once and keep that on disk ('auto'), or at every "
+            "step ('off')."
         },
     )
     contrastive_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Quadruplets of a step, over all devices, that are compared; in chunks of the batch size."},
+        metadata={
+            "help": "Quadruplets, over all devices, that are compared with each other in a step, in chunks of the "
+            "batch size. By default one chunk."
+        },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations without an improvement. Requires --eval_strategy and "
+            "--load_best_model_at_end."
+        },
     )
 
     @property

@@ -1,10 +1,9 @@
-"""The package as people have it: unpacked from its wheel, in a folder that has nothing else."""
+"""The package as people have it: installed from its wheel, and run in a folder that has nothing else."""
 
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ BUILD = "import setuptools.build_meta as b; b.build_wheel('wheel')"
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory) -> Path:
-    """A folder with what the wheel holds, and beside it the scripts, which are not in it."""
+    """A folder with what pip makes of the wheel: the package, and `bin/safe-clip`."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     for name in PACKED:
         path = ROOT / name
@@ -28,10 +27,8 @@ def installed(tmp_path_factory) -> Path:
             shutil.copy(path, source)
     subprocess.run([sys.executable, "-c", BUILD], check=True, cwd=source, capture_output=True)
     (wheel,) = (source / "wheel").glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "site")
-    for name in ("train.py", "eval.py"):
-        path = ROOT / name
-        shutil.copytree(path, folder / name) if path.is_dir() else shutil.copy(path, folder)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", folder, wheel]
+    subprocess.run(pip, check=True, capture_output=True)
     return folder
 
 
@@ -47,13 +44,13 @@ def shell(installed, home, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     caches = {"HF_HOME": str(home / "hf"), "HF_DATASETS_CACHE": str(home / "hf" / "datasets")}
-    environment = os.environ | {"PYTHONPATH": str(installed / "site"), "HOME": str(home), **caches}
+    environment = os.environ | {"PYTHONPATH": str(installed), "HOME": str(home), **caches}
 
     def run(*command: object, **options) -> subprocess.CompletedProcess:
         name, *flags = command
-        if str(name).endswith(".py"):
-            name = installed / str(name)
+        if name == "safe-clip":
+            name = installed / "bin" / name
         return run_python(name, *flags, cwd=here, env=environment | options.pop("env", {}), **options)
 
-    run.folder, run.environment, run.installed = here, environment, installed
+    run.folder, run.environment, run.command = here, environment, installed / "bin" / "safe-clip"
     return run

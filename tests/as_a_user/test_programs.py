@@ -19,7 +19,7 @@ def write_table(folder, count=40):
         rows.writerows([f"a dog {number}", f"a gun {number}"] for number in range(count))
 
 
-TRAIN = ["train.py", "--dataset", "rows.csv", "--report_to", "none", "--per_device_train_batch_size", "8"]
+TRAIN = ["safe-clip", "train", "--dataset", "rows.csv", "--report_to", "none", "--per_device_train_batch_size", "8"]
 
 
 def last_line(done):
@@ -36,7 +36,7 @@ def test_a_table_trains_and_is_measured(shell, model_dir):
     figures = json.loads((out / "results.json").read_text())
     assert {"before", "after"} <= set(figures) and (out / "model.safetensors").exists()
     assert "Not trained: " in done.stderr and "no safe_image" in done.stderr  # which the table lacks
-    done = shell("eval.py", "--model", out, "--baseline", model_dir, "--dataset", "rows.csv")
+    done = shell("safe-clip", "eval", "--model", out, "--baseline", model_dir, "--dataset", "rows.csv")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((shell.folder / "evaluation" / "results.json").read_text())
     assert "~" not in {path.name for path in shell.folder.iterdir()}
@@ -64,7 +64,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(shell, model_dir):
     write_table(shell.folder)
     flags = ["--model", model_dir, "--max_steps", "6", "--disable_tqdm", "true", "--hidden_state_terms", "false"]
-    script = ["-c", KILL, shell.installed / "train.py", *TRAIN[1:], *flags]
+    script = ["-c", KILL, shell.command, *TRAIN[1:], *flags]
     done = shell(*script, env={"AT": "the start"})
     assert done.returncode == 130 and last_line(done) == "interrupted."
     done = shell(*script, env={"AT": "a step"})
@@ -143,7 +143,7 @@ def test_mistakes_are_one_line_each_before_anything_slow(shell):
     """By one process, one after the other: most of the time that a program takes is its start."""
     write_table(shell.folder)
     cases = [[*TRAIN[1:], "--model", "no/such-model", *words.split(" ")] for words, _, _ in MISTAKES]
-    done = shell("-c", ALL, shell.installed / "train.py", json.dumps(cases))
+    done = shell("-c", ALL, shell.command, json.dumps(cases))
     said = [each.strip().splitlines() for each in done.stderr.split("case\n")[1:]]
     assert len(said) == len(MISTAKES), done.stderr[-3000:]
     for (words, code, line), lines in zip(MISTAKES, said, strict=True):
@@ -155,8 +155,21 @@ def test_mistakes_are_one_line_each_before_anything_slow(shell):
 
 def test_the_other_programs_end_in_one_line_too(shell):
     for command, code, line in (
-        (["eval.py", "--max_samples", "x"], 2, "error: --max_samples: it must be a whole number, not 'x'."),
-        (["eval.py", "--strength", "nan"], 1, "error: --strength is nan; it must be from 0 to 1."),
+        (["safe-clip", "eval", "--max_samples", "x"], 2, "error: --max_samples: it must be a whole number, not 'x'."),
+        (["safe-clip", "eval", "--strength", "nan"], 1, "error: --strength is nan; it must be from 0 to 1."),
+        (
+            ["safe-clip", "generate", "text_to_image", "--sides", "x"],
+            1,
+            "error: --sides x: it must be among unsafe, safe.",
+        ),
+        (["safe-clip", "cache", "--empty", "x"], 2, "error: --empty: it must be among 'embeddings', "),
+        (["safe-clip", "export", "--format", "pickle"], 2, "error: --format: it must be among "),
+        (
+            ["safe-clip", "trian"],
+            2,
+            "error: safe-clip trian: there is no such command. Did you mean 'safe-clip train'?",
+        ),
+        # As earlier pages and cards have them.
         (["-m", "safe_clip.export", "--format", "pickle"], 2, "error: --format: it must be among "),
         (["-m", "safe_clip.data.fetch", "rows.csv"], 2, "error: the following arguments are required: --column"),
         (["-m", "safe_clip.data.audit", "--thresold", "1"], 2, "error: --thresold is no setting. Did you mean"),
@@ -170,7 +183,7 @@ def test_a_person_s_ctrl_c_ends_a_real_program(shell):
     """Started as a shell does, which no helper of the tests has had its hands in."""
     write_table(shell.folder)
     process = subprocess.Popen(
-        [sys.executable, shell.installed / "train.py", "--max_steps", "3"],
+        [sys.executable, shell.command, "train", "--max_steps", "3"],
         cwd=shell.folder,
         env=shell.environment | {"PYTHONWARNINGS": "ignore"},  # those of other libraries as they are imported
         stdout=subprocess.PIPE,
@@ -182,3 +195,20 @@ def test_a_person_s_ctrl_c_ends_a_real_program(shell):
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "\ninterrupted.\n")
     assert os.listdir(shell.folder) == ["rows.csv"]
+
+
+def test_what_was_trained_is_exported_and_data_are_audited(shell, model_dir):
+    write_table(shell.folder)
+    for words, said in (
+        (["--version"], "safe-clip "),
+        (
+            ["export", "--model", model_dir, "--format", "open_clip", "--output_dir", "out"],
+            " is in out/ for open_clip.",
+        ),
+        (["audit", "rows.csv"], "audit/ holds audit.json, with the numbers of all rows, and report.html."),
+        (["cache"], "kind "),
+        (["cache", "--empty", "audit"], "audit: "),
+    ):
+        done = shell("safe-clip", *words)
+        assert done.returncode == 0 and said in done.stdout, (words, done.stderr[-3000:])
+    assert (shell.folder / "out" / "open_clip_config.json").exists()

@@ -124,6 +124,8 @@ def test_a_misspelt_flag_is_answered_before_anything_slow():
     for words, said in (
         ("train --raet 1", "--raet is no setting. --help lists them all. 2 set()"),
         ("train paper --leaning-rate=1", "--leaning-rate is no setting. Did you mean 'learning_rate'? --help lists"),
+        ("train papr", "'papr' is no YAML file of settings, nor a recipe (demo, paper, safer_clip, shield_clip). Did"),
+        ("eval paper", "'paper' is no YAML file of settings. 2 set()"),
         ("train --no_objective", "--no_objective is no setting."),
         ("eval --tsks geometry", "--tsks is no setting. Did you mean 'tasks'?"),
         (
@@ -249,4 +251,4 @@ def test_two_processes_train_from_a_recipe(model_dir, dataset_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     settings = json.loads((tmp_path / "out" / "results.json").read_text())
     assert settings["after"] and (tmp_path / "out" / "model.safetensors").exists()
-    assert done.stdout.count("The safe CLIP is in out.") == 1
+    assert done.stdout.count("The model is in out.") == 1
