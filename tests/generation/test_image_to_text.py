@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from safe_clip import safe_image_to_text
 from safe_clip.data.arguments import DataArguments
 from safe_clip.demo.vocabulary import load_vocabulary
-from safe_clip.generation import image_to_text, safe_image_to_text
+from safe_clip.generation import image_to_text
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.image_to_text import (
     Captions,

@@ -9,9 +9,9 @@ from datasets import Dataset
 from PIL import Image
 from torch.nn.functional import normalize
 
-from safe_clip import UserError
+from safe_clip import UserError, safe_text_to_image
 from safe_clip.evaluation.embedding import Embedder
-from safe_clip.generation import safe_text_to_image, text_to_image
+from safe_clip.generation import text_to_image
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.distances import Inception, distances
 from safe_clip.generation.figures import clip_scores, diversity, figures
