@@ -18,8 +18,9 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPToken
 from .helpers import COLOURS, FEATURES, build_model, make_rows
 
 
-def pytest_collection_finish():
-    gc.freeze()  # or each training, which collects garbage at its end, would go through all that was imported
+@pytest.fixture(scope="module", autouse=True)
+def freeze_what_was_imported():
+    gc.freeze()  # or each training, which collects garbage at its end, would go through all of it
 
 
 def pytest_sessionfinish():

@@ -70,15 +70,19 @@ class Fault:
 
 
 class Hub:
-    """Starts on use as a context manager; `url` is what `HF_ENDPOINT` requires."""
+    """Starts on use as a context manager; `url` is what `HF_ENDPOINT` requires.
 
-    def __init__(self):
+    Args:
+        port: by default a free one.
+    """
+
+    def __init__(self, port: int = 0):
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.tokens = {TOKEN}
         self.lock = threading.RLock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "Hub":

@@ -9,10 +9,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from safe_clip import QuadrupletRows, load_quadruplets
+from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, load_quadruplets
 from safe_clip.data import fetching
 from safe_clip.data.audit.reading import read_items
 from safe_clip.data.sources import load_splits
@@ -21,10 +22,11 @@ from safe_clip.evaluation.embedding import Embedder
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.text_to_image import ImageScorer, paint_all, requests_of
 from safe_clip.store.folders import GENERATED, KINDS, entries, folder_of
+from safe_clip.training.reference_cache import ReferenceEmbedder, embed_on_disk
 
 from ..generation.conftest import FakeJudge, build_pipeline, redness
 from ..generation.test_text_to_image import FEW, items
-from ..helpers import FEATURES, build_model, make_rows, make_trainer
+from ..helpers import FEATURES, build_model, make_rows
 
 CSV = "safe_caption,unsafe_caption\n" + "".join(f"a dog {n},a gun {n}\n" for n in range(300))
 DAMAGE = {
@@ -51,10 +53,10 @@ def embeddings(processor, folder):
 
 
 def reference_embeddings(processor, folder):
-    rows = Dataset.from_dict(make_rows(8), features=FEATURES)
-    trainer = make_trainer(processor, rows, folder / "out", max_steps=1, sides_are_right=True)
-    trainer.train()
-    return trainer.state.log_history[0]["loss"]
+    rows = QuadrupletRows(Dataset.from_dict(make_rows(8), features=FEATURES))
+    embedder = ReferenceEmbedder(FrozenReference(build_model(processor)), Accelerator(cpu=True))
+    table = embed_on_disk(embedder, rows, QuadrupletCollator(processor, 77), 8, workers=0, progress=False)
+    return list(table.take(np.arange(8)).values())
 
 
 def pixels(processor, folder):
