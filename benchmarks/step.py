@@ -55,7 +55,7 @@ from safe_clip import SafeCLIPLoss, SafeCLIPTrainer, SafeCLIPTrainingArguments, 
 from safe_clip.data.collator import model_inputs
 from safe_clip.items import Quadruplets
 from safe_clip.models.patches import cached_casts
-from safe_clip.objectives.base import Reference
+from safe_clip.objectives.base import BatchTargets
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 RATE = 1e-3
@@ -189,7 +189,7 @@ def bare_way(trainer: SafeCLIPTrainer, steps: int) -> tuple[list[float], int]:
         with torch.autocast(DEVICE.type, lower, enabled=lower is not None):
             output = model(**model_inputs(batch))
         embeds = Quadruplets.of_sides(output.text_embeds, output.image_embeds, batch["layout"])
-        return objective(embeds, Reference(items))[0]
+        return objective(embeds, BatchTargets(items))[0]
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         workers = trainer.args.dataloader_num_workers

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..items import ITEMS, ItemBatch, Layout, Quadruplets, pairs, to
 from ..ranges import AMOUNT, shown
-from .batch import Reference, as_batch
+from .batch import BatchTargets, as_batch
 from .hidden_states import HIDDEN_STATE_NEEDS, nearest_state_distance, relative_error
 
 
@@ -137,7 +137,7 @@ class Objective(nn.Module):
     STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0)
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
     COHERENCE: ClassVar[tuple[str, ...]] = ()  # terms over unsafe items alone, which redirect nothing
-    # What the trainer has to provide in the `Reference`.
+    # What the trainer has to provide in the `BatchTargets`.
     reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
     anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them
 
@@ -159,7 +159,7 @@ class Objective(nn.Module):
         """What the weighted sum of all terms, those over hidden states included, is divided by."""
         return 1.0
 
-    def terms(self, embeds: Quadruplets, reference: Reference) -> dict[str, Mean | Sequence[Mean]]:
+    def terms(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, Mean | Sequence[Mean]]:
         """The terms of a batch, each a mean, or several whose sum it is.
 
         Args:
@@ -219,7 +219,7 @@ class Objective(nn.Module):
         """The loss of the terms that have a weight: their weighted sum by the `divisor`."""
         return sum(self.weights[name] * term for name, term in terms.items()) / self.divisor
 
-    def means(self, embeds: Quadruplets, reference: Reference) -> dict[str, list[Mean]]:
+    def means(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, list[Mean]]:
         """The terms of a batch that have a weight and rows: for each the means whose sum it is.
 
         Args:
@@ -277,7 +277,7 @@ class Objective(nn.Module):
                 B x dimension each, of any length, `None` or rows of NaN for what is missing; or `Quadruplets`.
             reference: the original's embeddings of safe captions and safe images, or of all four; by default the
                 trained model's own, detached, which are the same until training moves it. Of `Quadruplets`, a
-                `Reference`.
+                `BatchTargets`.
 
         Returns:
             The scalar loss and the unweighted value of each term that has a weight and rows, in float32.
@@ -289,7 +289,9 @@ class Objective(nn.Module):
         loss, terms, _ = self.of_batch(embeds, reference)
         return loss, terms
 
-    def of_batch(self, embeds: Quadruplets, reference: Reference) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
+    def of_batch(
+        self, embeds: Quadruplets, reference: BatchTargets
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         """The loss of a batch, the values of its terms, and how many rows each is over."""
         means = self.means(embeds, reference)
         values: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from ..items import ITEMS, ItemBatch, Layout, Quadruplets
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class BatchTargets:
     """What the frozen original makes of a batch of B quadruplets.
 
     Attributes:
@@ -29,13 +29,13 @@ class Reference:
     progress: float = 1.0
 
 
-def as_batch(given: tuple, reference: Any = None) -> tuple[Quadruplets, Reference]:
+def as_batch(given: tuple, reference: Any = None) -> tuple[Quadruplets, BatchTargets]:
     """What an objective was called with, as its two arguments: see `Objective.forward`."""
     if given and isinstance(given[0], Quadruplets):
         embeds, *rest = given
         last = rest[0] if rest else reference
-        if not isinstance(last, Reference) or len(rest) > 1:
-            raise UserError("an objective takes Quadruplets together with a Reference.")
+        if not isinstance(last, BatchTargets) or len(rest) > 1:
+            raise UserError("an objective takes Quadruplets together with BatchTargets.")
         return embeds, last
     given = given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
     if len(given) != len(ITEMS):
@@ -44,7 +44,7 @@ def as_batch(given: tuple, reference: Any = None) -> tuple[Quadruplets, Referenc
     like = next(column for column in columns if column is not None)
     present = [_present(column, len(like)) for column in columns]
     embeds = Quadruplets.packed(columns, Layout.of(np.stack(present, axis=1)))
-    if isinstance(reference, Reference):
+    if isinstance(reference, BatchTargets):
         return embeds, reference
     originals = [column if column is None else column.detach() for column in columns]
     if reference is not None:
@@ -56,7 +56,7 @@ def as_batch(given: tuple, reference: Any = None) -> tuple[Quadruplets, Referenc
                 "the reference is the original's embeddings of safe captions and safe images, or of all four."
             )
         originals = _alike(originals, like)
-    return embeds, Reference(Quadruplets.packed(originals, embeds.layout))
+    return embeds, BatchTargets(Quadruplets.packed(originals, embeds.layout))
 
 
 def _present(column: Tensor | None, count: int) -> np.ndarray:

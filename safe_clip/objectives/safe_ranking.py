@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..items import ItemBatch, Layout, Quadruplets
-from .base import Mean, Objective, Reference, cosine_term, paired
+from .base import BatchTargets, Mean, Objective, cosine_term, paired
 
 
 class SafeRankingLoss(Objective):
@@ -115,7 +115,7 @@ class SafeRankingLoss(Objective):
             rows[f"redirection_{modality}_cosine"] &= ~pool
         return rows
 
-    def terms(self, embeds: Quadruplets, reference: Reference):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets):
         terms = {}
         for modality, other in (("text", "image"), ("image", "text")):
             safe, unsafe, original = (

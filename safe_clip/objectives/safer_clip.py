@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..items import MODALITIES, ItemBatch, Quadruplets, pairs, to
-from .base import Mean, Objective, Reference, cosine_distance, cosine_term, max_queries
+from .base import BatchTargets, Mean, Objective, cosine_distance, cosine_term, max_queries
 
 
 class SaferCLIPLoss(Objective):
@@ -71,7 +71,7 @@ class SaferCLIPLoss(Objective):
             raise UserError(f"safer_clip requires a first_share above 0 and up to 1, not {first_share!r}.")
         self.first_share = first_share
 
-    def terms(self, embeds: Quadruplets, reference: Reference):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets):
         original = reference.items
         nearest = self._nearest(reference)
         near = dict(zip(MODALITIES, self._near(reference, nearest), strict=True))
@@ -109,7 +109,7 @@ class SaferCLIPLoss(Objective):
             "redirection_image_relative": easy("redirection_image_relative", relative, "text", "unsafe_text"),
         }
 
-    def _nearest(self, reference: Reference) -> tuple[Tensor, Tensor] | None:
+    def _nearest(self, reference: BatchTargets) -> tuple[Tensor, Tensor] | None:
         """For each unsafe caption the cosine and the index of the nearest caption of a safe pair, if there is any."""
         queries, captions = reference.items.unsafe_text, self._pool(reference)["text"]
         if not len(queries) or not len(captions):
@@ -117,11 +117,11 @@ class SaferCLIPLoss(Objective):
         found = [(few @ captions.embeds.T).max(dim=1) for few in queries.embeds.split(max_queries(len(captions)))]
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
-    def _pool(self, reference: Reference) -> Mapping[str, ItemBatch]:
+    def _pool(self, reference: BatchTargets) -> Mapping[str, ItemBatch]:
         """The pairs among which targets are looked for, by modality."""
         return reference.anchors or {"text": reference.items.safe_text, "image": reference.items.safe_image}
 
-    def _closeness(self, reference: Reference, nearest: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _closeness(self, reference: BatchTargets, nearest: tuple[Tensor, Tensor] | None) -> Tensor:
         """Of each of B rows, the cosine of its unsafe item to its target; -1 where it has none."""
         items = reference.items
         closeness = torch.full((len(items),), -1.0, device=items.device)
@@ -133,7 +133,7 @@ class SaferCLIPLoss(Objective):
             return closeness
         return closeness.index_copy(0, to(items.unsafe_text.row, closeness), nearest[0])
 
-    def _near(self, reference: Reference, nearest: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _near(self, reference: BatchTargets, nearest: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """The targets of B rows in each modality, B x dimension: their own safe items without an unsafe caption."""
         items, pool = reference.items, self._pool(reference)
         text, image = items.safe_text.dense(len(items)), items.safe_image.dense(len(items))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..items import Layout, Quadruplets
-from .base import Mean, Objective, Reference, contrastive_term, cosine_term
+from .base import BatchTargets, Mean, Objective, contrastive_term, cosine_term
 
 
 class ShieldCLIPLoss(Objective):
@@ -48,7 +48,7 @@ class ShieldCLIPLoss(Objective):
             "coherence": layout.having("unsafe_text", "unsafe_image"),
         }
 
-    def terms(self, embeds: Quadruplets, reference: Reference):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets):
         original, layout = reference.items, embeds.layout
 
         def preserved(which: np.ndarray) -> list[Mean]:

@@ -18,7 +18,7 @@ from ..data.streams import QuadrupletStream
 from ..items import MODALITIES, SIDES, ItemBatch, Quadruplets
 from ..models.family import Family
 from ..models.reference import FrozenReference
-from ..objectives.base import Objective, Reference
+from ..objectives.base import BatchTargets, Objective
 from .reference_cache import ReferenceEmbedder, ReferenceTable, embed_in_memory, embed_on_disk
 
 # Number of evenly spaced training rows that anchors are drawn from; more if the objective asks for more anchors.
@@ -156,7 +156,7 @@ class Targets:
         layers = self.family.hidden_states(output)
         return Quadruplets.of_sides(output.text_embeds, output.image_embeds, inputs["layout"], layers, SIDES[:1])
 
-    def complete(self, items: Quadruplets, training: bool, progress: float = 1.0) -> Reference:
+    def complete(self, items: Quadruplets, training: bool, progress: float = 1.0) -> BatchTargets:
         """The targets of a batch or of several; anchors are drawn here.
 
         Args:
@@ -164,7 +164,7 @@ class Targets:
             training: whether they are of training rows.
             progress: share of training that is done.
         """
-        return Reference(items, self.draw(training), progress)
+        return BatchTargets(items, self.draw(training), progress)
 
     def draw(self, training: bool) -> dict[str, ItemBatch]:
         """Anchors by modality: drawn anew in training, the same on every process, else always the first ones."""
@@ -176,7 +176,7 @@ class Targets:
             drawn = broadcast(drawn.to(self.accelerator.device)).cpu()
         return {modality: items.take(drawn) for modality, items in self.pairs.items()}
 
-    def __call__(self, inputs: dict[str, Any], training: bool, progress: float = 1.0) -> Reference:
+    def __call__(self, inputs: dict[str, Any], training: bool, progress: float = 1.0) -> BatchTargets:
         """The targets of a batch, with the hidden states of its safe items.
 
         Args:

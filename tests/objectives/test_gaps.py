@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from safe_clip.items import ITEMS, ItemBatch, Layout, Quadruplets
 from safe_clip.objectives import OBJECTIVES, SafeRankingLoss
-from safe_clip.objectives.base import Reference, row_counts
+from safe_clip.objectives.base import BatchTargets, row_counts
 
 WHOLE, TEXT, IMAGE, SAFE = (
     [True] * 4,
@@ -31,7 +31,7 @@ def batch(present, seed=0, anchors=0):
     layout = Layout.of(present.numpy())
     original = Quadruplets.packed([draw(column) for column in range(4)], layout)
     drawn = {name: ItemBatch(draw(count=anchors), torch.arange(anchors)) for name in ("text", "image") if anchors}
-    return leaves, Quadruplets.packed(leaves, layout), Reference(original, drawn)
+    return leaves, Quadruplets.packed(leaves, layout), BatchTargets(original, drawn)
 
 
 def take(rows, embeds, reference):

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 from safe_clip import SafeRankingLoss, UserError
 from safe_clip.items import ItemBatch, Layout, Quadruplets
-from safe_clip.objectives.base import Reference
+from safe_clip.objectives.base import BatchTargets
 
 EYE = torch.eye(2)
 
@@ -15,7 +15,7 @@ def reference_of(text, image, anchor_text=None, anchor_image=None):
     """Safe items by the original, and anchors."""
     anchors = {"text": anchor_text, "image": anchor_image} if anchor_text is not None else {}
     anchors = {name: ItemBatch(embeds, torch.arange(len(embeds))) for name, embeds in anchors.items()}
-    return Reference(Quadruplets.packed([text, None, image, None], Layout.whole(len(text))), anchors)
+    return BatchTargets(Quadruplets.packed([text, None, image, None], Layout.whole(len(text))), anchors)
 
 
 def draw(generator, *shape):

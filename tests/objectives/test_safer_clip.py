@@ -6,7 +6,7 @@ import torch
 
 from safe_clip import SaferCLIPLoss, UserError
 from safe_clip.items import ItemBatch, Layout, Quadruplets
-from safe_clip.objectives.base import Reference
+from safe_clip.objectives.base import BatchTargets
 from safe_clip.objectives.safer_clip import relative
 
 EYE = torch.eye(4)
@@ -18,7 +18,7 @@ def reference_of(columns, *anchors):
         name: ItemBatch(embeds, torch.arange(len(embeds)))
         for name, embeds in zip(("text", "image"), anchors, strict=True)
     }
-    return Reference(Quadruplets.packed(columns, Layout.whole(len(columns[0]))), drawn)
+    return BatchTargets(Quadruplets.packed(columns, Layout.whole(len(columns[0]))), drawn)
 
 
 def test_relative_by_hand():

@@ -7,7 +7,7 @@ import torch
 
 from safe_clip import ShieldCLIPLoss
 from safe_clip.items import Layout, Quadruplets
-from safe_clip.objectives.base import Reference
+from safe_clip.objectives.base import BatchTargets
 
 EYE = torch.eye(2)
 FLIPPED = EYE.flip(0)
@@ -18,7 +18,7 @@ ONE_ROW = 0.0  # InfoNCE of a single row
 def terms(**labels):
     """Safe items unmoved; unsafe items on the other row's safe place."""
     layout = replace(Layout.whole(2), **{name: np.array(value) for name, value in labels.items()})
-    reference = Reference(Quadruplets.packed([EYE, None, EYE, None], layout))
+    reference = BatchTargets(Quadruplets.packed([EYE, None, EYE, None], layout))
     loss, made = ShieldCLIPLoss(1.0)(Quadruplets.packed([EYE, FLIPPED, EYE, FLIPPED], layout), reference)
     assert loss.item() == pytest.approx(sum(ShieldCLIPLoss.WEIGHTS[name] * term.item() for name, term in made.items()))
     return {name: term.item() for name, term in made.items()}

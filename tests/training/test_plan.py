@@ -192,7 +192,7 @@ def test_rows_that_redirect_nothing_are_told_at_the_end_where_only_reading_tells
 def test_four_tensors_are_a_batch():
     from safe_clip.items import Layout, Quadruplets
     from safe_clip.objectives import OBJECTIVES
-    from safe_clip.objectives.base import Reference
+    from safe_clip.objectives.base import BatchTargets
 
     torch.manual_seed(0)
     tensors = [torch.randn(6, 8, requires_grad=True) for _ in range(4)]
@@ -201,7 +201,7 @@ def test_four_tensors_are_a_batch():
         objective = kind(10.0)
         loss, terms = objective(*tensors)
         packed = Quadruplets.packed(unit, Layout.whole(6))
-        expected, _ = objective(packed, Reference(packed.map(torch.Tensor.detach)))
+        expected, _ = objective(packed, BatchTargets(packed.map(torch.Tensor.detach)))
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5), name
         assert loss.requires_grad and set(terms) <= set(objective.WEIGHTS)
         by_tuple, _ = objective(tuple(tensors))

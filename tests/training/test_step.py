@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from safe_clip import SafeCLIPTrainingArguments, UserError, lora_config
 from safe_clip.items import ItemBatch, Layout, Quadruplets
 from safe_clip.objectives import OBJECTIVES
-from safe_clip.objectives.base import Reference
+from safe_clip.objectives.base import BatchTargets
 
 from ..helpers import largest_difference, make_trainer, weights
 
@@ -172,7 +172,7 @@ def test_a_loss_over_few_rows_at_a_time_and_in_shares_is_the_loss(objective):
     layout = Layout(present.numpy(), *(label.numpy() for label in labels))
     original = Quadruplets.packed([drawn(11) for _ in range(4)], layout)
     anchors = {name: ItemBatch(drawn(5), torch.arange(5)) for name in ("text", "image")}
-    reference = Reference(original, anchors, progress=0.5)
+    reference = BatchTargets(original, anchors, progress=0.5)
     items = [drawn(11) for _ in range(4)]
 
     def computed(processes=None, places=None):
