@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -155,6 +155,15 @@ def changed(settings: Any) -> dict[str, Any]:
         if each.init
     }
     return {name: value for name in defaults if (value := getattr(settings, name)) != defaults[name]}
+
+
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the words of a command."""
+    words = []
+    for name, value in settings.items():
+        value = [json.dumps(value)] if isinstance(value, dict) else value if isinstance(value, list) else [str(value)]
+        words += [f"--{name}", *value]
+    return words
 
 
 def json_object(option: str, value: dict | str | None) -> dict | None:

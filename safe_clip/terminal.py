@@ -1,9 +1,12 @@
 """What a person sees of a run: colours and bars on a terminal or in a notebook, lines in a file."""
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm.auto import tqdm
@@ -26,6 +29,20 @@ def in_colour(stream: TextIO | None = None) -> bool:
 def coloured(text: str, kind: str | None, colour: bool) -> str:
     """Text as a `"gain"`, a `"loss"` or `"strong"`, where colours are shown."""
     return f"\x1b[{CODES[kind]}m{text}\x1b[0m" if colour and kind else text
+
+
+def command_line(*words: str) -> str:
+    """A command `safe-clip *words` that can be pasted where this program was started."""
+    beside = Path(sys.executable).with_name("safe-clip")
+    found = shutil.which("safe-clip")
+    if found and Path(found) == beside:
+        called = ["safe-clip"]
+    elif beside.exists():  # in an environment that is not activated
+        here = os.path.relpath(beside)
+        called = [str(beside) if here.startswith(os.pardir) else here]
+    else:
+        called = ["safe-clip"] if found else [sys.executable, "-m", "safe_clip"]
+    return shlex.join([*called, *words])
 
 
 def draws_bars() -> bool:

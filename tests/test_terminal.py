@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from safe_clip import terminal
-from safe_clip.terminal import coloured, in_colour, phase, progress_bar
+from safe_clip.terminal import coloured, command_line, in_colour, phase, progress_bar
 
 
 class Screen(io.StringIO):
@@ -81,3 +81,23 @@ def test_a_bar_leaves_a_line_a_minute_in_a_file(monkeypatch):
     lines = made.getvalue().splitlines()
     assert "\r" not in made.getvalue() and all(line.startswith("Fetching: ") for line in lines)
     assert lines[-1].startswith("Fetching: 4 of 4, ")
+
+
+@pytest.mark.parametrize(
+    ("python", "on_path", "called"),
+    [
+        ("env/bin/python", "env/bin/safe-clip", "safe-clip"),  # of an activated environment
+        ("env/bin/python", None, "env/bin/safe-clip"),
+        ("env/bin/python", "other/bin/safe-clip", "env/bin/safe-clip"),
+        ("bare/bin/python", None, "{}/bare/bin/python -m safe_clip"),
+    ],
+)
+def test_commands_are_named_as_they_can_be_pasted(python, on_path, called, tmp_path, monkeypatch):
+    for name in ("env/bin/safe-clip", "other/bin/safe-clip"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / python))
+    monkeypatch.setenv("PATH", str(tmp_path / on_path).removesuffix("/safe-clip") if on_path else "")
+    assert command_line("eval", "--model", "a b") == f"{called.format(tmp_path)} eval --model 'a b'"

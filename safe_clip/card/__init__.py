@@ -14,8 +14,11 @@ from transformers import Trainer
 from yaml import YAMLError
 
 from ..card_text import others, read_blocks, replace_blocks
+from ..config import as_words
+from ..data.arguments import SOURCES
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.verdict import SplitFigures
+from ..names import redact_paths
 from ..outputs import OutputFolder
 from .results import combine, eval_results, results_section, training_section, training_worst_case, worst_cases
 from .training import CURVES_FILE, training_facts
@@ -88,7 +91,9 @@ def write_model_card(
         if output.is_ours(RESULTS_FILE):
             (folder / RESULTS_FILE).unlink()  # of other weights
         if figures:
-            words = ["--model", model, "--baseline", facts.base.name, "--dataset", facts.data.name, "--update_card"]
+            words = ["--model", model, "--baseline", facts.base.name, "--dataset", facts.data.name]
+            sources = {name: value for name, value in (settings or {}).items() if name in SOURCES}
+            words += [*as_words(redact_paths(sources)), "--update_card"]
             parts = {
                 "results": training_section(figures, f"safe-clip eval {shlex.join(words)}"),
                 "worst": training_worst_case(figures),

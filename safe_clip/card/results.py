@@ -1,6 +1,5 @@
 """Results of an evaluation, as a card shows them and as the Hub reads them."""
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..card_text import plain
+from ..config import as_words
 from ..data.quadruplets import DEMO
 from ..evaluation.table import (
     QUERY_LABELS,
@@ -158,10 +158,7 @@ def _command(results: dict, run: dict, model: str) -> str:
         words += ["--baseline", results["names"]["baseline"].partition("@")[0]]
     if run.get("tasks") != ["zero_shot"]:
         words += ["--dataset", results["dataset"]]
-    for name, value in run.items():
-        value = [json.dumps(value)] if isinstance(value, dict) else value if isinstance(value, list) else [str(value)]
-        words += [f"--{name}", *value]
-    return f"safe-clip eval {shlex.join(words)}"
+    return f"safe-clip eval {shlex.join([*words, *as_words(run)])}"
 
 
 def eval_results(results: dict) -> list[EvalResult]:

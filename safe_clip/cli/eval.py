@@ -10,13 +10,12 @@ them, and flags after it win.
 """
 
 import json
-import shlex
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..config import changed, parse_arguments, split_config
+from ..config import as_words, changed, parse_arguments, split_config
 from ..data.arguments import LIST_FILE
 from ..errors import UserError
 from ..evaluation import TASKS
@@ -24,7 +23,7 @@ from ..generation.arguments import TASKS as GENERATED
 from ..generation.arguments import GenerationArguments
 from ..outputs import OutputFolder
 from ..ranges import SHARE, Range, check_ranges
-from ..terminal import in_colour, quiet_libraries
+from ..terminal import command_line, in_colour, quiet_libraries
 from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
@@ -250,12 +249,12 @@ def ending(results: dict, args: EvaluationArguments, folder: Path) -> str:
         results_table(results, colour),
         f"All figures are in {folder}/results.json, images in {folder}/report.html.",
     ]
-    words = ["--model", args.model, "--dataset", args.dataset]
+    words = ["--model", args.model, "--dataset", args.dataset, *as_words(args.sources)]
     if args.baseline is None:
-        parts.append(f"This makes it safe:\n\n  {shlex.join(['safe-clip', 'train', *words])}")
+        parts.append(f"This makes it safe:\n\n  {command_line('train', *words)}")
     else:
         words[2:2] = ["--baseline", args.baseline]
         usual = (args.model, args.baseline, args.dataset) == (str(DEFAULT_MODEL), "demo", "demo")
-        command = shlex.join(["safe-clip", "eval", *([] if usual else words), "--sweep", "strength"])
+        command = command_line("eval", *([] if usual else words), "--sweep", "strength")
         parts.append(f"What models between the two are like, at no training:\n\n  {command}")
     return "\n\n".join(parts)

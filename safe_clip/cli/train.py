@@ -12,7 +12,6 @@ The output directory is a plain CLIPModel that stock transformers loads.
 
 import contextlib
 import json
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,13 +20,13 @@ from typing import Any, ClassVar
 
 import safe_clip
 
-from ..config import RECIPES, changed, parse_arguments, split_config
+from ..config import RECIPES, as_words, changed, parse_arguments, split_config
 from ..data.arguments import LIST_FILE, DataArguments
 from ..errors import UserError, first_line
 from ..outputs import OutputFolder
 from ..ranges import DROPPED, POSITIVE, SIZE, Range, check_ranges
 from ..stopping import handled
-from ..terminal import in_colour, phase, quiet_libraries
+from ..terminal import command_line, in_colour, phase, quiet_libraries
 from .help import Help, settings_of, training_settings
 from .launch import GROUP, LAUNCH, launch
 
@@ -231,11 +230,12 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments) -> str:
 
     colour = in_colour()
     demo = (str(folder), script.model, script.dataset) == ("safe-clip", "demo", "demo")
-    words = [] if demo else ["--model", str(folder), "--baseline", script.model, "--dataset", script.dataset]
+    words = ["--model", str(folder), "--baseline", script.model, "--dataset", script.dataset]
+    words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
     return (
         f"{verdict_text(verdict(splits), colour)}\n\n{before_after_table(splits, colour)}\n\n"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
-        f"  {shlex.join(['safe-clip', 'eval', *words])}"
+        f"  {command_line('eval', *([] if demo else words))}"
     )
 
 
