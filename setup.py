@@ -94,6 +94,7 @@ setup(
             "hypothesis>=6.100",
             "pytest-xdist>=3.6.1",
             "ruff>=0.11",
+            "pyrefly>=1.5",
             "selenium>=4.11",
             "setuptools>=77.0.3",
             *OPTIONAL,

@@ -130,10 +130,11 @@ def run(main: Callable[..., None], *args: Any) -> None:
             said = str(error) if isinstance(error, UserError) else explained(error)
             if said is None:
                 raise
-            if getattr(error, "code", 1) == 1:
+            code = getattr(error, "code", 1)
+            if code == 1:
                 sys.exit(f"error: {said}")
             print(f"error: {said}", file=sys.stderr)
-            sys.exit(error.code)
+            sys.exit(code)
 
 
 def check_home() -> None:

@@ -52,7 +52,7 @@ class Layout:
 
     def having(self, *items: str) -> np.ndarray:
         """Which quadruplets have all of some items; B booleans."""
-        return self.present[:, [ITEMS.index(item) for item in items]].all(axis=1)
+        return np.all(self.present[:, [ITEMS.index(item) for item in items]], axis=1)
 
     def rows(self, *items: str) -> Tensor:
         """The numbers of the quadruplets that have all of some items; int64."""
@@ -143,7 +143,7 @@ class Quadruplets:
             hidden_states: by modality, the hidden states of each layer, in the same order.
             sides: the sides that were embedded.
         """
-        like = image if text is None else text
+        like = next(embeds for embeds in (text, image) if embeds is not None)
         made = {item: ItemBatch(like[:0], torch.arange(0)) for item in ITEMS}
         for modality, embeds in (("text", text), ("image", image)):
             if embeds is None:
@@ -169,7 +169,7 @@ class Quadruplets:
             ItemBatch(like[:0], torch.arange(0)) if column is None else ItemBatch.packed(column, present)
             for column, present in zip(columns, layout.present.T, strict=True)
         )
-        return cls(*items, layout)
+        return cls(*items, layout=layout)
 
     @classmethod
     def join(cls, parts: Sequence["Quadruplets"]) -> "Quadruplets":
@@ -184,11 +184,11 @@ class Quadruplets:
             )
             for item in ITEMS
         )
-        return cls(*items, Layout.join([part.layout for part in parts]))
+        return cls(*items, layout=Layout.join([part.layout for part in parts]))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Quadruplets":
         """The same with every tensor of embeddings changed."""
-        return Quadruplets(*(replace(items, embeds=change(items.embeds)) for items in self), self.layout)
+        return Quadruplets(*(replace(items, embeds=change(items.embeds)) for items in self), layout=self.layout)
 
 
 def to(index: Tensor, like: Tensor) -> Tensor:

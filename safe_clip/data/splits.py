@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def named_splits(splits: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {renamed.get(split, split): rows for split, rows in splits.items()}
 
 
-def known_splits(wanted: Sequence[str] | None, splits: Mapping[str, Any]) -> list[str] | None:
+def known_splits(wanted: Sequence[str] | None, splits: Collection[str]) -> list[str] | None:
     """The splits that are asked for, by the names that `named_splits` gives."""
     if wanted is None:
         return None

@@ -136,18 +136,20 @@ def choose_splits(splits: DatasetDict, wanted: Sequence[str] | None, name: str) 
     Raises:
         UserError: there is no such split.
     """
-    wanted = known_splits(wanted, splits)
+    there = [str(split) for split in splits]
+    wanted = known_splits(wanted, there)
     for split in wanted or ():
-        if split not in splits:
-            raise UserError(f"--dataset {name} has no split '{split}', only {', '.join(splits)}.")
-    unseen = [split for split in splits if split not in ("train", "validation")]
-    return list(wanted or unseen or [split for split in ("validation", "train") if split in splits][:1])
+        if split not in there:
+            raise UserError(f"--dataset {name} has no split '{split}', only {', '.join(there)}.")
+    unseen = [split for split in there if split not in ("train", "validation")]
+    return list(wanted or unseen or [split for split in ("validation", "train") if split in there][:1])
 
 
 def draw(rows: Dataset, most: int | None) -> Sample:
     """At most so many rows, drawn without replacement by a fixed seed, each still knowing its number."""
     if most is None or len(rows) <= most:
         return Sample(rows, len(rows))
+    # pyrefly: ignore [bad-argument-type]: datasets says that `select` may give a DatasetDict; of a Dataset, never
     return Sample(numbered(rows).select(_drawn(len(rows), most)), len(rows))
 
 

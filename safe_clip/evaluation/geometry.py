@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..items import pairs
-from ..metrics import load_metric
+from ..metrics import scores
 from .items import figure
 from .quadruplets import QuadrupletItems
 
@@ -72,8 +72,12 @@ def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) ->
                 cosines = (unsafe.embeds[own] * before.embeds[counterpart]).sum(dim=1)
                 per_item[f"{modality}_unsafe_to_safe_cosine"] = figure(cosines, unsafe.row[own], unsafe.count)
         if len(safe.first) > NEIGHBOURS:
-            overlap = load_metric("neighbour_overlap").compute(
-                before=before.embeds[safe.first].numpy(), after=safe.different.numpy(), k=NEIGHBOURS, per_query=True
+            overlap = scores(
+                "neighbour_overlap",
+                before=before.embeds[safe.first].numpy(),
+                after=safe.different.numpy(),
+                k=NEIGHBOURS,
+                per_query=True,
             )["neighbour_overlap"]
             per_item[f"{modality}_neighbour_overlap"] = figure(overlap[safe.inverse], safe.row, safe.count)
     if len(items.safe_text) and len(items.safe_image):

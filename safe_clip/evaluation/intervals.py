@@ -1,6 +1,7 @@
 """Figures with their bootstrap intervals."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -68,7 +69,7 @@ def summarise(
         for group, mask in groups.items():
             drawn_groups[group][draw] = _mean(weights[mask], *in_group[group])
 
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for column, name in enumerate(names):
         known = table[there[:, column], column]
         value = np.median(known) if column in order else known.mean()

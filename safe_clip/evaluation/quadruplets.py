@@ -15,7 +15,7 @@ from ..data.features import cell_name, texts_in
 from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, RowLayout, items_there, layout_of
 from ..data.rows import check_caption
 from ..errors import UserError
-from ..metrics import load_metric
+from ..metrics import scores
 from ..metrics.ranking import ExactIndex, Index
 from .embedding import Embedder
 from .items import IdentifiedItems, figure
@@ -48,7 +48,7 @@ class QuadrupletItems:
     def select(self, keep: Tensor) -> "QuadrupletItems":
         """The quadruplets whose numbers are given."""
         items = (self.of(side, modality).select(keep) for modality in ("text", "image") for side in ("safe", "unsafe"))
-        return QuadrupletItems(*items, self.layout and self.layout.select(keep.numpy()))
+        return QuadrupletItems(*items, layout=self.layout and self.layout.select(keep.numpy()))
 
 
 def other(modality: str) -> str:
@@ -75,7 +75,8 @@ def safe_rates(
     figures of their rows. Nothing where there are no queries, or not both safe and unsafe items to find."""
     if index is None or not len(queries) or not 0 < safe_count < index.size:
         return {}
-    values = load_metric("safe_rate").compute(
+    values = scores(
+        "safe_rate",
         queries=queries.different.numpy(),
         index=index,
         safe_count=safe_count,
@@ -126,7 +127,7 @@ def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> Qua
         if items_there(rows, column).any()
     }
     layout = layout_of(rows)
-    return QuadrupletItems(*(items_of(columns, layout, kind, embedder.dimension) for kind in range(4)), layout)
+    return QuadrupletItems(*(items_of(columns, layout, kind, embedder.dimension) for kind in range(4)), layout=layout)
 
 
 def count_items(rows: Dataset) -> int:
@@ -145,6 +146,7 @@ def embed_column(
         items = embedder.texts(map(change, captions) if change else captions, desc)
     else:
         chosen = rows if len(there) == len(rows) else numbered(rows).select(there)
+        # pyrefly: ignore [bad-argument-type]: datasets says that `select` may give a DatasetDict; of a Dataset, never
         items = embedder.images(chosen, column, desc, change)
     return items.moved(torch.arange(len(there)), torch.from_numpy(there), len(rows))
 

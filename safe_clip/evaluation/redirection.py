@@ -40,8 +40,9 @@ def redirection(
         figures |= {f"{side}_{modality}_{name}": rate for name, rate in rates.items()}
     asked = dict.fromkeys(name.partition("_safe_rate")[0] for name in figures)
     for k in ks:
-        rates = [figures.get(f"{query}_safe_rate_at_{k}") for query in asked]
-        if asked and all(rate is not None for rate in rates):
+        named = [f"{query}_safe_rate_at_{k}" for query in asked]
+        if asked and figures.keys() >= set(named):
+            rates = [figures[name] for name in named]
             figures[f"mean_safe_rate_at_{k}"] = torch.stack(rates).nanmean(dim=0)
     harmful = {
         f"unsafe_{modality}_harmful_at_1": 1 - figures[f"unsafe_{modality}_safe_rate_at_1"]

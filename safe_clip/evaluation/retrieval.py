@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..items import pairs
-from ..metrics import load_metric
+from ..metrics import scores
 from ..metrics.ranking import ExactIndex, Index
 from .items import IdentifiedItems, figure
 from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
@@ -53,6 +53,7 @@ def retrieval(
             if not len(pairs(queries, answers)[0]):
                 continue
             index = union_index(items, other(modality), factory)[0] if union else factory(answers.different)
+            assert index is not None  # there are answers in it
             found = find(queries, answers, index, ks)
             figures |= {f"{setting}_{way}_{name}": value for name, value in found.items()}
     return figures
@@ -82,7 +83,8 @@ def find(queries: IdentifiedItems, answers: IdentifiedItems, index: Index, ks: S
     for query, answer in zip(queries.inverse[asking].tolist(), answers.inverse[answering].tolist(), strict=True):
         right[query].add(answer)
     asked = torch.tensor([bool(found) for found in right])
-    values = load_metric("recall_at_k").compute(
+    values = scores(
+        "recall_at_k",
         queries=queries.different[asked].numpy(),
         references=[sorted(found) for found in right if found],
         index=index,

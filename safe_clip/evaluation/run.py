@@ -66,8 +66,10 @@ class Subject:
         """
         model, processor = load_clip(self.name, self.revision), load_processor(self.name, self.revision)
         if self.strength != 1:
+            assert self.baseline is not None  # both are given together
             model = merge(load_clip(self.baseline.name, self.baseline.revision), model, self.strength)
         embedder = Embedder(
+            # pyrefly: ignore [bad-argument-type]: transformers wraps `to` so that its device is taken for `self`
             model.to(accelerator.device if accelerator else PartialState().device),
             processor,
             self.label,
@@ -123,5 +125,5 @@ def alone_at_last(accelerator: Accelerator | None) -> bool:
     if accelerator is None:
         return True
     if accelerator.is_main_process and accelerator.num_processes > 1:
-        torch.set_num_threads(os.cpu_count())  # a launcher gives each process a share
+        torch.set_num_threads(os.cpu_count() or 1)  # a launcher gives each process a share
     return accelerator.is_main_process

@@ -45,7 +45,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         embeds = torch.as_tensor(embeds)
         row = (~embeds[:, 0].isnan()).nonzero().flatten()  # rows of NaN stand for items that are not there
         made.append(IdentifiedItems(embeds[row], row, ids=ids[row], count=len(embeds)))
-    return summary_figures(QuadrupletItems(*made))
+    return summary_figures(QuadrupletItems(*made, layout=None))
 
 
 def summary_figures(items: QuadrupletItems) -> dict[str, float]:

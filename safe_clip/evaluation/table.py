@@ -219,7 +219,7 @@ def results_table(results: dict, colour: bool = False) -> str:
 def change_of(line: Line, colour: bool = False) -> str:
     """The change of a line from the original to the model."""
     before, after = line.figures.get("baseline"), line.figures["model"]
-    return "-" if before is None else change(before["value"], after["value"], line.share, colour)
+    return "-" if before is None or after is None else change(before["value"], after["value"], line.share, colour)
 
 
 def split_changes(splits: Sequence[SplitFigures], colour: bool = False) -> Iterator[tuple[str, list[list[str]]]]:

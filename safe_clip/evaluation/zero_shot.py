@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..items import ItemBatch
-from ..metrics import load_metric
+from ..metrics import scores
 from .embedding import Embedder
 
 KS = (1, 5)
@@ -40,7 +40,8 @@ def zero_shot(images: ItemBatch, labels: Sequence[int], classes: Tensor) -> dict
     Returns:
         `top_1` and, with more than five classes, `top_5`: N values in [0, 1], ties by chance.
     """
-    found = load_metric("recall_at_k").compute(
+    found = scores(
+        "recall_at_k",
         queries=images.embeds.numpy(),
         references=[[label] for label in labels],
         gallery=classes,

@@ -101,19 +101,18 @@ def hidden_state_terms(trained: Quadruplets, original: Quadruplets) -> dict[str,
         if ours.hidden_states is None or theirs.hidden_states is None:
             continue
         distance = nearest_state_distance if name == "redirection_text_states" else relative_error
-        terms[name] = paired(ours, theirs, partial(_mean_over_layers, distance, ours, theirs))
+        layers = list(zip(ours.hidden_states, theirs.hidden_states, strict=True))
+        terms[name] = paired(ours, theirs, partial(_mean_over_layers, distance, layers))
     return terms
 
 
 def _mean_over_layers(
     distance: Callable[[Tensor, Tensor], Tensor],
-    ours: ItemBatch,
-    theirs: ItemBatch,
+    layers: Sequence[tuple[Tensor, Tensor]],
     positions: Tensor,
     first: Tensor,
     second: Tensor,
 ) -> Tensor:
-    layers = zip(ours.hidden_states, theirs.hidden_states, strict=True)
     a, b = first[positions], second[positions]
     return torch.stack([distance(layer[a], before[b]) for layer, before in layers]).mean(0)
 
@@ -217,7 +216,7 @@ class Objective(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of the terms that have a weight: their weighted sum by the `divisor`."""
-        return sum(self.weights[name] * term for name, term in terms.items()) / self.divisor
+        return sum((self.weights[name] * term for name, term in terms.items()), start=torch.zeros(())) / self.divisor
 
     def means(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, list[Mean]]:
         """The terms of a batch that have a weight and rows: for each the means whose sum it is.
@@ -285,8 +284,7 @@ class Objective(nn.Module):
         Raises:
             UserError: they are no such embeddings.
         """
-        embeds, reference = as_batch(embeds, reference)
-        loss, terms, _ = self.of_batch(embeds, reference)
+        loss, terms, _ = self.of_batch(*as_batch(embeds, reference))
         return loss, terms
 
     def of_batch(
@@ -300,7 +298,7 @@ class Objective(nn.Module):
         if values:
             return self.total(values), values, row_counts(means)
         # Every process takes part in every step, whatever it was dealt.
-        return 0.0 * sum(items.embeds.float().sum() for items in embeds), values, {}
+        return 0.0 * sum((items.embeds.float().sum() for items in embeds), start=torch.zeros(())), values, {}
 
 
 def row_counts(means: Mapping[str, Sequence[Mean]]) -> dict[str, int]:

@@ -37,7 +37,7 @@ def as_batch(given: tuple, reference: Any = None) -> tuple[Quadruplets, BatchTar
         if not isinstance(last, BatchTargets) or len(rest) > 1:
             raise UserError("an objective takes Quadruplets together with BatchTargets.")
         return embeds, last
-    given = given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
+    given = tuple(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else given
     if len(given) != len(ITEMS):
         raise UserError(f"an objective takes the embeddings of {', '.join(ITEMS)}, in this order, not {len(given)}.")
     columns = _alike(given)

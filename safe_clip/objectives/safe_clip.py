@@ -1,7 +1,9 @@
 """The objective of Safe-CLIP (Poppi et al., ECCV 2024, arXiv 2311.16254, section 3.3)."""
 
+from collections.abc import Sequence
+
 from ..items import Quadruplets
-from .base import BatchTargets, Objective, contrastive_term, cosine_term
+from .base import BatchTargets, Mean, Objective, contrastive_term, cosine_term
 
 
 class SafeCLIPLoss(Objective):
@@ -59,7 +61,7 @@ class SafeCLIPLoss(Objective):
         "redirection_image_contrastive": ("unsafe_image", "safe_text"),
     }
 
-    def terms(self, embeds: Quadruplets, reference: BatchTargets):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, Mean | Sequence[Mean]]:
         def term(name: str, trained: str, target: str):
             items = embeds[trained], reference.items[target]
             return cosine_term(*items) if name.endswith("_cosine") else contrastive_term(*items, self.logit_scale)

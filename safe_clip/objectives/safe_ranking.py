@@ -1,7 +1,7 @@
 """The default objective: safe queries and safe galleries."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -115,7 +115,7 @@ class SafeRankingLoss(Objective):
             rows[f"redirection_{modality}_cosine"] &= ~pool
         return rows
 
-    def terms(self, embeds: Quadruplets, reference: BatchTargets):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, Mean | Sequence[Mean]]:
         terms = {}
         for modality, other in (("text", "image"), ("image", "text")):
             safe, unsafe, original = (

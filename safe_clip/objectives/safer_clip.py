@@ -1,6 +1,6 @@
 """The objective of SafeR-CLIP (AAAI 2026, arXiv 2511.16743), after a summary of the paper."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class SaferCLIPLoss(Objective):
             raise UserError(f"safer_clip requires a first_share above 0 and up to 1, not {first_share!r}.")
         self.first_share = first_share
 
-    def terms(self, embeds: Quadruplets, reference: BatchTargets):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, Mean | Sequence[Mean]]:
         original = reference.items
         nearest = self._nearest(reference)
         near = dict(zip(MODALITIES, self._near(reference, nearest), strict=True))
@@ -115,7 +115,8 @@ class SaferCLIPLoss(Objective):
         if not len(queries) or not len(captions):
             return None
         found = [(few @ captions.embeds.T).max(dim=1) for few in queries.embeds.split(max_queries(len(captions)))]
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        cosines, places = zip(*found, strict=True)
+        return torch.cat(cosines), torch.cat(places)
 
     def _pool(self, reference: BatchTargets) -> Mapping[str, ItemBatch]:
         """The pairs among which targets are looked for, by modality."""

@@ -1,5 +1,7 @@
 """The objective of ShieldCLIP (2026, arXiv 2609.39688), after a summary of the paper."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..items import Layout, Quadruplets
@@ -48,7 +50,7 @@ class ShieldCLIPLoss(Objective):
             "coherence": layout.having("unsafe_text", "unsafe_image"),
         }
 
-    def terms(self, embeds: Quadruplets, reference: BatchTargets):
+    def terms(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, Mean | Sequence[Mean]]:
         original, layout = reference.items, embeds.layout
 
         def preserved(which: np.ndarray) -> list[Mean]:

@@ -70,9 +70,9 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(cell=cell, change_of=change_of, sample_size=partial(sample_size, results))
+    shared = {"cell": cell, "change_of": change_of, "sample_size": partial(sample_size, results)}
     splits = result_figures(results)
-    page = environment.get_template("report.html").render(
+    page = environment.get_template("report.html", globals=shared).render(
         results=results,
         names=names,
         verdict=verdict(splits) if splits else None,

@@ -159,8 +159,9 @@ def _directions(items: QuadrupletItems) -> Tensor:
     mean = {
         (side, modality): items.of(side, modality).embeds.double().mean(dim=0) for side in SIDES for modality in MARKS
     }
-    across = sum(mean[side, "image"] - mean[side, "text"] for side in SIDES)
-    up = sum(mean["unsafe", modality] - mean["safe", modality] for modality in MARKS)
+    nothing = torch.zeros(())
+    across = sum((mean[side, "image"] - mean[side, "text"] for side in SIDES), start=nothing)
+    up = sum((mean["unsafe", modality] - mean["safe", modality] for modality in MARKS), start=nothing)
     across = normalize(across, dim=0)
     return torch.stack([across, normalize(up - (up @ across) * across, dim=0)], dim=1)
 
