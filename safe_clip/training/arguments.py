@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import TrainingArguments
@@ -159,9 +159,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=128, metadata={"help": "Quadruplets per device and step in evaluation."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
-    bf16: bool = field(  # or None; but by that type the command line's parser would require a value after the flag
+    # pyrefly: ignore [bad-assignment]: with None in its type, the command line's parser requires a value after the flag
+    bf16: bool = field(
         default=None, metadata={"help": "Compute in bfloat16. By default where the device is faster in it."}
     )
+    # pyrefly: ignore [bad-override]: from `__post_init__` on a number, as transformers has it
     dataloader_num_workers: int | None = field(
         default=None,
         metadata={"help": "Processes per device that read rows. By default up to 8 beside a GPU, else none."},
@@ -172,6 +174,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Keep this off: a loss that is not finite ends training with what to do."}
     )
+    # pyrefly: ignore [bad-override]: earlier versions of transformers allow None, which is off too
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Keep this off: the collator requires columns that `forward` does not name."}
     )
@@ -250,9 +253,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
     @property
     def term_weights(self) -> dict[str, float]:
         """Weights in place of the objective's own."""
-        return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.hidden_state_terms else {}) | (
-            self.loss_weights or {}
-        )
+        given = cast(dict, self.loss_weights or {})  # a text only before `__post_init__`
+        return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.hidden_state_terms else {}) | given
 
     def __new__(cls, *_: Any, **settings: Any):
         known = [each.name for each in fields(cls) if each.init]
@@ -303,7 +305,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must stay off: the collator requires captions and images.")
-        build_objective(self.objective, 1.0, self.term_weights, self.objective_options)  # says what does not fit
+        options = cast(dict | None, self.objective_options)  # a text only before `super().__post_init__`
+        build_objective(self.objective, 1.0, self.term_weights, options)  # says what does not fit
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience requires --load_best_model_at_end and an --eval_strategy.")
 
