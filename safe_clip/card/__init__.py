@@ -5,7 +5,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_download
@@ -60,11 +60,13 @@ def write_model_card(
     Raises:
         UserError: the metadata of the card that is there cannot be read.
     """
-    folder = Path(trainer.args.output_dir)
+    folder = Path(cast(str, trainer.args.output_dir))
     path = folder / CARD_FILE
     if not trainer.is_world_process_zero():
         return path
     facts = training_facts(trainer, rows, dataset, settings)
+    # pyrefly: ignore [missing-attribute]: a SafeCLIPTrainer, which is made in a room after this one
+    family = trainer.reference.family
     model = trainer.hub_model_id or trainer.args.hub_model_id or folder.resolve().name
     data = ModelCardData(
         library_name="transformers",
@@ -73,12 +75,10 @@ def write_model_card(
         base_model=facts.base.page,
         base_model_relation="finetune" if facts.base.page else None,
         datasets=[facts.data.name] if facts.data.page else None,
-        tags=[trainer.reference.family.config.model_type, "safe-clip", "safety", *metadata.pop("tags", ())],
+        tags=[family.config.model_type, "safe-clip", "safety", *metadata.pop("tags", ())],
         model_name=model,
     )
-    card = ModelCard.from_template(
-        data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE, family=trainer.reference.family
-    )
+    card = ModelCard.from_template(data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE, family=family)
     if path.exists():
         card = _renewed(_read(path), card)
     card.data.__dict__.update(metadata)
@@ -115,7 +115,7 @@ def _results(path: Path) -> dict | None:
 
 def _show(card: ModelCard, results: dict, name: str) -> None:
     """Puts figures into a card."""
-    card.data.eval_results = [*(others(card) or []), *eval_results(results)]
+    card.data["eval_results"] = [*(others(card) or []), *eval_results(results)]
     card.text = replace_blocks(card.text, {"results": results_section(results, name), "worst": worst_cases(results)})
 
 
@@ -126,7 +126,7 @@ def _renewed(old: ModelCard, new: ModelCard) -> ModelCard:
     tags = [*(was.get("tags") or []), *now["tags"]]
     was.update({key: value for key, value in now.items() if value is not None})
     was.update(license=licence or now["license"], tags=list(dict.fromkeys(tags)))
-    old.data.eval_results = others(old)
+    old.data["eval_results"] = others(old)
     old.text = replace_blocks(old.text, read_blocks(new.text))
     return old
 
@@ -207,7 +207,7 @@ def _updated(model: str, files: dict[str, Path], results: dict) -> dict[str, str
     """The new texts of the card and of the results."""
     card = _read(files[CARD_FILE]) if CARD_FILE in files else ModelCard(f"---\n---\n# {model.rpartition('/')[2]}\n")
     results = combine(_results(files[RESULTS_FILE]) if RESULTS_FILE in files else None, results)
-    name = card.data.model_name = card.data.get("model_name") or model
+    name = card.data["model_name"] = card.data.get("model_name") or model
     _show(card, results, name)
     return {CARD_FILE: str(card), RESULTS_FILE: json.dumps(results, indent=2) + "\n"}
 
