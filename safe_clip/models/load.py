@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -52,7 +53,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
             of its configuration, or not numbers, it requires its own code, or the Hub cannot serve it just now.
     """
     path = resolve_model(name)
-    where = {"revision": revision, "token": token}
+    where: dict[str, Any] = {"revision": revision, "token": token}
     if Path(path).is_file():
         raise UserError(f"--model {name} is a file: name the folder that has config.json and model.safetensors in it.")
     settings, foreign = {}, None
@@ -79,7 +80,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
             "because they can run code. Convert them with https://huggingface.co/spaces/safetensors/convert."
         )
     try:
-        if foreign:
+        if foreign and family.open_clip:
             config = family.open_clip.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
         else:
             config = family.config.from_pretrained(path, **where)
@@ -118,6 +119,7 @@ def _assemble(config: PreTrainedConfig, files: list[str], form: ModuleType | Non
         weights = form.from_open_clip(weights, config)
     # Adapters train in float32 whatever precision the checkpoint was stored in; autocast is
     # what makes the arithmetic faster.
+    # pyrefly: ignore [not-iterable]: transformers does not say that it gives a pair where it is asked for both
     model, loading = kind.from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
@@ -130,6 +132,7 @@ def _settings(path: str, **where: str | None) -> dict:
     """What `config.json` says; raises `Damaged` where that is no set of settings."""
     file = find_file(path, CONFIG_NAME, **where)
     try:
+        # pyrefly: ignore [bad-argument-type]: of no file, this is an error of its own, which `_family_at` catches
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise Damaged(CONFIG_NAME, f"is not JSON ({error})") from error
@@ -203,14 +206,15 @@ def _refuse_code(name: str, settings: dict, file: str) -> None:
         )
 
 
-def _has_safetensors(path: str, **where: str | None) -> bool:
+def _has_safetensors(path: str, **where: Any) -> bool:
     """Whether a folder or repository has such weights; an error where there is nobody to ask."""
     return bool(weight_files(path, **where))
 
 
 def load_processor(name: str, revision: str | None = None, token: str | None = None) -> ProcessorMixin:
     """Loads the processor (tokenizer and image processor) that belongs to a model, of a CLIP its `CLIPProcessor`."""
-    path, where = resolve_model(name), {"revision": revision, "token": token}
+    path = resolve_model(name)
+    where: dict[str, Any] = {"revision": revision, "token": token}
     kind = _family_at(path, **where).processor
     try:
         processor = kind.from_pretrained(path, **where, trust_remote_code=False)
@@ -232,7 +236,7 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
 def _family_at(path: str, **where: str | None) -> Family:
     """The family of a model by its `config.json`; a CLIP's where that does not say, as of one in open_clip's format."""
     try:
-        return FAMILIES.get(_settings(path, **where).get("model_type"), CLIP)
+        return FAMILIES.get(_settings(path, **where).get("model_type", ""), CLIP)
     except Exception:  # what is wrong with it is said where the processor is opened
         return CLIP
 
