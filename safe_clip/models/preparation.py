@@ -1,5 +1,7 @@
 """Preparing a CLIP for training."""
 
+from typing import cast
+
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel
@@ -26,15 +28,15 @@ def prepare_model(model: PreTrainedModel | PeftModel) -> tuple[PreTrainedModel |
         UserError: it is not a CLIP, or not one with all of its weights and nothing else.
     """
     if isinstance(model, nn.Module):
-        model = extract_model_from_parallel(model, keep_torch_compile=False)
-    clip = model.get_base_model() if isinstance(model, PeftModel) else model
+        model = cast(PreTrainedModel | PeftModel, extract_model_from_parallel(model, keep_torch_compile=False))
+    clip = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
     family = family_of(clip)
     if clip is model and any(isinstance(module, BaseTunerLayer) for module in clip.modules()):
         raise UserError(
             f"the model is a {MODEL_NAMES} with an adapter in its layers: pass the PeftModel of it, or what its "
             "`merge_and_unload()` gives."
         )
-    if clip is not model and len(model.active_adapters) != 1:
+    if isinstance(model, PeftModel) and len(model.active_adapters) != 1:
         raise UserError(
             f"the model has {len(model.active_adapters)} active adapters ({', '.join(model.active_adapters)}), of "
             "which one is trained and saved: merge the others into the model, or choose one with `set_adapter(name)`."
@@ -70,7 +72,7 @@ def lora_config(
     family = CLIP if model is None else family_of(model)
     return LoraConfig(
         r=r,
-        lora_alpha=lora_alpha,
+        lora_alpha=lora_alpha,  # pyrefly: ignore [bad-argument-type]: peft takes any number, and divides it
         lora_dropout=lora_dropout,
         target_modules=list(family.lora_targets),
         exclude_modules=list(family.lora_excluded) or None,
@@ -102,6 +104,7 @@ def accept_sharding(model: PreTrainedModel) -> None:
             value = getattr(model, name).detach()
             delattr(model, name)
             model.register_buffer(name, value)
+    # pyrefly: ignore [bad-assignment]: transformers declares that there are some
     model.get_input_embeddings = _no_embeddings
 
 
