@@ -1,15 +1,15 @@
 """The frozen original model, as the reference of training."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UserError
@@ -38,7 +38,7 @@ class FrozenReference:
     """
 
     def __init__(self, model: nn.Module):
-        for config in getattr(model, "peft_config", {}).values():
+        for config in cast(dict, getattr(model, "peft_config", {})).values():
             init = getattr(config, "init_lora_weights", True)
             if init not in HARMLESS_INITS:
                 raise UserError(
@@ -48,8 +48,9 @@ class FrozenReference:
         shared = isinstance(model, PeftModel) and all(
             "lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad
         )
-        self._shared = model if shared else None
-        self._copy = None
+        # pyrefly: ignore [bad-assignment]: None only beside a copy, which takes its place
+        self._shared: PeftModel = model if shared else None
+        self._copy: nn.Module | None = None
         if not shared:
             original = copy.deepcopy(model)
             original = original.unload() if isinstance(original, PeftModel) else original
@@ -67,13 +68,13 @@ class FrozenReference:
         """
         if self._copy is not None:
             device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-            with accept_one_modality(self._copy):
+            with accept_one_modality(self._model):
                 return self._copy.to(device)(**inputs)
         training = self._shared.training
         trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
         self._shared.eval()
         try:
-            with accept_one_modality(self._shared.get_base_model()), self._shared.disable_adapter():
+            with accept_one_modality(self._model), self._shared.disable_adapter():
                 return self._shared(**inputs)
         finally:
             self._shared.train(training)
@@ -131,8 +132,8 @@ class FrozenReference:
         return family_of(self._model)
 
     @property
-    def _model(self) -> nn.Module:
-        return self._copy if self._copy is not None else self._shared.get_base_model()
+    def _model(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self._shared.get_base_model() if self._copy is None else self._copy)
 
     @property
     def dimension(self) -> int:
@@ -145,7 +146,7 @@ class FrozenReference:
         return self.family.scale_of(self._model)
 
 
-def _weights(layers: list[LoraLayer], factor: str) -> Iterator[nn.Parameter]:
+def _weights(layers: Iterable[LoraLayer], factor: str) -> Iterator[nn.Parameter]:
     """The first (`A`) or second (`B`) factors of the updates of layers."""
     for layer in layers:
         yield from (part.weight for part in getattr(layer, f"lora_{factor}").values())
