@@ -1,11 +1,12 @@
 """What columns hold, however they are stored, and what tables call their cells."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
 
+Rows = TypeVar("Rows", Dataset, IterableDataset)
 TEXTS = ("string", "large_string", "string_view")
 
 
@@ -55,7 +56,7 @@ def cell_name(feature: Any, cell: Any) -> str:
     return str(cell).strip()
 
 
-def stored_images(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def stored_images(rows: Rows) -> Rows:
     """Rows whose images are read as they are stored, and not decoded."""
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, Image):

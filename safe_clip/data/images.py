@@ -54,7 +54,7 @@ LOOKS_LIKE = (
 )
 
 
-def open_image(value: Any, row: int, column: str) -> Image.Image:
+def open_image(value: Any, row: int | str, column: str) -> Image.Image:
     """Decodes one cell of an image column.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from transformers import BaseImageProcessor
 from ..errors import UserError
 from ..store.fingerprints import captions_digest, digest
 from .content import column_digest
-from .features import stored_images
+from .features import Rows, stored_images
 from .image_join import STREAM_IDS
 from .images import open_image
 from .items import (
@@ -43,7 +43,7 @@ STRANGE = {"\0": "NUL characters", "\ufffd\ufffd": "U+FFFD characters", "[\ud800
 INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # kinds of characters: controls, formats, spaces
 
 
-def check_caption(value: Any, row: int, column: str) -> str:
+def check_caption(value: Any, row: int | str, column: str) -> str:
     """Returns a caption if it is a text with something in it, and raises `UserError` otherwise."""
     if not isinstance(value, str):
         kind = type(value).__name__
@@ -168,7 +168,8 @@ class QuadrupletRows(TorchDataset):
     @cached_property
     def fingerprint(self) -> str:
         """Changes with what is read here, and not with whether it was decoded before."""
-        return Hasher.hash([self.digest, self.layout.row, self.layout.source])
+        layout = cast(RowLayout, self.layout)
+        return Hasher.hash([self.digest, layout.row, layout.source])
 
     @cached_property
     def digest(self) -> dict[str, Any]:
@@ -177,7 +178,7 @@ class QuadrupletRows(TorchDataset):
 
         Of large images samples are read; nothing but the number is told of rows that are no `datasets.Dataset`.
         """
-        known = {"rows": len(self.rows)}
+        known: dict[str, Any] = {"rows": len(self.rows)}
         if self.layout is not None:
             for column in CAPTION_COLUMNS:
                 if column in self.rows.column_names:
@@ -209,6 +210,7 @@ class StoredQuadruplet:
             UserError: an item cannot be used.
         """
         items = {
+            # pyrefly: ignore [bad-argument-type]: of no column, a row has nothing
             place: read_item(self.row.get(column), self.number, column, self.shape)
             for place, column in zip(ITEM_COLUMNS, self.columns, strict=True)
         }
@@ -225,7 +227,7 @@ class StoredQuadruplet:
         return None
 
 
-def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Dataset | IterableDataset:
+def undecoded(rows: Rows, columns: Sequence[str]) -> Rows:
     """The items of rows with these columns, their labels, what is unsafe in them and what they are known by; images as
     they are stored.
 
@@ -234,7 +236,7 @@ def undecoded(rows: Dataset | IterableDataset, columns: Sequence[str]) -> Datase
     kept = {*ITEM_COLUMNS, *LABEL_COLUMNS, *ABOUT_COLUMNS, ROW_COLUMN}
     if isinstance(rows, IterableDataset):
         kept |= set(STREAM_IDS)
-    return stored_images(rows.select_columns([name for name in columns if name in kept]))
+    return stored_images(cast(Rows, rows.select_columns([name for name in columns if name in kept])))
 
 
 def read_item(value: Any, row: int | str, column: str | None, shape: tuple[int, ...] | None = None) -> Any:
