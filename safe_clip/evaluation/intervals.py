@@ -14,7 +14,7 @@ DIGITS = 6  # of every figure in `results.json`
 def summarise(
     values: Mapping[str, Tensor],
     categories: Sequence[str] | None = None,
-    clusters: Sequence[int] | None = None,
+    clusters: Sequence[int] | np.ndarray | Tensor | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict]:
     """Means with 95 % intervals, in all and by category.

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -40,6 +40,11 @@ class QuadrupletItems:
 
     def __len__(self) -> int:
         return self.safe_text.count
+
+    @property
+    def made_from(self) -> RowLayout:
+        """The `layout` of those that were made from rows."""
+        return cast(RowLayout, self.layout)
 
     def of(self, side: str, modality: str) -> IdentifiedItems:
         """The items of a side (`"safe"`, `"unsafe"`) and a modality (`"text"`, `"image"`)."""

@@ -4,9 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from ..errors import UserError
@@ -98,7 +100,7 @@ def embed_everything(
         made.kept[split] = keep = readable(split, [items.safe_image, items.unsafe_image])
         made.splits[split] = items.select(keep)
         if "robustness" in tasks:
-            variants = embed_variants(embedder, sample.rows, split, items.layout, data.synonyms)
+            variants = embed_variants(embedder, sample.rows, split, items.made_from, data.synonyms)
             made.variants[split] = {
                 modality: {name: items.select(keep) for name, items in changed.items()}
                 for modality, changed in variants.items()
@@ -140,7 +142,7 @@ def measure(
     results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
     for split, items in made.splits.items():
         rows = data.splits[split].rows
-        categories = row_categories(rows.select(items.layout.row.tolist()))
+        categories = row_categories(cast(Dataset, rows.select(items.made_from.row.tolist())))
         summarised = partial(summarise, clusters=_clusters(items))
         before = original.splits[split] if original else None
         if original and not torch.equal(original.kept[split], made.kept[split]):
@@ -203,7 +205,7 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
     samples = {
         "splits": {
             name: {
-                "used": len(np.unique(items.layout.row)),
+                "used": len(np.unique(items.made_from.row)),
                 "of": data.splits[name].of + len(data.bad_captions.get(name, ())),
             }
             for name, items in model.splits.items()
@@ -238,6 +240,7 @@ def describe(made: dict[str, ModelEmbeddings], data: EvaluationData, **settings)
 
 def place(reason: str) -> str:
     """Where an image that was left out stands: "row 3, column 'image'", or "list.txt, line 7"."""
+    # pyrefly: ignore [missing-attribute]: its last alternative, nothing, is found everywhere
     return re.match(r"row \d+, column '[^']*'|.*?, line \d+|", reason).group() or "an image"
 
 
@@ -247,5 +250,6 @@ def faiss_factory(name: str) -> IndexFactory:
 
 
 def _index_recall(items: QuadrupletItems, factory: IndexFactory) -> float:
-    exact, index = (union_index(items, "image", make)[0] for make in (ExactIndex, factory))
+    exact = cast(ExactIndex, union_index(items, "image", ExactIndex)[0])
+    index = cast(FaissIndex, union_index(items, "image", factory)[0])
     return index_recall(items.safe_text.embeds[:INDEX_QUERIES], index, exact.gallery)
