@@ -6,7 +6,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, Image, IterableDataset, Value
 
@@ -86,16 +86,18 @@ def load_quadruplets(
     if name == DEMO:
         from ..demo.dataset import load_demo
 
-        splits = load_demo()
+        splits = cast(dict[str, Any], load_demo())
     else:
-        splits = load_splits(name, config, token, streaming=streaming, skip_damaged=skip_damaged)
+        loaded = load_splits(name, config, token, streaming=streaming, skip_damaged=skip_damaged)
+        splits = cast(dict[str, Any], loaded)
     for split, rows in splits.items():
         if ROW_COLUMN in _columns(rows):  # which rows that were saved had in another data set
             splits[split] = rows.remove_columns([ROW_COLUMN])
     splits = named_splits(splits, f"--dataset {name}")
-    splits = DatasetDict(take_part(splits, part, f"--dataset {name}") if part else splits)
+    if part:
+        splits = take_part(splits, part, f"--dataset {name}")
     if choose is not None:
-        splits = DatasetDict({split: splits[split] for split in choose(splits)})
+        splits = {split: splits[split] for split in choose(splits)}
     home = find_place(name).home if name != DEMO else None
     for split, rows in splits.items():
         where = f"split '{split}' of {name}"
@@ -114,7 +116,9 @@ def load_quadruplets(
         if isinstance(rows, Dataset) and len(rows) == 0:
             raise UserError(f"{where} is empty; remove it or give it rows.")
         splits[split] = rows
-    return hold_out_validation(splits) if hold_out and not streaming else splits
+    # pyrefly: ignore [no-matching-overload]: datasets has `NamedSplit` beside texts in the type of names
+    checked = DatasetDict(splits)
+    return hold_out_validation(checked) if hold_out and not streaming else checked
 
 
 def _columns(rows: Dataset | IterableDataset) -> list[str]:
@@ -124,7 +128,7 @@ def _columns(rows: Dataset | IterableDataset) -> list[str]:
 def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
     """The first rows, out of a stream too, whose images are not decoded yet."""
     if isinstance(rows, Dataset):
-        return rows.select(range(min(count, len(rows))))
+        return cast(Dataset, rows.select(range(min(count, len(rows)))))
     rows = stored_images(rows)
     first = Dataset.from_list(list(rows.take(count)), features=rows.features)
     for column, feature in first.features.items():
@@ -152,7 +156,8 @@ def _renamed(
     for column in columns:
         if (found := re.fullmatch(rf"({'|'.join(ITEM_COLUMNS)})\.\d+", column)) and found[1] in columns:
             logger.warning("%s has '%s' twice; the first of them is taken.", where, found[1])
-    rows = rows.remove_columns([old for old, new in mapping.items() if new is None])
+    left_out = [old for old, new in mapping.items() if new is None]
+    rows = cast(Dataset | IterableDataset, rows.remove_columns(left_out))
     # What is left to presets goes by the names that columns have now.
     now = [mapping.get(column) or column for column in _columns(rows)]
     features = rows.features and {mapping.get(old) or old: feature for old, feature in rows.features.items()}
@@ -229,8 +234,10 @@ def hold_out_validation(splits: DatasetDict) -> DatasetDict:
         count = min(MAX_VALIDATION_ROWS, max(1, round(VALIDATION_SHARE * len(known))))
         if count < len(known):
             chosen = {known[place] for place in random.Random(0).sample(range(len(known)), count)}
-            splits["train"] = rows.select([place for place, number in enumerate(numbers) if number not in chosen])
-            splits["validation"] = rows.select([place for place, number in enumerate(numbers) if number in chosen])
+            kept = [place for place, number in enumerate(numbers) if number not in chosen]
+            held = [place for place, number in enumerate(numbers) if number in chosen]
+            splits["train"] = cast(Dataset, rows.select(kept))
+            splits["validation"] = cast(Dataset, rows.select(held))
     return splits
 
 
