@@ -1,8 +1,10 @@
 """What a few queries find, before and after."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from datasets import Dataset
 
 from ...data.images import open_image
 from ...data.items import ITEM_COLUMNS, NOWHERE, ROW_COLUMN
@@ -55,9 +57,10 @@ class Viewer:
 
     def __init__(self, data: EvaluationData, split: str, made: ModelEmbeddings, show_unsafe: bool):
         self.items = made.splits[split]
-        row = self.items.layout.row.tolist()
+        row = self.items.made_from.row.tolist()
         rows = data.splits[split].rows
-        self.rows = undecoded(rows.select(row), rows.column_names)  # a row may have an unreadable image beside
+        chosen = cast(Dataset, rows.select(row))
+        self.rows = undecoded(chosen, rows.column_names)  # a row may have an unreadable image beside
         self.numbers = self.rows[ROW_COLUMN] if ROW_COLUMN in self.rows.column_names else row
         self.show_unsafe = show_unsafe
         self.categories = row_categories(self.rows) or [""] * len(row)
@@ -70,7 +73,7 @@ class Viewer:
         row = int(items.row[index])
         hidden = not self.show_unsafe and int(items.ids[index]) in self.hidden[modality]
         cells, kind = self.rows[row], "caption" if modality == "text" else "image"
-        source = self.items.layout.source[row]
+        source = self.items.made_from.source[row]
         columns = {
             place: cells[ITEM_COLUMNS[number]]
             for place, number in zip(PLACES, source, strict=True)
