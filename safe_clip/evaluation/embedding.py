@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from transformers import BaseImageProcessor, ProcessorMixin
+from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from ..data.content import column_digest
 from ..data.features import stored_images
@@ -67,18 +67,19 @@ class Embedder:
         accelerator: Accelerator | None = None,
         num_workers: int | None = None,
     ):
-        check_processor(model, processor, embed=False)  # whatever it makes of inputs is what is measured
+        self.model = cast(PreTrainedModel, model)  # what wraps one passes its attributes on
+        check_processor(self.model, processor, embed=False)  # whatever it makes of inputs is what is measured
         if precision == "auto":
-            precision = "float32" if model.device.type == "cpu" else "float16"
+            precision = "float32" if self.model.device.type == "cpu" else "float16"
         if num_workers is None:
             processes = accelerator.num_processes if accelerator else 1
-            num_workers = 0 if model.device.type == "cpu" else min(16, os.cpu_count() // processes)
+            num_workers = 0 if self.model.device.type == "cpu" else min(16, (os.cpu_count() or 1) // processes)
         if accelerator is not None and accelerator.num_processes > 1 and cache_dir is None:
             raise UserError("several processes share embeddings through the cache: give it a folder with --cache_dir.")
-        self.model, self.processor, self.label = model, processor, label
+        self.processor, self.label = processor, label
         self.batch_size, self.precision, self.num_workers = batch_size, precision, num_workers
         self.cache_dir, self.accelerator = cache_dir, accelerator
-        self.family = family_of(model)
+        self.family = family_of(self.model)
 
     @property
     def dimension(self) -> int:
@@ -93,7 +94,7 @@ class Embedder:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the model, the processor, the precision and the libraries."""
-        adapters = getattr(self.model, "peft_config", {})
+        adapters = cast(dict, getattr(self.model, "peft_config", {}))
         return Hasher.hash(
             [
                 self.weights,
@@ -115,7 +116,7 @@ class Embedder:
         def collate(some: list[str]) -> dict[str, Tensor]:
             return self.family.tokenize(self.processor.tokenizer, some, self.model.config)
 
-        chunks = self._chunks(texts, collate, self.model.get_text_features, ("text", data), desc)
+        chunks = self._chunks(texts, collate, cast(Callable, self.model.get_text_features), ("text", data), desc)
         ids = torch.tensor([content_id(text.encode()) for text in texts])
         return IdentifiedItems(chunks["embeds"], torch.arange(len(texts)), ids=ids, count=len(texts))
 
@@ -141,7 +142,8 @@ class Embedder:
             column,
             transform and _source(transform),
         )
-        chunks = self._chunks(images, _collate_images, self.model.get_image_features, key, desc)
+        encode = cast(Callable, self.model.get_image_features)
+        chunks = self._chunks(images, _collate_images, encode, key, desc)
         row, broken = (mask.nonzero().flatten() for mask in (chunks["readable"], ~chunks["readable"]))
         return IdentifiedItems(
             chunks["embeds"][row],
@@ -156,7 +158,7 @@ class Embedder:
     def _chunks(
         self, data: Any, collate: Callable, encode: Callable, key: tuple[Any, ...], desc: str
     ) -> dict[str, Tensor]:
-        tensors, _ = in_chunks(
+        made = in_chunks(
             self.cache_dir and self.cache_dir / Hasher.hash([self.fingerprint, *key]),
             len(data),
             lambda batches: self._embed(data, batches, collate, encode),
@@ -167,12 +169,13 @@ class Embedder:
             leave=False,
             is_final=_is_readable,
         )
-        return tensors
+        return cast(Chunk, made)[0]  # which every process reads
 
     @torch.inference_mode()
     def _embed(self, data: Any, batches: list[range], collate: Callable, encode: Callable) -> Iterator[Chunk]:
         """Yields each batch's tensors."""
         workers = self.num_workers if isinstance(data, _Images) else 0
+        # pyrefly: ignore [bad-argument-type]: torch declares lists, and takes whatever numbers can be drawn from
         loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
         training = self.model.training
         self.model.eval()
@@ -204,7 +207,7 @@ class Embedder:
             return {"embeds": embeds}
         whole = torch.full((len(readable), self.dimension), torch.nan)
         whole[readable] = embeds
-        return {"embeds": whole, "ids": ids, "readable": readable}
+        return {"embeds": whole, "ids": cast(Tensor, ids), "readable": readable}
 
 
 class _Images(TorchDataset):
@@ -215,7 +218,7 @@ class _Images(TorchDataset):
 
     def __init__(self, rows: Dataset, column: str, transform: Callable | None, image_processor: BaseImageProcessor):
         keep = [name for name in (column, ROW_COLUMN) if name in rows.column_names]
-        self.rows = stored_images(rows.select_columns(keep))
+        self.rows = stored_images(cast(Dataset, rows.select_columns(keep)))
         self.column, self.transform, self.image_processor = column, transform, image_processor
 
     def __len__(self) -> int:
@@ -261,4 +264,5 @@ def _is_readable(chunk: Chunk) -> bool:
 
 def _source(function: Callable) -> str:
     """A function's name and the code of its module, which `Hasher` would leave out."""
+    # pyrefly: ignore [bad-argument-type]: it is of a module, as `Embedder.images` asks for
     return f"{function.__qualname__} {inspect.getsource(inspect.getmodule(function))}"
