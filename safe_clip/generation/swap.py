@@ -8,7 +8,7 @@ import copy
 import logging
 from collections.abc import Callable
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from ..models.family import FAMILIES, MODEL_NAMES, Tower, family_of
 from ..models.load import DEMO, _has_safetensors, load_clip, load_processor, public_name
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def check_text_to_image(
 
 
 def _check_painter(painter: "DiffusionPipeline", clip: PreTrainedModel, what: str, label: str) -> None:
-    encoder = getattr(painter, "text_encoder", None)
+    encoder = cast(PreTrainedModel, getattr(painter, "text_encoder", None))  # or none, as `_check_kind` says
     tower = family_of(clip).text
     _check_kind(what, encoder, clip, tower, "pipeline", "text_encoder")
     _check_place(what, encoder)
@@ -121,7 +121,7 @@ def safe_image_to_text(
     writer = open_generator(generator, **options | _pinned(generator_revision))
     _check_writer(writer, clip, f"the vision tower of {_label(generator)}")
     owner = _owner(writer)
-    owner.vision_tower = _remade(owner.vision_tower, family_of(clip).image, clip)
+    owner.vision_tower = _remade(cast(PreTrainedModel, owner.vision_tower), family_of(clip).image, clip)
     return writer
 
 
@@ -133,7 +133,7 @@ def check_image_to_text(
 
 
 def _check_writer(writer: PreTrainedModel, clip: PreTrainedModel, what: str) -> None:
-    encoder = getattr(_owner(writer), "vision_tower", None)
+    encoder = cast(PreTrainedModel, getattr(_owner(writer), "vision_tower", None))  # or none, as `_check_kind` says
     tower = family_of(clip).image
     _check_kind(what, encoder, clip, tower, "model", "vision_tower")
     _check_place(what, encoder)
@@ -189,6 +189,7 @@ def _load_pipeline(name: str, **options: Any) -> "DiffusionPipeline":
     from diffusers import DiffusionPipeline
 
     # Named, since by default diffusers takes float32 and transformers what the weights are stored in.
+    # pyrefly: ignore [bad-return]: as diffusers declares it, this may give None, which it never does
     return DiffusionPipeline.from_pretrained(name, **({"torch_dtype": torch.float32} | options))
 
 
@@ -196,6 +197,7 @@ def _load_painter() -> "DiffusionPipeline":
     _need_diffusers()
     from ..demo.painter import load_painter
 
+    # pyrefly: ignore [bad-return]: diffusers has stand-ins for its classes, for where torch is missing
     return load_painter()
 
 
@@ -231,7 +233,7 @@ def _kind(module: Any) -> str:
 
 def _owner(writer: nn.Module) -> nn.Module:
     """What holds a generator's vision tower."""
-    return getattr(writer, "model", writer)
+    return cast(nn.Module, getattr(writer, "model", writer))
 
 
 def _check_kind(what: str, encoder: Any, clip: PreTrainedModel, tower: Tower, owner: str, name: str) -> None:
@@ -311,5 +313,6 @@ def _remade(old: PreTrainedModel, tower: Tower, clip: PreTrainedModel) -> PreTra
     weights = tower.of(clip).state_dict()
     tower.of(new).load_state_dict({name: weights[name] for name in tower.of(new).state_dict()})
     if (projection := tower.projection_of(new)) is not None:
-        projection.load_state_dict(tower.projection_of(clip).state_dict())
+        projection.load_state_dict(cast(nn.Module, tower.projection_of(clip)).state_dict())
+    # pyrefly: ignore [bad-argument-type]: transformers wraps `to` so that its device is taken for `self`
     return new.to(old.device, old.dtype).eval()
