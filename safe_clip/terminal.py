@@ -54,11 +54,13 @@ class _Lines:
     """A file that gets each state of a bar as a line, in place of one that is drawn over."""
 
     def __init__(self, file: TextIO):
-        self.file = file
+        self.file, self.last = file, ""
 
     def write(self, text: str) -> None:
-        if text.strip():
+        state = text.strip().partition(",")[0]
+        if state and state != self.last:  # a bar that is full is drawn once more as it is closed
             self.file.write(f"{text.strip()}\n")
+            self.last = state
 
     def flush(self) -> None:
         self.file.flush()

@@ -67,10 +67,10 @@ class TrainingProgress(TrainerCallback):
                 total=state.max_steps, initial=self.first, desc="Training", unit=" steps", delay=0
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.training_bar is not None:
             self.training_bar.update(state.global_step - self.training_bar.n)
-        elif state.is_world_process_zero and not args.disable_tqdm and self._is_due(state):
+        elif state.is_world_process_zero and not (args.disable_tqdm or control.should_log) and self._is_due(state):
             self._tell(state, "")
 
     def _is_due(self, state: TrainerState) -> bool:

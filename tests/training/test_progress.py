@@ -39,6 +39,7 @@ def run(clock, steps=500, logging_steps=50, seconds=1.25, first=0, main=True, **
     for step in range(first + 1, steps + 1):
         clock.seconds += seconds
         state.global_step = step
+        told["control"].should_log = step % logging_steps == 0
         callback.on_step_end(**told)
         if step % logging_steps == 0:
             callback.on_log(**told, logs={"loss": 12.0, "learning_rate": 3e-3, "epoch": 0.1, **terms})
@@ -58,6 +59,8 @@ def test_a_file_gets_a_line_now_and_then(clock, capsys, monkeypatch):
     assert lines[0].startswith("Training all 10 parameters on 1 x ") and lines[0].endswith(", in float32.")
     assert lines[1] == "500 steps of 32 rows."
     assert lines[2] == "step  24/500  1.25 s/step, 9 min left"
+    steps = [line.split("/")[0] for line in lines if line.startswith("step ") and "evaluated" not in line]
+    assert len(steps) == len(set(steps)), "a step is told of twice"
     assert 15 <= len(lines) <= 40 and max(map(len, lines)) < 130
     (line,) = [line for line in lines if line.startswith("step  50/500")]
     assert line.startswith("step  50/500  loss  12.0  redirect text ") and "  lr 0.003  " in line
