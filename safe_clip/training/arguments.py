@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from ..config import changed, json_object, suggest
 from ..errors import UserError
 from ..names import redact_paths
-from ..objectives import OBJECTIVES, build_objective
+from ..objectives import OBJECTIVES, Objective, build_objective
 from ..objectives.hidden_states import HIDDEN_STATE_NEEDS
 from ..ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
 from .optional import check_optional
@@ -256,6 +256,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         given = cast(dict, self.loss_weights or {})  # a text only before `__post_init__`
         return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.hidden_state_terms else {}) | given
 
+    def make_objective(self, logit_scale: float) -> Objective:
+        """The objective that is asked for, with this factor before cosines."""
+        options = cast(dict | None, self.objective_options)  # a text only before `__post_init__`
+        return build_objective(self.objective, logit_scale, self.term_weights, options)
+
     def __new__(cls, *_: Any, **settings: Any):
         known = [each.name for each in fields(cls) if each.init]
         for name in settings:
@@ -305,8 +310,7 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch would say so at every loader
         if self.remove_unused_columns:
             raise UserError("--remove_unused_columns must stay off: the collator requires captions and images.")
-        options = cast(dict | None, self.objective_options)  # a text only before `super().__post_init__`
-        build_objective(self.objective, 1.0, self.term_weights, options)  # says what does not fit
+        self.make_objective(1.0)  # says what does not fit
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience requires --load_best_model_at_end and an --eval_strategy.")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..items import Quadruplets
 from ..models.patches import training_patches
 from ..models.reference import FrozenReference
-from ..objectives import build_objective
+from ..objectives import Objective
 from ..outputs import OutputFolder
 from . import construction, saving
 from .arguments import SafeCLIPTrainingArguments
@@ -78,6 +78,13 @@ class SafeCLIPTrainer(Trainer):
 
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
+    # Of narrower types than the Trainer's.
+    args: SafeCLIPTrainingArguments  # pyrefly: ignore [bad-override-mutable-attribute]: as `__init__` takes them
+    model: PreTrainedModel | PeftModel  # pyrefly: ignore [bad-override-mutable-attribute]: as it is opened
+    processing_class: ProcessorMixin  # pyrefly: ignore [bad-override-mutable-attribute]: as it is opened
+    objective: Objective  # pyrefly: ignore [bad-override]: the Trainer's is of a hyperparameter search
+    train_dataset: Any
+    hub_model_id: str  # pyrefly: ignore [bad-override-mutable-attribute]: None only before `init_hf_repo`
     hub: HubFolder | None = None  # what was in the repository when the trainer was built
 
     def __init__(
@@ -102,24 +109,15 @@ class SafeCLIPTrainer(Trainer):
             self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
-        self.objective = build_objective(
-            args.objective, args.logit_scale or self.reference.logit_scale, args.term_weights, args.objective_options
-        )
+        self.objective = args.make_objective(args.logit_scale or self.reference.logit_scale)
         self.run = Run(args, lambda: facts_of(self), [self.reference.config._name_or_path or None])
         self.nothing_left, self.resumed_from, self._sides_checked = False, 0, False
         self.card_facts: dict[str, Any] = {}
         self.term_rows = construction.count_term_rows(self.objective, train_dataset, args)
         collator = construction.make_collator(processing_class, model, self.objective, args.torch_compile)
         construction.check_all_captions(train_dataset, eval_dataset, collator, args)
-        super().__init__(
-            model,
-            args,
-            data_collator=kwargs.pop("data_collator", collator),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        collator = kwargs.pop("data_collator", collator)
+        super().__init__(model, args, collator, train_dataset, eval_dataset, processing_class, **kwargs)
         # `PeftModel.forward` takes **kwargs, which older Trainers read as a loss that is normalised already.
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -161,6 +159,7 @@ class SafeCLIPTrainer(Trainer):
         """Takes the model from a checkpoint of a run that is at its end; gives `None`, and does nothing, for others."""
         steps = self.args.max_steps
         if steps <= 0:
+            # pyrefly: ignore [bad-argument-type]: a StreamLoader has what is asked of it
             steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         ended = self.run.ended(checkpoint, steps, self.is_sharded)
         if ended is None:
@@ -192,7 +191,7 @@ class SafeCLIPTrainer(Trainer):
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
         self.step.trained.clear()
         with checked_training(self):
-            return super().train(checkpoint and str(checkpoint), *args, **kwargs)
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """As `Trainer.add_callback`."""
@@ -216,14 +215,14 @@ class SafeCLIPTrainer(Trainer):
         self.reference.put_away()
         self._sides_checked = True
 
-    def get_train_dataloader(self) -> DataLoader | StreamLoader:
+    def get_train_dataloader(self) -> DataLoader | StreamLoader:  # pyrefly: ignore [bad-override]: read alike
         """Batches of the training rows; of a stream, the first after those that were trained on."""
         if not isinstance(self.train_dataset, QuadrupletStream):
             return super().get_train_dataloader()
         return StreamLoader(
             self.train_dataset.share(self.accelerator.process_index, self.accelerator.num_processes),
             self._train_batch_size,
-            self.data_collator,
+            self.data_collator,  # pyrefly: ignore [bad-argument-type]: a QuadrupletCollator, or what works like one
             self.accelerator,
             start=self.resumed_from * self.args.gradient_accumulation_steps,
             num_workers=self.args.dataloader_num_workers,
@@ -241,7 +240,7 @@ class SafeCLIPTrainer(Trainer):
 
     # ---- The step ----
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[Any, None]:
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[Any, Any]:
         """The batches of an optimizer step."""
         if self.args.contrastive_batch_size is None or num_batches == 1:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -303,11 +302,11 @@ class SafeCLIPTrainer(Trainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
+    ) -> tuple[Tensor, Any, Tensor | None]:
         """Loss and, where metrics are asked for, the embeddings of a batch."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, embeds = self.compute_loss(model, inputs, return_outputs=True)
+            loss, embeds = cast(tuple[Tensor, Quadruplets], self.compute_loss(model, inputs, return_outputs=True))
         if prediction_loss_only:
             return loss, None, None
         # The Trainer computes metrics only where there are labels; a quadruplet's are numbers by which its items
@@ -320,7 +319,7 @@ class SafeCLIPTrainer(Trainer):
         with self.patches:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self.step.pop_term_means("eval")
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
     # ---- Saving and pushing ----
@@ -331,7 +330,7 @@ class SafeCLIPTrainer(Trainer):
         An adapter is saved on its own too, under `adapter/`, for those who keep many beside one original. Nothing is
         uploaded: that is `push_to_hub()`'s.
         """
-        with saving.explained(output_dir or self.args.output_dir):
+        with saving.explained(output_dir or cast(str, self.args.output_dir)):
             if _internal_call and output_dir is not None:  # a checkpoint
                 super().save_model(output_dir, _internal_call=True)
                 if self.args.should_save:
@@ -341,7 +340,7 @@ class SafeCLIPTrainer(Trainer):
             elif (model := saving.whole_model(self.accelerator, self.model, self.args)) is not None:
                 output = self.run.folder(output_dir)
                 saving.save_merged(model, self.processing_class, output, self.stored_dtype, self.args)
-                if self.hub is not None and output.path.resolve() == Path(self.args.output_dir).resolve():
+                if self.hub is not None and output.path.resolve() == Path(cast(str, self.args.output_dir)).resolve():
                     self.hub.bring_card(output)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -357,7 +356,7 @@ class SafeCLIPTrainer(Trainer):
                 api = HfApi(token=kwargs.get("token") or self.args.hub_token)
                 self.hub = look(api, self.hub_model_id, self.args.hub_revision, self.args.overwrite_output_dir)
 
-    def push_to_hub(
+    def push_to_hub(  # pyrefly: ignore [bad-override]: as the Trainer's, it may give a Future, or nothing
         self,
         commit_message: str = "End of training",
         blocking: bool = True,
@@ -391,7 +390,7 @@ class SafeCLIPTrainer(Trainer):
         """
         summary = ("dataset", "license", "language", "tags")
         facts = {name: kwargs[name] for name in summary if kwargs.get(name) is not None}
-        if facts or not OutputFolder(self.args.output_dir).has_card:
+        if facts or not OutputFolder(cast(str, self.args.output_dir)).has_card:
             write_model_card(self, **(self.card_facts | facts))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
