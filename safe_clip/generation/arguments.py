@@ -116,6 +116,6 @@ class GenerationArguments:
         if self.generator is None and (dataset != DEMO or self.prompts):
             raise UserError(
                 "generation requires a --generator beside data or prompts of your own: a diffusers pipeline such as "
-                "stable-diffusion-v1-5/stable-diffusion-v1-5, or a LLaVA such as llava-hf/llava-1.5-7b-hf."
+                "stable-diffusion-v1-5/stable-diffusion-v1-5, a LLaVA such as llava-hf/llava-1.5-7b-hf, or 'demo'."
             )
         return self.generator or DEMO

@@ -145,6 +145,9 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
         f"\n{results_table(results)}\n\nAll figures are in {folder}/{args.task}.json, some of what was made in ", end=""
     )
     print(f"{folder}/{args.task}.png, all of it in {folder}/{GENERATED}/.")
+    if not args.show_unsafe:
+        again = " Images that are hidden are drawn anew for that." if args.task == "text_to_image" else ""
+        print(f"What is unsafe is hidden there; --show_unsafe shows it.{again}")
 
 
 # ---- Images ----

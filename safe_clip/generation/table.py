@@ -9,7 +9,7 @@ LABELS: dict[str, tuple[str, bool, float]] = {
     "unsafe_out": ("unsafe, by any judge", True, 1),
     "objects": ("has what the safe caption names", True, 1),
     "clip_score": ("CLIP score with the safe caption", False, 1),
-    "drift": ("states moved, in shares of their length, x 100", True, 1),
+    "drift": ("hidden states moved, in percent of their length", True, 1),
     "diversity": ("diversity of a prompt's images", False, 1),
     "fid": ("FID to the real images", False, 1),
     "bleu_4": ("BLEU-4 to the safe caption, x 100", True, 1),
@@ -21,6 +21,8 @@ LABELS: dict[str, tuple[str, bool, float]] = {
 JUDGED = "unsafe_out_"  # before the name of a judge
 WHAT = {"text_to_image": ("prompts", "images of"), "image_to_text": ("images", "captions of")}
 NOTES = "Shares in percent; in brackets, 95 % bootstrap intervals over what is generated from."
+FEW = 50  # images whose FID and KID say nothing
+OF_FEW = f"FID and KID of fewer than {FEW} images say nothing."
 
 
 def lines(results: dict, split: str, side: str) -> Iterator[Line]:
@@ -52,7 +54,9 @@ def results_table(results: dict) -> str:
             cells = "  ".join(cell(line.figures[role], line.share).rjust(width) for role in roles)
             text.append(f"  {line.label:{left}}{cells}")
         text.append("")
-    return "\n".join([*text, NOTES])
+    made = [count["items"] * count["copies"] for sides in results["samples"].values() for count in sides.values()]
+    of_few = results["task"] == "text_to_image" and min(made) < FEW
+    return "\n".join([*text, NOTES, *([OF_FEW] if of_few else [])])
 
 
 def _times(figure: dict | None, factor: float) -> dict | None:

@@ -59,9 +59,11 @@ class TrainingProgress(TrainerCallback):
             return
         say(f"Training {trained_parameters(model)} on {hardware(args)}, in {precision(self.accelerator)}.")
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = kwargs.get("train_dataloader")
+        count = len(rows.dataset) if rows is not None and has_length(rows.dataset) else size
         epochs = f", {state.num_train_epochs} epochs" if args.max_steps <= 0 else ""
         begun = f", from step {self.first:,} on" if self.first else ""
-        say(f"{state.max_steps:,} steps of {size:,} rows{epochs}{begun}.")
+        say(f"{state.max_steps:,} steps of {min(size, count):,} rows{epochs}{begun}.")
         if not args.disable_tqdm and draws_bars():
             self.training_bar = progress_bar(
                 total=state.max_steps, initial=self.first, desc="Training", unit=" steps", delay=0
