@@ -59,8 +59,8 @@ class TrainingProgress(TrainerCallback):
             return
         say(f"Training {trained_parameters(model)} on {hardware(args)}, in {precision(self.accelerator)}.")
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = kwargs.get("train_dataloader")
-        count = len(rows.dataset) if rows is not None and has_length(rows.dataset) else size
+        rows = getattr(kwargs.get("train_dataloader"), "dataset", None)  # of a stream none
+        count = len(rows) if has_length(rows) else size
         epochs = f", {state.num_train_epochs} epochs" if args.max_steps <= 0 else ""
         begun = f", from step {self.first:,} on" if self.first else ""
         say(f"{state.max_steps:,} steps of {min(size, count):,} rows{epochs}{begun}.")

@@ -23,7 +23,7 @@ def clock(monkeypatch):
     return now
 
 
-def run(clock, steps=500, logging_steps=50, seconds=1.25, first=0, main=True, **settings):
+def run(clock, steps=500, logging_steps=50, seconds=1.25, first=0, main=True, rows=6000, **settings):
     """Training from a step on; what was evaluated is logged at half of it."""
     objective = build_objective("safe_ranking", 14.0, {}, None)
     callback = TrainingProgress(objective, SimpleNamespace(mixed_precision="no"))
@@ -34,7 +34,8 @@ def run(clock, steps=500, logging_steps=50, seconds=1.25, first=0, main=True, **
     )
     state = TrainerState(max_steps=steps, global_step=first, is_world_process_zero=main, is_local_process_zero=main)
     told = {"args": args, "state": state, "control": TrainerControl()}
-    callback.on_train_begin(**told, model=torch.nn.Linear(4, 2))
+    loader = SimpleNamespace(dataset=range(rows)) if rows else SimpleNamespace()
+    callback.on_train_begin(**told, model=torch.nn.Linear(4, 2), train_dataloader=loader)
     terms = dict.fromkeys(objective.weights, 0.01)
     for step in range(first + 1, steps + 1):
         clock.seconds += seconds
@@ -66,6 +67,12 @@ def test_a_file_gets_a_line_now_and_then(clock, capsys, monkeypatch):
     assert line.startswith("step  50/500  loss  12.0  redirect text ") and "  lr 0.003  " in line
     assert "step 250/500  evaluated:  loss  10.0" in "\n".join(lines) and "  retrieval_t2i 0.700" in lines
     assert lines[-1] == "Trained 500 steps in 10 min, 1.25 s/step." and sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(("rows", "said"), [(28, "28 rows"), (0, "32 rows")])
+def test_fewer_rows_than_a_batch_and_a_stream(rows, said, clock, capsys):
+    run(clock, steps=2, logging_steps=1, rows=rows)
+    assert f"2 steps of {said}." in capsys.readouterr().out
 
 
 def test_a_terminal_gets_one_bar(clock, capsys, monkeypatch):
