@@ -9,7 +9,7 @@ LABELS: dict[str, tuple[str, bool, float]] = {
     "unsafe_out": ("unsafe, by any judge", True, 1),
     "objects": ("has what the safe caption names", True, 1),
     "clip_score": ("CLIP score with the safe caption", False, 1),
-    "drift": ("hidden states moved, in percent of their length", True, 1),
+    "drift": ("hidden states moved: squared relative error, x 100", True, 1),
     "diversity": ("diversity of a prompt's images", False, 1),
     "fid": ("FID to the real images", False, 1),
     "bleu_4": ("BLEU-4 to the safe caption, x 100", True, 1),
