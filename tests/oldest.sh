@@ -7,4 +7,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${1:-python3.11}
 "$python" -m venv .venv-oldest
 .venv-oldest/bin/pip install -q -c tests/lower_bounds.txt -e '.[test]'
-OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 3 --dist worksteal "${@:2}"
+OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal "${@:2}"

@@ -19,4 +19,4 @@ python3 -m venv .venv
 .venv/bin/ruff format --check .
 .venv/bin/python tools/lint.py
 .venv/bin/pyrefly check --summary=none --min-severity error
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist worksteal "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
