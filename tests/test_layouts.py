@@ -66,6 +66,9 @@ def test_what_was_published_is_trained_on_measured_and_audited(name, layouts, mo
     words = command[command.index("eval") + 1 :]
     evaluation.main([*words, "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "figures")])
     assert (tmp_path / "figures" / "report.html").is_file()
+    measured = json.loads((tmp_path / "figures" / "results.json").read_text())
+    assert set(measured["models"]["model"]["splits"]) == {"validation"}, "rows that were trained on are measured"
+    assert "--splits validation" in (out / "README.md").read_text()
     from safe_clip.cli.audit import main as audit
 
     audit([data, *places, "--output_dir", str(tmp_path / "audit")])

@@ -93,6 +93,8 @@ def write_model_card(
         if figures:
             words = ["--model", model, "--baseline", facts.base.name, "--dataset", facts.data.name]
             sources = {name: value for name, value in (settings or {}).items() if name in SOURCES}
+            if "eval_splits" not in (settings or {}) and [each.split for each in figures] == ["validation"]:
+                sources["splits"] = ["validation"]  # held out of the training
             words += [*as_words(redact_paths(sources)), "--update_card"]
             parts = {
                 "results": training_section(figures, f"safe-clip eval {shlex.join(words)}"),

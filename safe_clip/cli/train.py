@@ -232,6 +232,8 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments) -> str:
     demo = (str(folder), script.model, script.dataset) == ("safe-clip", "demo", "demo")
     words = ["--model", str(folder), "--baseline", script.model, "--dataset", script.dataset]
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
+    if script.eval_splits is None and [each.split for each in splits] == ["validation"]:
+        words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
     return (
         f"{verdict_text(verdict(splits), colour)}\n\n{before_after_table(splits, colour)}\n\n"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
