@@ -1,12 +1,18 @@
 """A model and its original, and the data that they are compared on: the settings that eval and generate share."""
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..data.arguments import DataArguments
 from ..errors import UserError
 from ..ranges import COUNT, SHARE, Range, check_ranges
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..evaluation.run import Subject
 
 DEFAULT_MODEL = Path("safe-clip")  # where training leaves what it made
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -92,3 +98,20 @@ def of_the_demo_model(folder: Path) -> bool:
         for config in map(CLIPConfig.from_pretrained, (folder, resolve_model("demo")))
     ]
     return sizes[0] == sizes[1]
+
+
+def begin(args: ComparedArguments) -> "tuple[Subject, Subject | None, Accelerator]":
+    """The model, its original if there is one, and who shares the work; says what is measured."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    from ..evaluation.run import Subject
+
+    baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
+    model = Subject(args.model, args.model_revision, baseline, args.strength)
+    # What one process embeds or draws of a large set can keep the others waiting for hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    say = accelerator.print
+    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
+    if accelerator.num_processes > 1:
+        say(f"Shared among {accelerator.num_processes} processes.")
+    return model, baseline, accelerator

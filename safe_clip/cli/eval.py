@@ -11,7 +11,6 @@ them, and flags after it win.
 
 import json
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from ..generation.arguments import GenerationArguments
 from ..outputs import OutputFolder
 from ..ranges import SHARE, Range, check_ranges
 from ..terminal import command_line, in_colour, quiet_libraries
-from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments
+from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments, begin
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
 
@@ -159,14 +158,13 @@ def main(argv: list[str]) -> None:
     refuse_generation(flags)
     helper().answer(flags)
     launch("eval", argv)
-    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import broadcast_object_list
 
     from ..card import check_card, check_measured, update_model_card
     from ..evaluation import strength, suite
     from ..evaluation.data import load_evaluation_data
     from ..evaluation.report import write_report
-    from ..evaluation.run import Subject, evaluate
+    from ..evaluation.run import evaluate
 
     (args,) = parse_arguments([EvaluationArguments], flags, config)
     quiet_libraries()
@@ -176,14 +174,7 @@ def main(argv: list[str]) -> None:
     made = ["strength.json", "strength.png"] if args.sweep else ["results.json", "report.html", LIST_FILE]
     folder.check(args.overwrite_output_dir, files=made)
     tasks = strength.TASKS if args.sweep else args.tasks
-    baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
-    model = Subject(args.model, args.model_revision, baseline, args.strength)
-    # Embedding a large set on one process can keep the others waiting for hours.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
-    say = accelerator.print
-    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
-    if accelerator.num_processes > 1:
-        say(f"Shared among {accelerator.num_processes} processes.")
+    model, baseline, accelerator = begin(args)
     data = None
     if accelerator.is_main_process:
         data = load_evaluation_data(

@@ -12,14 +12,13 @@ given after the task sets any of them, and flags after it win.
 
 import difflib
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from ..config import parse_arguments, split_config
 from ..errors import UserError
 from ..generation.arguments import TASKS, GenerationArguments
 from ..outputs import OutputFolder
 from ..terminal import quiet_libraries
-from .compared import DATA, MODELS, ComparedArguments
+from .compared import DATA, MODELS, ComparedArguments, begin
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
 
@@ -73,9 +72,7 @@ def main(argv: list[str]) -> None:
     config, flags = split_config(rest)
     helper().answer(flags)
     launch("generate", argv)
-    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from ..evaluation.run import Subject
     from ..generation.run import run_task
 
     args, generation = parse_arguments([ComparedGenerators, GenerationArguments], flags, config)
@@ -84,12 +81,5 @@ def main(argv: list[str]) -> None:
     if task == "text_to_image" and args.unsafe_gallery:
         raise UserError("--unsafe_gallery holds images: it is for safe-clip generate image_to_text.")
     OutputFolder(args.output_dir).check(args.overwrite_output_dir, files=[f"{task}.json"])
-    baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
-    model = Subject(args.model, args.model_revision, baseline, args.strength)
-    # One process may have to draw what the others wait for.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
-    say = accelerator.print
-    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
-    if accelerator.num_processes > 1:
-        say(f"Shared among {accelerator.num_processes} processes.")
+    accelerator = begin(args)[2]
     run_task(args, generation, accelerator)
