@@ -8,8 +8,10 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -70,19 +72,16 @@ class Fault:
 
 
 class Hub:
-    """Starts on use as a context manager; `url` is what `HF_ENDPOINT` requires.
+    """Starts on use as a context manager; `url` is what `HF_ENDPOINT` requires: the same for all of a process, so that
+    programs that ask it need not import anew what reads its address."""
 
-    Args:
-        port: by default a free one.
-    """
-
-    def __init__(self, port: int = 0):
+    def __init__(self):
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.tokens = {TOKEN}
         self.lock = threading.RLock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(("127.0.0.1", _port()), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "Hub":
@@ -115,6 +114,14 @@ class Hub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_TOKEN": token or "",
         }
+
+
+@cache
+def _port() -> int:
+    """Which is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class _Handler(BaseHTTPRequestHandler):

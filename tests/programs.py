@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,11 +26,11 @@ ROOT = Path(__file__).parent.parent
 # Which read nothing from the environment that a test sets.
 PLAIN = ["torch", "torch._dynamo", "torch.distributed.tensor", "torchvision.transforms.v2", "pandas", "pyarrow.dataset"]
 PLAIN += ["scipy.optimize", "scipy.stats", "matplotlib.figure", "matplotlib.backends.backend_agg", "httpx2", "requests"]
-PLAIN += ["jinja2", "torch.utils.tensorboard"]
+PLAIN += ["jinja2", "torch.utils.tensorboard", "aiohttp"]
 # Which read the Hub's address and their folders as they are imported.
 HUB = ["transformers.models.clip.modeling_clip", "transformers.models.clip.processing_clip", "transformers.trainer"]
 HUB += ["transformers.models.auto.modeling_auto", "datasets", "accelerate", "peft", "evaluate"]
-KEPT = 3
+KEPT = 4
 
 
 def run_python(
@@ -46,6 +47,7 @@ def run_python(
     """
     command = [str(word) for word in command]
     env = {**os.environ, "PYTHONPATH": str(ROOT)} if env is None else env
+    env = env | _linked_caches(env)
     environments = [env]
     if processes > 1:
         with socket.socket() as free:
@@ -70,6 +72,26 @@ def run_python(
         _server.cache_clear()
         raise subprocess.TimeoutExpired(command, timeout, out, err)
     return subprocess.CompletedProcess(command, int(answer), out, err)
+
+
+def _linked_caches(env: dict[str, str]) -> dict[str, str]:
+    """The same caches through one link for all programs: for each other `HF_HOME`, what reads it would be imported
+    anew."""
+    if "HF_HOME" not in env:
+        return {}
+    home, link = Path(env["HF_HOME"]), _folder() / "hf"
+    home.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(home.resolve())
+    inside = {name: Path(env[name]) for name in ("HF_HOME", "HF_DATASETS_CACHE") if name in env}
+    return {name: str(link / path.relative_to(home)) for name, path in inside.items() if path.is_relative_to(home)}
+
+
+@cache
+def _folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="safe-clip-programs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @cache

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,28 +49,14 @@ assert "safe_clip" not in sys.modules
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> tuple[int, Path]:
-    """The Hub's port, and a link to the caches of who asks: for others, all libraries that read them as they are
-    imported would be imported anew."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1], tmp_path_factory.mktemp("place") / "hf"
-
-
 @pytest.fixture
-def hub(place):
-    port, caches = place
-    with Hub(port) as hub:
-        hub.caches = caches
+def hub():
+    with Hub() as hub:
         yield hub
 
 
 def run(command: list[str], hub: Hub, home: Path, token: str | None = TOKEN) -> subprocess.CompletedProcess:
-    (home / "hf").mkdir(parents=True, exist_ok=True)
-    hub.caches.unlink(missing_ok=True)
-    hub.caches.symlink_to(home / "hf")
-    environment = {**os.environ, **hub.environment(str(hub.caches), token), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **hub.environment(str(home / "hf"), token), "PYTHONPATH": str(ROOT)}
     return run_python(*command, cwd=home, env=environment)
 
 
