@@ -8,6 +8,7 @@ from torch import Tensor
 
 RESAMPLES = 1000
 SEED = 0
+BLOCK = 2_000_000  # weights at a time, as many resamples as that makes
 DIGITS = 6  # of every figure in `results.json`
 
 
@@ -58,16 +59,21 @@ def summarise(
 
     drawn_all = np.empty((resamples, len(names)))
     drawn_groups = {group: np.empty((resamples, len(means))) for group in groups}
-    for draw in range(resamples):
-        drawn = np.bincount(rng.integers(cluster_count, size=cluster_count), minlength=cluster_count)
-        weights = drawn[cluster_of].astype(np.float64)
-        drawn_all[draw, means] = _mean(weights, table[:, means], counted)
+    block = max(1, BLOCK // count)
+    for first in range(0, resamples, block):
+        draws = slice(first, min(first + block, resamples))
+        drawn = [rng.integers(cluster_count, size=cluster_count) for _ in range(draws.start, draws.stop)]
+        weights = np.stack([np.bincount(each, minlength=cluster_count)[cluster_of] for each in drawn]).astype(
+            np.float64
+        )
+        drawn_all[draws, means] = _means(weights, table[:, means], counted)
         for column in medians:
-            drawn_all[draw, column] = _weighted_median(
-                table[order[column], column], (weights * there[:, column])[order[column]]
+            ranked = order[column]
+            drawn_all[draws, column] = _weighted_medians(
+                table[ranked, column], weights[:, ranked] * there[ranked, column]
             )
         for group, mask in groups.items():
-            drawn_groups[group][draw] = _mean(weights[mask], *in_group[group])
+            drawn_groups[group][draws] = _means(weights[:, mask], *in_group[group])
 
     figures: dict[str, dict[str, Any]] = {}
     for column, name in enumerate(names):
@@ -89,21 +95,27 @@ def summarise(
     return figures
 
 
-def _mean(weights: np.ndarray, table: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Weighted means of the columns of a table, over the rows that each has; NaN for a column without any."""
+def _means(weights: np.ndarray, table: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Weighted means of the columns of a table, over the rows that each has; NaN for a column without any.
+
+    Args:
+        weights: D x N, of N rows in each of D draws.
+        table, counted: N x K values, and 1 where there is one.
+
+    Returns:
+        D x K.
+    """
     total = weights @ counted
-    return np.divide(weights @ table, total, out=np.full(len(total), np.nan), where=total > 0)
+    return np.divide(weights @ table, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
-def _weighted_median(ordered: np.ndarray, weights: np.ndarray) -> float:
-    """The median of ordered values, each occurring as often as its weight says."""
-    upto = np.cumsum(weights)
-    half = upto[-1] / 2
-    if not half:
-        return np.nan
-    low = np.searchsorted(upto, half)
-    high = np.searchsorted(upto, half, side="right")  # differs where the two middle values do
-    return (ordered[low] + ordered[min(high, len(ordered) - 1)]) / 2
+def _weighted_medians(ordered: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The medians in D draws of N ordered values, each occurring as often as its weights (D x N) say; NaN of none."""
+    upto = weights.cumsum(axis=1)
+    half = upto[:, -1:] / 2
+    low, high = (upto < half).sum(axis=1), (upto <= half).sum(axis=1)  # which differ where the two middle values do
+    last = len(ordered) - 1
+    return np.where(half[:, 0] > 0, (ordered[np.minimum(low, last)] + ordered[np.minimum(high, last)]) / 2, np.nan)
 
 
 def _figure(value: float, drawn: np.ndarray) -> dict[str, float]:

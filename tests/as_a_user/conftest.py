@@ -43,8 +43,7 @@ def shell(installed, home, tmp_path):
     """Runs a program as it is typed in an empty folder."""
     here = tmp_path / "here"
     here.mkdir()
-    caches = {"HF_HOME": str(home / "hf"), "HF_DATASETS_CACHE": str(home / "hf" / "datasets")}
-    environment = os.environ | {"PYTHONPATH": str(installed), "HOME": str(home), **caches}
+    environment = os.environ | {"PYTHONPATH": str(installed), "HOME": str(home), "HF_HOME": str(home / "hf")}
 
     def run(*command: object, **options) -> subprocess.CompletedProcess:
         name, *flags = command

@@ -19,14 +19,26 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def run_eval(*flags, cwd, processes=1):
+# Several chunks of few rows.
+IN_SMALL_CHUNKS = """
+import sys
+from safe_clip.cli import eval
+from safe_clip.errors import run
+from safe_clip.evaluation import embedding
+
+embedding.CHUNK = 16
+run(eval.main, sys.argv[1:])
+"""
+
+
+def run_eval(*flags, cwd, processes=1, script=(ROOT / "eval.py",)):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    return run_python(ROOT / "eval.py", *flags, cwd=cwd, env=env, processes=processes)
+    return run_python(*script, *flags, cwd=cwd, env=env, processes=processes)
 
 
-def start_eval(*flags, cwd):
+def start_eval(*flags, cwd, script):
     """As a person starts it: with another hash seed, and all that Python and torch read at their start."""
-    command = [sys.executable, str(ROOT / "eval.py"), *map(str, flags)]
+    command = [sys.executable, *script, *map(str, flags)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
 
@@ -43,8 +55,8 @@ def test_one_process_and_two_give_the_same_results_to_the_last_digit(
     model_dir, other_model_dir, tmp_path_factory, tmp_path
 ):
     # Several chunks, so that both processes have work; broken images, so that both know of them.
-    table = Dataset.from_dict(make_rows(300), features=FEATURES).with_format("arrow")[:].to_pylist()
-    table[270]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
+    table = Dataset.from_dict(make_rows(40), features=FEATURES).with_format("arrow")[:].to_pylist()
+    table[36]["unsafe_image"] = {"bytes": b"GIF89a broken", "path": "cat.gif"}
     DatasetDict(test=Dataset.from_list(table, features=FEATURES)).save_to_disk(tmp_path / "data")
     flags = [
         "--model",
@@ -57,16 +69,17 @@ def test_one_process_and_two_give_the_same_results_to_the_last_digit(
         "skip",
     ]
     flags += ["--tasks", "retrieval", "redirection", "geometry", "robustness"]
-    one = start_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path)
+    script = "-c", IN_SMALL_CHUNKS
+    one = start_eval(*flags, "--output_dir", "one", "--cache_dir", "cache1", cwd=tmp_path, script=script)
     assert one.returncode == 0, one.stderr
-    two = run_eval(*flags, "--output_dir", "two", "--cache_dir", "cache2", cwd=tmp_path, processes=2)
+    two = run_eval(*flags, "--output_dir", "two", "--cache_dir", "cache2", cwd=tmp_path, processes=2, script=script)
     assert two.returncode == 0, two.stderr
     assert "Shared among 2 processes." in two.stdout and "Shared" not in one.stdout
     assert (tmp_path / "two" / "results.json").read_bytes() == (tmp_path / "one" / "results.json").read_bytes()
     results = json.loads((tmp_path / "one" / "results.json").read_text())
-    assert results["samples"]["splits"]["test"] == {"used": 299, "of": 300}
-    assert results["unreadable"] == {"test": ["row 270, column 'unsafe_image'"]}
-    assert "row 270, column 'unsafe_image': the image cannot be read (Unidentified" in one.stdout
+    assert results["samples"]["splits"]["test"] == {"used": 39, "of": 40}
+    assert results["unreadable"] == {"test": ["row 36, column 'unsafe_image'"]}
+    assert "row 36, column 'unsafe_image': the image cannot be read (Unidentified" in one.stdout
     assert two.stdout.count("Retrieval: finds the right item first") == 1
     made = [
         {file.relative_to(tmp_path / cache) for file in (tmp_path / cache).rglob("*.*")}

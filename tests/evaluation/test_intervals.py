@@ -36,14 +36,14 @@ def test_the_median_of_ranks_and_its_interval():
 
 
 def test_medians_of_resamples_are_those_of_the_repeated_values():
-    from safe_clip.evaluation.intervals import _weighted_median
+    from safe_clip.evaluation.intervals import _weighted_medians
 
     rng = np.random.default_rng(0)
     for count in (1, 2, 5, 6):
         values = np.sort(rng.integers(0, 9, size=count)).astype(float)
         for _ in range(200):
             weights = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
-            assert _weighted_median(values, weights) == np.median(np.repeat(values, weights.astype(int)))
+            assert _weighted_medians(values, weights[None]) == np.median(np.repeat(values, weights.astype(int)))
 
 
 def test_categories_have_their_own_figures():
