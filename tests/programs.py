@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TextIO
@@ -34,7 +35,12 @@ KEPT = 4
 
 
 def run_python(
-    *command: object, cwd: Path | str, env: dict[str, str] | None = None, processes: int = 1, timeout: float = 400
+    *command: object,
+    cwd: Path | str,
+    env: dict[str, str] | None = None,
+    processes: int = 1,
+    timeout: float = 400,
+    modules: Sequence[str] = (),
 ) -> subprocess.CompletedProcess:
     """`python *command`, by `processes` that find each other as those of one machine do which torchrun starts.
 
@@ -44,6 +50,7 @@ def run_python(
         env: the whole environment; this one with the package by default.
         processes: how many run it at once.
         timeout: seconds until it fails.
+        modules: what these programs import beside what most do; the next that has the same settings finds it imported.
     """
     command = [str(word) for word in command]
     env = {**os.environ, "PYTHONPATH": str(ROOT)} if env is None else env
@@ -57,6 +64,7 @@ def run_python(
         environments = [env | shared | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
     with tempfile.TemporaryDirectory() as folder:
         task = {"command": command, "cwd": str(cwd), "environments": environments, "out": folder}
+        task["modules"] = list(modules)
         server = _server()
         previous = signal.signal(signal.SIGALRM, lambda *_: _end(server))
         signal.setitimer(signal.ITIMER_REAL, timeout)
@@ -99,6 +107,8 @@ def _server() -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # Asking for the number of GPUs may else start CUDA, which a fork cannot use then.
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # Tests take turns on the cores already: threads that wait for a core of their own would wait in a loop.
+    environment["OMP_THREAD_LIMIT"] = "1"
     server = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
@@ -167,6 +177,8 @@ def _next_program(tasks: TextIO, answers: TextIO) -> list[str]:
     """Forks for each task, and returns in the fork, with everything of its own but what is to be run."""
     for line in tasks:
         task, started, codes = json.loads(line), set(), []
+        if task["modules"]:
+            _import(task["modules"])
         for environment in task["environments"]:
             process = os.fork()
             if process == 0:
