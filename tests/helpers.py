@@ -24,12 +24,12 @@ FEATURES = Features(
 NO_DROPOUT = lora_config(lora_alpha=16, lora_dropout=0.0)
 
 
-def build_model(processor: CLIPProcessor, seed: int = 0) -> CLIPModel:
+def build_model(processor: CLIPProcessor, seed: int = 0, layers: int = 2) -> CLIPModel:
     torch.manual_seed(seed)
     tower = {
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "projection_dim": 24,
         # Large enough for embeddings of different inputs to differ.
@@ -66,7 +66,9 @@ def make_rows(count: int = 24) -> dict[str, list]:
     return rows
 
 
-def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None, compute_metrics=None, **settings):
+def make_trainer(
+    processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None, compute_metrics=None, model=None, **settings
+):
     defaults = {
         "objective": "safe_clip",
         "max_steps": 4,
@@ -84,7 +86,7 @@ def make_trainer(processor, rows, folder, peft_config=NO_DROPOUT, eval_rows=None
     }
     args = SafeCLIPTrainingArguments(output_dir=str(folder), **(defaults | settings))
     return SafeCLIPTrainer(
-        build_model(processor),
+        model or build_model(processor),
         args,
         train_dataset=rows,
         eval_dataset=eval_rows,
