@@ -6,8 +6,7 @@ images are pooled by attention, and there is a bias beside the scale.
 
 import copy
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
@@ -51,6 +50,7 @@ from safe_clip.models.tokens import CURE, fit_vocabulary
 from safe_clip.objectives import OBJECTIVES
 
 from ..helpers import COLOURS
+from ..programs import run_python
 
 SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "hidden_act")
 
@@ -119,12 +119,16 @@ def known(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     """A checkpoint as transformers writes it, of random weights."""
+    return save_model(tmp_path_factory.mktemp("siglip"), layers=2)
+
+
+def save_model(folder, layers) -> str:
     texts = [f"a {a} square beside a {b} one with a mark" for a in COLOURS for b in COLOURS]
     tokenizer = Siglip2Tokenizer().train_new_from_iterator(texts, vocab_size=200, show_progress=False)
     ends = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)])
     tokenizer.backend_tokenizer.post_processor = ends
     torch.manual_seed(0)
-    tower = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 2}
     model = SiglipModel(
         SiglipConfig(
             text_config={**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 40, "projection_size": 24},
@@ -133,7 +137,6 @@ def folder(tmp_path_factory) -> str:
     )
     model.logit_scale.data.fill_(2.0)
     model.logit_bias.data.fill_(-3.0)
-    folder = tmp_path_factory.mktemp("siglip")
     model.save_pretrained(folder)
     SiglipProcessor(SiglipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(folder)
     return str(folder)
@@ -205,6 +208,8 @@ def test_the_drop_in_is_a_model_of_the_same_class_in_a_process_without_this_pack
     assert "a plain\n`SiglipModel`" in card and "- siglip\n" in card and "CLIPModel" not in card
     code = """if True:
         import json, sys, torch
+        for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+            del sys.modules[name]  # which programs of tests find imported
         from transformers import AutoModel, AutoProcessor
         model, processor = AutoModel.from_pretrained(sys.argv[1]), AutoProcessor.from_pretrained(sys.argv[1])
         tokens = processor.tokenizer(sys.argv[2:], padding="max_length", return_tensors="pt")["input_ids"]
@@ -214,9 +219,9 @@ def test_the_drop_in_is_a_model_of_the_same_class_in_a_process_without_this_pack
         print(json.dumps([type(model).__name__, loaded, embeds.tolist()]))
     """
     captions = list(rows["safe_caption"][:2])
-    command = [sys.executable, "-I", "-c", code, str(tmp_path), *captions]
-    summary = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    name, loaded, embeds = json.loads(summary.splitlines()[-1])
+    done = run_python("-c", code, tmp_path, *captions, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    name, loaded, embeds = json.loads(done.stdout.splitlines()[-1])
     assert name == "SiglipModel" and not loaded
     safe, processor = load_clip(str(tmp_path)), load_processor(str(tmp_path))
     ours = Embedder(safe, processor).texts(captions).embeds
@@ -270,8 +275,9 @@ def test_a_generator_takes_the_encoder_though_its_own_pools_nothing(folder):
     assert all(torch.equal(weight, model.vision_model.state_dict()[name]) for name, weight in made.state_dict().items())
 
 
-def test_the_graphs_for_onnx_embed_the_same(folder, tmp_path, monkeypatch):
+def test_the_graphs_for_onnx_embed_the_same(tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
+    folder = save_model(tmp_path / "siglip", layers=1)  # to trace each layer takes seconds
     model, processor = load_clip(folder), load_processor(folder)
     tokens = SIGLIP.tokenize(processor.tokenizer, ["a red square", "a mark", "a blue one"], model.config)
     inputs = {**tokens, "pixel_values": torch.rand(2, 3, 16, 16)}
@@ -283,8 +289,8 @@ def test_the_graphs_for_onnx_embed_the_same(folder, tmp_path, monkeypatch):
             assert graph(inputs[name]).shape == (len(inputs[name]), 24)
     monkeypatch.delitem(GRAPHS, "text_model.onnx")  # each takes some seconds
     monkeypatch.delitem(GRAPHS, "vision_model.onnx")
-    export(["--model", folder, "--format", "onnx", "--output_dir", str(tmp_path)])
-    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    export(["--model", folder, "--format", "onnx", "--output_dir", str(tmp_path / "made")])
+    session = onnxruntime.InferenceSession(str(tmp_path / "made" / "onnx" / "model.onnx"))
     assert [each.name for each in session.get_inputs()] == ["input_ids", "pixel_values"]
     outputs = ["logits_per_image", "text_embeds", "image_embeds"]
     made = session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
