@@ -292,7 +292,7 @@ def draw_losses(log_history: list[dict], path: Path) -> bool:
     for axes, (term, kinds) in zip(panels, curves.items(), strict=False):
         for kind, points in kinds.items():
             axes.plot(*points, marker="o" if len(points[0]) < 20 else None, markersize=3, label=kind)
-        axes.set_title(term.replace("_", " "), fontsize=9)
+        axes.set_title(term.replace("_", " "), fontsize=9, y=1)  # or it is looked for what is in its way
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     for axes in list(figure.axes)[len(curves) :]:
