@@ -181,7 +181,7 @@ def server():
             pass
 
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     Handler.url = f"http://127.0.0.1:{found.server_port}"
     yield Handler.url
     found.shutdown()

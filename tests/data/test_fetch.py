@@ -90,7 +90,7 @@ def server():
     asked = Counter()
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.asked, found.url = asked, f"http://127.0.0.1:{found.server_port}"
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
     found.shutdown()
 

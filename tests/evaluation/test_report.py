@@ -209,7 +209,7 @@ def test_one_model_alone_and_rows_without_categories(processor, tmp_path):
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser():
     from selenium import webdriver
 
@@ -230,14 +230,14 @@ def browser():
     started.quit()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(page):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(page.parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/report.html"
     server.shutdown()
 
