@@ -8,7 +8,7 @@ ViSU and NSFWCaps rewrite captions. Everything follows from a seed.
 import io
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -211,11 +211,13 @@ def draw_object(seed: str, concept: Concept, style: str) -> Image.Image:
     return _draw([_place(rng, concept, True, [])], style, ground)
 
 
+@cache
 def everyday_concepts() -> tuple[Concept, ...]:
     """The things that safe scenes show."""
     return tuple(concept for concept in load_vocabulary() if concept.category is None)
 
 
+@cache
 def unsafe_concepts(held_out: bool) -> tuple[Concept, ...]:
     """The stand-ins that fine-tuning splits show, or those that only the held-out split shows."""
     return tuple(c for c in load_vocabulary() if c.category is not None and c.held_out == held_out)
