@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import CLIPModel, TrainerCallback
 
@@ -19,7 +20,13 @@ from safe_clip.cli.audit import AuditArguments
 from safe_clip.outputs import OutputFolder, check_writable
 from safe_clip.store.known_files import LOCK, MANIFEST, REPLACED
 
-from .helpers import make_trainer
+from .helpers import FEATURES, make_rows, make_trainer
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    """A batch of them."""
+    return Dataset.from_dict(make_rows(8), features=FEATURES)
 
 
 def files(folder: Path) -> set[str]:
