@@ -73,7 +73,8 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> Any:
     options = {"delay": SHORT, "dynamic_ncols": True, "leave": True} | options
     if draws_bars():
         return tqdm(iterable, **options)
-    every = {"mininterval": BETWEEN, "delay": BETWEEN, "maxinterval": BETWEEN, "dynamic_ncols": False}
+    # With one item as the least, none of tqdm's threads prints a line of its own between two of these.
+    every = {"mininterval": BETWEEN, "delay": BETWEEN, "miniters": 1, "dynamic_ncols": False}
     return text_tqdm(iterable, **options | every | {"file": _Lines(sys.stderr), "bar_format": LINE})
 
 
