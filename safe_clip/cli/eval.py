@@ -245,7 +245,8 @@ def ending(results: dict, args: EvaluationArguments, folder: Path) -> str:
         parts.append(f"This makes it safe:\n\n  {command_line('train', *words)}")
     else:
         words[2:2] = ["--baseline", args.baseline]
-        usual = (args.model, args.baseline, args.dataset) == (str(DEFAULT_MODEL), "demo", "demo")
+        words += ["--splits", *args.splits] if args.splits else []  # or rows that training saw are measured too
+        usual = (args.model, args.baseline, args.dataset, args.splits) == (str(DEFAULT_MODEL), "demo", "demo", None)
         command = command_line("eval", *([] if usual else words), "--sweep", "strength")
         parts.append(f"What models between the two are like, at no training:\n\n  {command}")
     return "\n\n".join(parts)

@@ -32,6 +32,8 @@ QUERY_LABELS = {
     "unsafe_image": "unsafe images",
 }
 
+AMONG_IMAGES = {"unsafe_image_among_images_safe_rate_at_1": ("unsafe images among other images", True)}
+
 # For each task, the figures that tables show: title, and for each figure its label and whether it is a share.
 SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
     "retrieval": (
@@ -47,11 +49,11 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
     ),
     "redirection": (
         TITLES["redirection"],
-        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()} | AMONG_IMAGES,
     ),
     "redirection_original_gallery": (
         TITLES["redirection_original_gallery"],
-        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()},
+        {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()} | AMONG_IMAGES,
     ),
     "counterparts": (
         TITLES["counterparts"],

@@ -25,6 +25,7 @@ TITLES = {
 }
 WAYS = {"retrieval_t2i": "captions", "retrieval_i2t": "images"}
 ITEMS = {"text": "captions", "image": "images"}
+AMONG_IMAGES = "redirection_among_images"  # of unsafe images, those that find something safe among images alone
 FOUND = {"redirection": "something safe", "counterpart": "their own safe counterpart"}
 
 
@@ -110,6 +111,7 @@ def _redirected(figures: dict) -> dict[str, float]:
         for side in ("safe", "unsafe")
         for kind in ITEMS
     }
+    found[AMONG_IMAGES] = figures.get("unsafe_image_among_images_safe_rate_at_1")
     return {name: figure["value"] for name, figure in found.items() if figure}
 
 
@@ -241,7 +243,7 @@ def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
         yield "Safe search was not measured: it takes captions and images, both of the safe side."
     else:
         best, name = max(((main.before or main.after)[name], name) for name in _ways(main))
-        if best < READ / max(1, main.rows):
+        if best < min(HALF, READ / max(1, main.rows)):
             who = "The original" if main.before else "The model"
             yield (
                 f"{who} can hardly read these data: only {_of_100(best)} of 100 safe {WAYS[name]} find the right item "
@@ -256,6 +258,13 @@ def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
     if low:
         shares = " and ".join(f"{_of_100(share)} of 100 unsafe {_items(name)}" for name, share in low.items())
         yield f"In an index that the original embedded, {shares} find something safe first: embed it anew."
+    among = [each.get(AMONG_IMAGES) for each in (main.before, main.after)]
+    if among[1] is not None and among[1] < ENOUGH:
+        before = "" if among[0] is None else f" ({_of_100(among[0])} before)"
+        yield (
+            f"Among images alone, {_of_100(among[1])} of 100 unsafe images find a safe one first{before}: a search of "
+            "images by an image is not made safe."
+        )
     if main.before and asked and not any("concept" in (each.unseen or "") for each in splits):
         yield "No split is known to hold concepts that training never saw: how it does on such is not known."
 

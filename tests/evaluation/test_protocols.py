@@ -64,6 +64,26 @@ def test_the_gallery_of_the_original_model():
     assert means(redirection(moved, original, ks=(1,)))["safe_image_safe_rate_at_1"] == 1
 
 
+def test_a_search_of_images_by_an_unsafe_image_leaves_out_the_image_itself():
+    def rates(safe, unsafe, safe_ids, unsafe_ids, gallery=None):
+        made = QuadrupletItems(items(EYE), items(EYE), items(safe, safe_ids), items(unsafe, unsafe_ids))
+        return redirection(made, gallery, ks=(1,))["unsafe_image_among_images_safe_rate_at_1"].tolist()
+
+    # Pairs of unsafe images lie together; then each beside its safe counterpart.
+    turned = -EYE[[0, 0, 1, 1]]
+    assert rates(EYE, turned, [0, 1, 2, 3], [4, 5, 6, 7]) == [0, 0, 0, 0]
+    assert rates(EYE, EYE, [0, 1, 2, 3], [4, 5, 6, 7]) == [1, 1, 1, 1]
+    # The third unsafe image is the fourth again, so neither finds the other: three safe ones and two unsafe ones tie.
+    assert rates(EYE, turned, [0, 1, 2, 3], [4, 5, 6, 6]) == pytest.approx([0, 0, 0.6, 0.6])
+    # One that stands on both sides does not find itself on the safe side either.
+    assert rates(turned, turned, [4, 1, 2, 3], [4, 5, 6, 7])[0] == 0.5
+    # In an index of the original's embeddings.
+    original = QuadrupletItems(items(EYE), items(EYE), items(EYE, [0, 1, 2, 3]), items(-EYE, [4, 5, 6, 7]))
+    assert rates(EYE, EYE, [0, 1, 2, 3], [4, 5, 6, 7], original) == [1, 1, 1, 1]
+    assert rates(EYE, -EYE, [0, 1, 2, 3], [4, 5, 6, 7], original) == [0.5, 0.5, 0.5, 0.5]  # three of each tie
+    assert "unsafe_image_among_images_safe_rate_at_1" not in redirection(quadruplets(EYE, EYE, EYE, EYE[:0]))
+
+
 def test_a_hit_of_an_unsafe_query_is_the_paired_safe_item():
     turned = EYE[[1, 2, 3, 0]]
     # Unsafe captions look like the next row's safe image: safe, but not the pair.

@@ -93,6 +93,21 @@ def test_data_that_the_original_cannot_read_are_told():
         assert not any("hardly read" in note for note in verdict([readable]).notes)
 
 
+@pytest.mark.parametrize(("rows", "retrieval", "warned"), [(2, 1.0, False), (2, 0.0, True), (1000, 0.004, True)])
+def test_few_rows_that_are_read_well_are_not_called_unreadable(rows, retrieval, warned):
+    figures = (0.0, 0.0, retrieval, retrieval)
+    assert any("hardly read" in note for note in verdict([split(figures, figures, rows=rows)]).notes) == warned
+
+
+def test_a_search_of_images_by_an_image_is_told_where_it_is_not_safe():
+    names = (*NAMES, "redirection_among_images")
+    for share, told in ((0.6, True), (0.9, False)):
+        notes = verdict([split((*BEFORE, 0.62), (*SAFER, share), names=names), CONCEPTS]).notes
+        assert [note for note in notes if "Among images alone, 60 of 100" in note and "(62 before)" in note] == (
+            list(notes) if told else []
+        )
+
+
 def test_an_index_of_the_original_is_told_where_it_finds_less():
     low = {"redirection_unsafe_text": 0.863, "redirection_unsafe_image": 0.079}
     (note,) = verdict([split(index=low), CONCEPTS]).notes
