@@ -49,7 +49,8 @@ def call(verb: str, flags: list[str]) -> None:
 def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
     """The results of one training run and its `folder`, from disk where it has been made before."""
     command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
-    folder = runs / hashlib.sha256(SOURCES + Path(config).read_bytes() + json.dumps(command).encode()).hexdigest()[:12]
+    own = Path(config).read_bytes() if Path(config).is_file() else b""  # a recipe's name is among the sources
+    folder = runs / hashlib.sha256(SOURCES + own + json.dumps(command).encode()).hexdigest()[:12]
     if not (folder / "results.json").exists():
         print("safe-clip train", *command, "->", folder, file=sys.stderr, flush=True)
         quiet = ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(folder)]
@@ -65,7 +66,7 @@ def cell(values: list[float], factor: float = 100, digits: int = 1) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file of settings")
+    parser.add_argument("config", help="a recipe's name, or a YAML file of settings")
     parser.add_argument("--grid", action="append", default=[], help="name=value,value,...; several make a product")
     parser.add_argument("--flags", default="", help="further flags of safe-clip train, for every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
