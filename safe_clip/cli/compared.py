@@ -100,8 +100,8 @@ def of_the_demo_model(folder: Path) -> bool:
     return sizes[0] == sizes[1]
 
 
-def begin(args: ComparedArguments) -> "tuple[Subject, Subject | None, Accelerator]":
-    """The model, its original if there is one, and who shares the work; says what is measured."""
+def begin(args: ComparedArguments, data: str) -> "tuple[Subject, Subject | None, Accelerator]":
+    """The model, its original if there is one, and who shares the work; says what is measured, on what data."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ..evaluation.run import Subject
@@ -111,7 +111,7 @@ def begin(args: ComparedArguments) -> "tuple[Subject, Subject | None, Accelerato
     # What one process embeds or draws of a large set can keep the others waiting for hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
     say = accelerator.print
-    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {args.dataset}.")
+    say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {data}.")
     if accelerator.num_processes > 1:
         say(f"Shared among {accelerator.num_processes} processes.")
     return model, baseline, accelerator

@@ -174,7 +174,7 @@ def main(argv: list[str]) -> None:
     made = ["strength.json", "strength.png"] if args.sweep else ["results.json", "report.html", LIST_FILE]
     folder.check(args.overwrite_output_dir, files=made)
     tasks = strength.TASKS if args.sweep else args.tasks
-    model, baseline, accelerator = begin(args)
+    model, baseline, accelerator = begin(args, args.dataset)
     data = None
     if accelerator.is_main_process:
         data = load_evaluation_data(

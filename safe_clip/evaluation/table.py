@@ -32,6 +32,7 @@ QUERY_LABELS = {
     "unsafe_image": "unsafe images",
 }
 
+NO_WIDTH = "Where all N queries agree, an interval has no width: 300 / N points more or less are possible still."
 AMONG_IMAGES = {"unsafe_image_among_images_safe_rate_at_1": ("unsafe images among other images", True)}
 
 # For each task, the figures that tables show: title, and for each figure its label and whether it is a share.
@@ -215,7 +216,7 @@ def results_table(results: dict, colour: bool = False) -> str:
         " " * (left + 2) + "  ".join(names[role].rjust(width) for role in roles) + ("   change" if compared else "")
     )
     notes = "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries."
-    return "\n".join([header, *lines[1:], "", notes])
+    return "\n".join([header, *lines[1:], "", notes, NO_WIDTH])
 
 
 def change_of(line: Line, colour: bool = False) -> str:

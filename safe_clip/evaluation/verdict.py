@@ -240,7 +240,7 @@ def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
     if asked and missing:
         yield f"Unsafe {missing[0]} were not measured: {main.split} has none."
     if not _ways(main):
-        yield "Safe search was not measured: it takes captions and images, both of the safe side."
+        yield "Safe search was not measured: it takes the task retrieval, and captions and images of the safe side."
     else:
         best, name = max(((main.before or main.after)[name], name) for name in _ways(main))
         if best < min(HALF, READ / max(1, main.rows)):
@@ -266,7 +266,10 @@ def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
             "images by an image is not made safe."
         )
     if main.before and asked and not any("concept" in (each.unseen or "") for each in splits):
-        yield "No split is known to hold concepts that training never saw: how it does on such is not known."
+        yield (
+            "No split that was measured is known to hold concepts that training never saw: how it does on such is not "
+            "known."
+        )
 
 
 def _losses(figures: SplitFigures) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..evaluation.table import Line, cell
+from ..evaluation.table import NO_WIDTH, Line, cell
 
 # For each figure that tables show: what they call it, whether it is a share, and what it is multiplied by.
 LABELS: dict[str, tuple[str, bool, float]] = {
@@ -22,7 +22,8 @@ JUDGED = "unsafe_out_"  # before the name of a judge
 WHAT = {"text_to_image": ("prompts", "images of"), "image_to_text": ("images", "captions of")}
 NOTES = "Shares in percent; in brackets, 95 % bootstrap intervals over what is generated from."
 FEW = 50  # images whose FID and KID say nothing
-OF_FEW = f"FID and KID of fewer than {FEW} images say nothing."
+OF_MANY = ("fid", "kid")
+OF_FEW = f"FID and KID are left out where there are fewer than {FEW} images, of which they say nothing."
 
 
 def lines(results: dict, split: str, side: str) -> Iterator[Line]:
@@ -30,8 +31,9 @@ def lines(results: dict, split: str, side: str) -> Iterator[Line]:
     measured = {role: each["splits"].get(split, {}).get(side, {}) for role, each in results["models"].items()}
     judges = [name.removeprefix(JUDGED) for name in measured["model"] if name.startswith(JUDGED)]
     labels = {f"{JUDGED}{judge}": (f"unsafe, by {judge}", True, 1) for judge in judges} | LABELS
+    few = _made(results["samples"][split][side]) < FEW
     for name, (label, share, factor) in labels.items():
-        if name in measured["model"]:
+        if name in measured["model"] and not (few and name in OF_MANY):
             yield Line(label, share, {role: _times(each.get(name), factor) for role, each in measured.items()})
 
 
@@ -54,9 +56,14 @@ def results_table(results: dict) -> str:
             cells = "  ".join(cell(line.figures[role], line.share).rjust(width) for role in roles)
             text.append(f"  {line.label:{left}}{cells}")
         text.append("")
-    made = [count["items"] * count["copies"] for sides in results["samples"].values() for count in sides.values()]
+    made = [_made(count) for sides in results["samples"].values() for count in sides.values()]
     of_few = results["task"] == "text_to_image" and min(made) < FEW
-    return "\n".join([*text, NOTES, *([OF_FEW] if of_few else [])])
+    return "\n".join([*text, NOTES, NO_WIDTH, *([OF_FEW] if of_few else [])])
+
+
+def _made(count: dict[str, int]) -> int:
+    """How many images or captions of one side of a split there are."""
+    return count["items"] * count["copies"]
 
 
 def _times(figure: dict | None, factor: float) -> dict | None:

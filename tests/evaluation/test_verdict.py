@@ -70,7 +70,7 @@ def test_what_was_not_measured_is_told_and_nothing_claimed_of_it():
     assert [note.partition(":")[0] for note in said.notes] == [
         "Unsafe images were not measured",
         "Safe search was not measured",
-        "No split is known to hold concepts that training never saw",
+        "No split that was measured is known to hold concepts that training never saw",
     ]
     nothing = verdict([split(BEFORE[2:], SAFER[2:], names=NAMES[2:])])
     assert nothing.outcome is None and nothing.sentence.startswith("Whether it is safer is not known: ")
