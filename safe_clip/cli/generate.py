@@ -77,10 +77,10 @@ def main(argv: list[str]) -> None:
 
     args, generation = parse_arguments([ComparedGenerators, GenerationArguments], flags, config)
     args.task = task
-    generation.generator_for(args.dataset)  # for its error, which would else come after what is slow to load
     quiet_libraries()
     if task == "text_to_image" and args.unsafe_gallery:
         raise UserError("--unsafe_gallery holds images: it is for safe-clip generate image_to_text.")
+    generation.generator_for(args.dataset)  # for its error, which would else come after what is slow to load
     OutputFolder(args.output_dir).check(args.overwrite_output_dir, files=[f"{task}.json"])
     accelerator = begin(args, generation.prompts or args.dataset)[2]
     run_task(args, generation, accelerator)
