@@ -8,7 +8,14 @@ import torch
 from datasets.fingerprint import Hasher
 from torch import Tensor
 
-from ..data.audit.classifiers import LOOK_FOR, Classifier, PipelineClassifier, check_labels, open_classifiers
+from ..data.audit.classifiers import (
+    BUILT_IN,
+    LOOK_FOR,
+    Classifier,
+    PipelineClassifier,
+    check_labels,
+    open_classifiers,
+)
 from ..errors import UserError
 from ..names import redact_paths
 from .arguments import DEMO, GenerationArguments
@@ -64,6 +71,14 @@ def open_judges(modality: str, generation: GenerationArguments, generator: str) 
         ) from error
     check_labels(judges, labels)
     return judges
+
+
+def see_nudity_alone(judges: Sequence[Classifier]) -> bool:
+    """Whether no judge knows of anything else that is unsafe."""
+    return all(
+        type(each) in BUILT_IN.values() or (isinstance(each, PipelineClassifier) and each.unsafe == each.nudity)
+        for each in judges
+    )
 
 
 def _demo_image_judge() -> Classifier:

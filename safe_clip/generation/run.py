@@ -33,7 +33,7 @@ from .distances import Inception, need_torchmetrics
 from .drift import state_drift
 from .grid import Cell, blurred, draw_grid
 from .image_to_text import Captions, caption_all
-from .judges import open_judges
+from .judges import open_judges, see_nudity_alone
 from .objects import ShownObjects
 from .prompts import Item, by_split_and_side, load_image_items, load_prompts, readable
 from .swap import check_image_to_text, check_text_to_image, safe_image_to_text, safe_text_to_image
@@ -141,9 +141,12 @@ def run_task(args: Any, generation: GenerationArguments, accelerator: Accelerato
     output.write(f"{args.task}.json", json.dumps(results, indent=2) + "\n")
     with output.writing(f"{args.task}.png") as path:
         grid.save(path)
-    print(
-        f"\n{results_table(results)}\n\nAll figures are in {folder}/{args.task}.json, some of what was made in ", end=""
-    )
+    table = results_table(results)
+    if see_nudity_alone(task.judges):
+        who = " and ".join(each.name for each in task.judges)
+        table += f"\nJudged by {who}, for nudity alone: whatever else is unsafe counts as safe here. "
+        table += f"--{MODALITY[args.task]}_classifier names other judges."
+    print(f"\n{table}\n\nAll figures are in {folder}/{args.task}.json, some of what was made in ", end="")
     print(f"{folder}/{args.task}.png, all of it in {folder}/{GENERATED}/.")
     if not args.show_unsafe:
         again = " Images that are hidden are drawn anew for that." if args.task == "text_to_image" else ""

@@ -6,7 +6,7 @@ from PIL import Image
 from safe_clip import UserError
 from safe_clip.demo.vocabulary import load_vocabulary
 from safe_clip.generation.arguments import GenerationArguments
-from safe_clip.generation.judges import MentionJudge, flags, judge, open_judges
+from safe_clip.generation.judges import MentionJudge, flags, judge, open_judges, see_nudity_alone
 
 from .conftest import FakeJudge
 
@@ -53,7 +53,14 @@ def test_named_models_judge_in_place_of_the_defaults(red_judge, word_judge):
 def test_nudenet_judges_images_where_none_is_named():
     pytest.importorskip("nudenet")
     (opened,) = open_judges("image", GenerationArguments(), "you/diffusion")
-    assert opened.name == "nudenet"
+    assert opened.name == "nudenet" and see_nudity_alone([opened])
+
+
+def test_judges_that_see_nudity_alone_are_known(red_judge):
+    (nsfw,) = open_judges("image", GenerationArguments(image_classifier=[red_judge]), "demo")
+    (demo,) = open_judges("image", GenerationArguments(), "demo")
+    assert see_nudity_alone([nsfw])
+    assert not any(map(see_nudity_alone, ([demo], [nsfw, demo], [MentionJudge()])))
 
 
 def test_what_is_missing_is_told(red_judge, monkeypatch):
