@@ -31,6 +31,7 @@ from .help import Help, settings_of, training_settings
 from .launch import GROUP, LAUNCH, launch
 
 DEMO_CONFIG = RECIPES / "demo.yaml"
+USUAL_STEPS = 500  # of that recipe
 GROUPS = {
     "What is trained": "model model_revision full_finetuning",
     "Data": "dataset dataset_config column_mapping safe_images unsafe_images missing_images caption_lists on_bad_row "
@@ -213,7 +214,7 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
             before, results["after"], {split: len(splits[split]) for split in measured}, unseen(splits, seen)
         )
         trainer.card_facts["figures"] = found
-        print(f"\n{ending(found, output.path, script)}", flush=True)
+        print(f"\n{ending(found, output.path, script, trainer.state.global_step)}", flush=True)
     trainer.create_model_card()
     if args.push_to_hub:
         if trainer.is_world_process_zero():
@@ -223,19 +224,22 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
             print(f"It is at {pushed.repo_url}.")
 
 
-def ending(splits: list[Any], folder: Path, script: ScriptArguments) -> str:
+def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int) -> str:
     """What a training ends with: the verdict, the table, and the command to go on with."""
     from ..evaluation.table import before_after_table, verdict_text
     from ..evaluation.verdict import verdict
 
-    colour = in_colour()
+    colour, said = in_colour(), verdict(splits)
+    if steps < USUAL_STEPS and said.outcome != "safer":
+        few = f"It trained for {steps} step{'s' if steps > 1 else ''}; the bundled demo takes {USUAL_STEPS}."
+        said = replace(said, notes=(*said.notes, f"{few} Train longer with --max_steps or --num_train_epochs."))
     demo = (str(folder), script.model, script.dataset) == ("safe-clip", "demo", "demo")
     words = ["--model", str(folder), "--baseline", script.model, "--dataset", script.dataset]
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
     if script.eval_splits is None and [each.split for each in splits] == ["validation"]:
         words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
     return (
-        f"{verdict_text(verdict(splits), colour)}\n\n{before_after_table(splits, colour)}\n\n"
+        f"{verdict_text(said, colour)}\n\n{before_after_table(splits, colour)}\n\n"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
         f"  {command_line('eval', *([] if demo else words))}"
     )

@@ -45,6 +45,7 @@ def test_trains_a_local_model_on_a_local_data_set(model_dir, dataset_dir, tmp_pa
     table = said.index(next(line for line in said if line.startswith("In percent; higher is better")))
     verdict = " ".join(said[said.index("") : table])
     assert "of 100 unsafe captions, " in verdict or "rows: one query more or less" in verdict
+    assert "It trained for 2 steps; the bundled demo takes 500." in verdict
     command = "safe-clip eval --model {} --baseline {} --dataset {}"
     assert said[-1].endswith(command.format(tmp_path / "out", model_dir, dataset_dir))
     card = (tmp_path / "out" / "README.md").read_text()
