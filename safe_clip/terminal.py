@@ -57,7 +57,7 @@ class _Lines:
         self.file, self.last = file, ""
 
     def write(self, text: str) -> None:
-        state = text.strip().partition(",")[0]
+        state = text.strip().rsplit(",", 2)[0]  # without the times
         if state and state != self.last:  # a bar that is full is drawn once more as it is closed
             self.file.write(f"{text.strip()}\n")
             self.last = state
