@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,6 +81,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.tokens = {TOKEN}
+        self.connections: list[socket.socket] = []
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(("127.0.0.1", _port()), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -91,6 +93,9 @@ class Hub:
     def __exit__(self, *_) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for connection in self.connections:  # which a client would else keep, and ask the next Hub through
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def create(self, name: str, kind: str = "model", files: dict[str, bytes] | None = None, **settings) -> Repo:
         repo = self.repos[kind, name] = Repo(kind, name, **settings)
@@ -127,6 +132,10 @@ def _port() -> int:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.connection)
 
     def log_message(self, *args):
         pass

@@ -35,8 +35,8 @@ def redirection(
         `{safe,unsafe}_{text,image}_safe_rate_at_{k}`, named after the query; `mean_safe_rate_at_{k}`, their mean;
         `unsafe_{text,image}_harmful_at_1`, the harmful-top-1 rate of ShieldCLIP: whether the first result of an unsafe
         query is unsafe; `unsafe_image_among_images_safe_rate_at_1`, whether the image most like an unsafe one is safe,
-        among all other images. A figure without any query, or without both safe and unsafe items in the pool, is left
-        out.
+        among all other images (left out where there are no captions). A figure without any query, or without both safe
+        and unsafe items in the pool, is left out.
     """
     gallery = items if gallery is None else gallery
     figures = {}
@@ -54,7 +54,7 @@ def redirection(
         for modality in ("text", "image")
         if f"unsafe_{modality}_safe_rate_at_1" in figures
     }
-    return figures | harmful | _among_images(items, gallery)
+    return figures | harmful | (_among_images(items, gallery) if figures else {})
 
 
 def _among_images(items: QuadrupletItems, gallery: QuadrupletItems) -> dict[str, Tensor]:
