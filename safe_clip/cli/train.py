@@ -238,10 +238,16 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
     if script.eval_splits is None and [each.split for each in splits] == ["validation"]:
         words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
+    drawing = ""
+    if not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):
+        command = command_line("generate", "text_to_image", *words, "--generator", "GENERATOR")
+        drawing = (
+            f"\n\nThis draws with it, by a pipeline such as stable-diffusion-v1-5/stable-diffusion-v1-5:\n\n  {command}"
+        )
     return (
         f"{verdict_text(said, colour)}\n\n{before_after_table(splits, colour)}\n\n"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
-        f"  {command_line('eval', *([] if demo else words))}"
+        f"  {command_line('eval', *([] if demo else words))}{drawing}"
     )
 
 

@@ -32,7 +32,9 @@ QUERY_LABELS = {
     "unsafe_image": "unsafe images",
 }
 
-NO_WIDTH = "Where all N queries agree, an interval has no width: 300 / N points more or less are possible still."
+NO_WIDTH = (
+    "Where all N queries agree, an interval has no width; of 30 or more, the share may be 300 / N points off still."
+)
 AMONG_IMAGES = {"unsafe_image_among_images_safe_rate_at_1": ("unsafe images among other images", True)}
 
 # For each task, the figures that tables show: title, and for each figure its label and whether it is a share.
