@@ -242,12 +242,12 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     if not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):
         command = command_line("generate", "text_to_image", *words, "--generator", "GENERATOR")
         drawing = (
-            f"\n\nThis draws with it, by a pipeline such as stable-diffusion-v1-5/stable-diffusion-v1-5:\n\n  {command}"
+            f"This draws with it, by a pipeline such as stable-diffusion-v1-5/stable-diffusion-v1-5:\n\n  {command}\n\n"
         )
     return (
-        f"{verdict_text(said, colour)}\n\n{before_after_table(splits, colour)}\n\n"
+        f"{verdict_text(said, colour)}\n\n{before_after_table(splits, colour)}\n\n{drawing}"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
-        f"  {command_line('eval', *([] if demo else words))}{drawing}"
+        f"  {command_line('eval', *([] if demo else words))}"
     )
 
 

@@ -36,8 +36,9 @@ def test_a_table_trains_and_is_measured(shell, model_dir):
     figures = json.loads((out / "results.json").read_text())
     assert {"before", "after"} <= set(figures) and (out / "model.safetensors").exists()
     assert "Not trained: " in done.stderr and "no safe_image" in done.stderr  # which the table lacks
-    last = done.stdout.splitlines()[-1]  # what captions alone are trained for is a generator
-    assert f"generate text_to_image --model {out.name} --baseline" in last and "--splits validation" in last
+    # What captions alone are trained for is a generator.
+    (drawn,) = [line for line in done.stdout.splitlines() if "generate text_to_image" in line]
+    assert f" --model {out.name} --baseline" in drawn and "--splits validation" in drawn
     done = shell("safe-clip", "eval", "--model", out, "--baseline", model_dir, "--dataset", "rows.csv")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((shell.folder / "evaluation" / "results.json").read_text())
