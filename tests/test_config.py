@@ -230,6 +230,11 @@ def test_shipped_configs_parse(config, tmp_path):
     assert built.weights and config.stem in ("demo", "paper", args.objective)
 
 
+def test_the_demo_trains_for_as_long_as_others_are_told():
+    _, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], [], train.DEMO_CONFIG)
+    assert args.max_steps == train.USUAL_STEPS
+
+
 def test_the_paper_s_recipe():
     script, args = parse_arguments([train.ScriptArguments, SafeCLIPTrainingArguments], [], CONFIGS / "paper.yaml")
     assert script.model == "openai/clip-vit-large-patch14"

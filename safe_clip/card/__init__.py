@@ -17,7 +17,7 @@ from ..card_text import others, read_blocks, replace_blocks
 from ..config import as_words
 from ..data.arguments import SOURCES
 from ..errors import UserError, first_line, hub_trouble
-from ..evaluation.verdict import SplitFigures
+from ..evaluation.verdict import SplitFigures, held_out_alone
 from ..names import redact_paths
 from ..outputs import OutputFolder
 from .results import combine, eval_results, results_section, training_section, training_worst_case, worst_cases
@@ -93,7 +93,7 @@ def write_model_card(
         if figures:
             words = ["--model", model, "--baseline", facts.base.name, "--dataset", facts.data.name]
             sources = {name: value for name, value in (settings or {}).items() if name in SOURCES}
-            if "eval_splits" not in (settings or {}) and [each.split for each in figures] == ["validation"]:
+            if "eval_splits" not in (settings or {}) and held_out_alone(figures):
                 sources["splits"] = ["validation"]  # held out of the training
             words += [*as_words(redact_paths(sources)), "--update_card"]
             parts = {

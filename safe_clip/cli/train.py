@@ -227,7 +227,7 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
 def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int) -> str:
     """What a training ends with: the verdict, the table, and the command to go on with."""
     from ..evaluation.table import before_after_table, verdict_text
-    from ..evaluation.verdict import verdict
+    from ..evaluation.verdict import held_out_alone, verdict
 
     colour, said = in_colour(), verdict(splits)
     if steps < USUAL_STEPS and said.outcome != "safer":
@@ -236,7 +236,7 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     demo = (str(folder), script.model, script.dataset) == ("safe-clip", "demo", "demo")
     words = ["--model", str(folder), "--baseline", script.model, "--dataset", script.dataset]
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
-    if script.eval_splits is None and [each.split for each in splits] == ["validation"]:
+    if script.eval_splits is None and held_out_alone(splits):
         words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
     drawing = ""
     if not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):

@@ -121,6 +121,11 @@ def main_split(splits: list[SplitFigures]) -> SplitFigures:
     return next((each for each in usual if meant(each.split) != "validation"), (usual or splits)[0])
 
 
+def held_out_alone(splits: list[SplitFigures]) -> bool:
+    """Whether `validation` is all that was measured: a command that names no splits measures others."""
+    return [each.split for each in splits] == ["validation"]
+
+
 def verdict(splits: list[SplitFigures]) -> Verdict:
     """What the figures of some splits say, of which there is at least one."""
     main = main_split(splits)
