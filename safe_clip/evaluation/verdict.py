@@ -1,7 +1,7 @@
 """What figures say of a model, in sentences: whether it is safer, what that cost, and what is not known."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -121,7 +121,7 @@ def main_split(splits: list[SplitFigures]) -> SplitFigures:
     return next((each for each in usual if meant(each.split) != "validation"), (usual or splits)[0])
 
 
-def held_out_alone(splits: list[SplitFigures]) -> bool:
+def held_out_alone(splits: Sequence[SplitFigures]) -> bool:
     """Whether `validation` is all that was measured: a command that names no splits measures others."""
     return [each.split for each in splits] == ["validation"]
 
