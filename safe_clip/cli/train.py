@@ -168,6 +168,8 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     rows = rows if script.streaming else QuadrupletRows(rows)
     check_plan(args, rows, splits.get("validation"))
     measured = script.eval_splits or [split for split in splits if split != "train"] or ["train"]
+    if args.process_index == 0 and not script.streaming:
+        tell_seen_rows(splits, measured)
     model = safe_clip.load_clip(script.model, script.model_revision)
     processor = safe_clip.load_processor(script.model, script.model_revision)
     lora = safe_clip.lora_config(script.lora_r, script.lora_alpha, script.lora_dropout, model)
@@ -222,6 +224,20 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
         pushed = trainer.push_to_hub()
         if pushed is not None:
             print(f"It is at {pushed.repo_url}.")
+
+
+def tell_seen_rows(splits: Mapping[str, Any], measured: list[str]) -> None:
+    """Warns of splits whose rows are trained on too: their figures are better than those of other data."""
+    from ..evaluation.unseen import seen_rows
+
+    for split in measured:
+        if split != "train" and (count := seen_rows(splits[split], splits["train"])):
+            print(
+                f"warning: {count:,} of the {len(splits[split]):,} rows of '{split}' have the captions of a row of "
+                "'train'. What the model was trained on is not what it is to be measured by: remove them from one of "
+                "the two.",
+                file=sys.stderr,
+            )
 
 
 def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int) -> str:

@@ -1,9 +1,10 @@
-"""Which splits hold what training never saw."""
+"""Which splits hold what training never saw, and which hold rows that it did see."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from datasets import Dataset
 
+from ..data.items import CAPTION_COLUMNS
 from .quadruplets import cell_names
 
 CONCEPT_COLUMN = "concept"
@@ -46,3 +47,28 @@ def _concepts(rows: Dataset | None) -> set[str]:
     if rows is None or CONCEPT_COLUMN not in rows.column_names:
         return set()
     return {name.casefold() for name in cell_names(rows, CONCEPT_COLUMN) if name}
+
+
+def seen_rows(rows: Dataset, train: Dataset) -> int:
+    """How many rows have the captions of a row of the training.
+
+    Figures of such rows say how well the training went, and not what it is worth elsewhere.
+
+    Args:
+        rows: of a split.
+        train: the training rows, of the same columns.
+    """
+    wanted = set(_captions(rows))
+    seen = {captions for captions in _captions(train) if captions in wanted}
+    return sum(captions in seen for captions in _captions(rows))
+
+
+def _captions(rows: Dataset) -> Iterator[tuple[str, ...]]:
+    """The captions of each row that has any."""
+    names = [name for name in CAPTION_COLUMNS if name in rows.column_names]
+    if not names:
+        return
+    for batch in rows.with_format(None).select_columns(names).iter(batch_size=1000):
+        for captions in zip(*(batch[name] for name in names), strict=True):
+            if any(captions):
+                yield captions
