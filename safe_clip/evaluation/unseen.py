@@ -1,6 +1,7 @@
 """Which splits hold what training never saw, and which hold rows that it did see."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 from datasets import Dataset
 
@@ -68,7 +69,7 @@ def _captions(rows: Dataset) -> Iterator[tuple[str, ...]]:
     names = [name for name in CAPTION_COLUMNS if name in rows.column_names]
     if not names:
         return
-    for batch in rows.with_format(None).select_columns(names).iter(batch_size=1000):
+    for batch in cast(Dataset, rows.with_format(None).select_columns(names)).iter(batch_size=1000):
         for captions in zip(*(batch[name] for name in names), strict=True):
             if any(captions):
                 yield captions
