@@ -69,7 +69,8 @@ def _captions(rows: Dataset) -> Iterator[tuple[str, ...]]:
     names = [name for name in CAPTION_COLUMNS if name in rows.column_names]
     if not names:
         return
-    for batch in cast(Dataset, rows.with_format(None).select_columns(names)).iter(batch_size=1000):
+    plain = cast(Dataset, rows.with_format(None).select_columns(names))
+    for batch in cast(Iterator[dict[str, list]], plain.iter(batch_size=1000)):
         for captions in zip(*(batch[name] for name in names), strict=True):
             if any(captions):
                 yield captions
