@@ -11,7 +11,7 @@ from pathlib import Path
 from shapes import SHAPES, build_clip, build_processor, make_rows
 from step import DEVICE
 
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import safe_clip
 from safe_clip.demo import world
 from safe_clip.demo.dataset import FEATURES
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.quadruplets import QuadrupletItems, embed_quadruplets
 
 SPLITS = ("train", "test", "held_out_concepts", "held_out_style")

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import normalize
 
 import safe_clip
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.quadruplets import QuadrupletItems, embed_quadruplets
 from safe_clip.evaluation.redirection import QUERIES
 from safe_clip.evaluation.table import QUERY_LABELS

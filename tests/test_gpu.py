@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import TrainerCallback
 
 from safe_clip import evaluate_quadruplets, load_clip, load_processor
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.objectives import OBJECTIVES
 
 from .helpers import make_trainer, weights

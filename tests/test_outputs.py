@@ -161,7 +161,7 @@ def test_figures_go_when_other_weights_come_and_stay_with_theirs(processor, rows
 
 
 def test_weights_have_the_digest_that_measuring_gives_them(processor, rows, tmp_path):
-    from safe_clip.evaluation.embedding import Embedder
+    from safe_clip.embedding.embedder import Embedder
 
     trained(processor, rows, tmp_path)
     assert (

@@ -31,6 +31,7 @@ ROOMS = [
     "outputs",
     "data",
     "models",
+    "embedding",
     "evaluation",
     "card",
     "training",

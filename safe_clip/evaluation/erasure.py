@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..embedding.embedder import Embedder
 from ..errors import UserError
 from ..models.family import family_of
-from .embedding import Embedder
 from .quadruplets import embed_quadruplets, readable_rows
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..embedding.items import figure
 from ..items import pairs
 from ..metrics import scores
-from .items import figure
 from .quadruplets import QuadrupletItems
 
 MODALITIES = ("text", "image")

@@ -14,11 +14,11 @@ from ..data.columns import numbered
 from ..data.features import cell_name, texts_in
 from ..data.items import CAPTION_COLUMNS, ITEM_COLUMNS, ROW_COLUMN, RowLayout, items_there, layout_of
 from ..data.rows import check_caption
+from ..embedding.embedder import Embedder
+from ..embedding.items import IdentifiedItems, figure
 from ..errors import UserError
 from ..metrics import scores
 from ..metrics.ranking import ExactIndex, Index
-from .embedding import Embedder
-from .items import IdentifiedItems, figure
 
 CATEGORY_COLUMN = "category"
 MOST_CATEGORIES = 30  # that figures are given for

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..embedding.items import figure
 from ..items import SIDES
 from ..metrics.ranking import TIE, ExactIndex
-from .items import figure
 from .quadruplets import IndexFactory, QuadrupletItems, other, safe_rates, union_index
 
 KS = (1, 10)

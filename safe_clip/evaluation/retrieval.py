@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..embedding.items import IdentifiedItems, figure
 from ..items import pairs
 from ..metrics import scores
 from ..metrics.ranking import ExactIndex, Index
-from .items import IdentifiedItems, figure
 from .quadruplets import IndexFactory, QuadrupletItems, other, union_index
 
 KS = (1, 5, 10, 20)

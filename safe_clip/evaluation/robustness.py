@@ -7,9 +7,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data.items import ITEM_COLUMNS, RowLayout, items_there
+from ..embedding.embedder import Embedder
+from ..embedding.items import IdentifiedItems
 from ..metrics.ranking import ExactIndex
-from .embedding import Embedder
-from .items import IdentifiedItems
 from .quadruplets import IndexFactory, QuadrupletItems, embed_column, items_of, other, safe_rates, union_index
 from .transforms import IMAGE_TRANSFORMS, text_transforms
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from .. import __version__
+from ..embedding.embedder import Embedder
 from ..evaluation import TASKS
 from ..metrics.ranking import ExactIndex
 from ..models.load import load_clip, load_processor
@@ -17,7 +18,6 @@ from ..models.merge import check_strength, merge
 from ..store.folders import folder_of
 from ..terminal import phase
 from .data import EvaluationData
-from .embedding import Embedder
 from .quadruplets import IndexFactory
 from .suite import ModelEmbeddings, count_embedded, describe, embed_everything, measure
 

@@ -11,15 +11,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from ..embedding.embedder import Embedder
+from ..embedding.items import IdentifiedItems
 from ..errors import UserError
 from ..evaluation import TASKS
 from ..metrics.faiss_index import FaissIndex, index_recall
 from ..metrics.ranking import ExactIndex
 from .data import EvaluationData
-from .embedding import Embedder
 from .geometry import geometry
 from .intervals import DIGITS, summarise
-from .items import IdentifiedItems
 from .quadruplets import (
     IndexFactory,
     QuadrupletItems,

@@ -5,9 +5,9 @@ from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 
 from ..data.plain import plain_rows
+from ..embedding.embedder import Embedder
+from ..embedding.items import IdentifiedItems
 from ..terminal import phase
-from .embedding import Embedder
-from .items import IdentifiedItems
 from .quadruplets import QuadrupletItems, count_items, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
 from .retrieval import WAYS, counterparts, retrieval

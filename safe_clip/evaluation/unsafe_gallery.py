@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..embedding.items import IdentifiedItems
 from ..metrics.ranking import ExactIndex
-from .items import IdentifiedItems
 from .quadruplets import IndexFactory, QuadrupletItems, safe_rates, union_index
 
 KS = (1, 10)

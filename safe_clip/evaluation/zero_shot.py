@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..embedding.embedder import Embedder
 from ..items import ItemBatch
 from ..metrics import scores
-from .embedding import Embedder
 
 KS = (1, 5)
 

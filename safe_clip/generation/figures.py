@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..evaluation.items import figure
+from ..embedding.items import figure
 from .by_category import summarise_items
 from .distances import distances
 from .judges import flags

@@ -22,9 +22,9 @@ from transformers import (
 
 from ..data.audit.classifiers import Classifier
 from ..data.content import column_digest
+from ..embedding.items import figure
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
-from ..evaluation.items import figure
 from ..metrics import load_metric
 from ..models.family import family_of
 from ..store.chunks import Chunk, in_chunks

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .. import __version__
 from ..config import changed
 from ..data.audit.classifiers import Classifier
-from ..evaluation.embedding import PRECISIONS, Embedder
+from ..embedding.embedder import PRECISIONS, Embedder
 from ..evaluation.intervals import summarise
 from ..evaluation.report.strips import choose_rows
 from ..evaluation.run import Subject, alone_at_last

@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from ..data.audit.classifiers import Classifier
+from ..embedding.embedder import Embedder
 from ..errors import UserError
-from ..evaluation.embedding import Embedder
 from ..models.family import Tower, family_of
 from ..store.chunks import Chunk, in_chunks
 from ..store.fingerprints import file_digest, vocabulary_digest, weights_digest

@@ -24,7 +24,7 @@ IN_SMALL_CHUNKS = """
 import sys
 from safe_clip.cli import eval
 from safe_clip.errors import run
-from safe_clip.evaluation import embedding
+from safe_clip.embedding import embedder
 
 embedding.CHUNK = 16
 run(eval.main, sys.argv[1:])

@@ -1,7 +1,7 @@
 import torch
 from datasets import Dataset
 
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.erasure import erase_unsafe_direction
 from safe_clip.evaluation.quadruplets import embed_quadruplets
 

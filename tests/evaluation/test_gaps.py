@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from safe_clip import evaluate_quadruplets
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.data import load_evaluation_data
-from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.intervals import summarise
 from safe_clip.evaluation.quadruplets import embed_quadruplets
 from safe_clip.evaluation.redirection import redirection

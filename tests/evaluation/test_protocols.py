@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from safe_clip.embedding.items import IdentifiedItems
 from safe_clip.evaluation.geometry import effective_rank, geometry, modality_gap, spread
-from safe_clip.evaluation.items import IdentifiedItems
 from safe_clip.evaluation.quadruplets import QuadrupletItems
 from safe_clip.evaluation.redirection import redirection
 from safe_clip.evaluation.retrieval import retrieval
@@ -149,7 +149,7 @@ def test_zero_shot_by_hand():
 
 
 def test_class_embeddings_are_means_over_the_prompts(model, processor):
-    from safe_clip.evaluation.embedding import Embedder
+    from safe_clip.embedding.embedder import Embedder
 
     embedder = Embedder(model, processor)
     classes = class_embeddings(embedder, ["red", "blue"], ["a {} square", "one {}"], "prompts")

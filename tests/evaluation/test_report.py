@@ -15,8 +15,8 @@ from datasets import Dataset
 from PIL import Image as PILImage
 
 from safe_clip.data.thumbnails import data_url
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.data import EvaluationData, Sample
-from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.report import write_report
 from safe_clip.evaluation.report.strips import Viewer, choose_rows, first_results
 from safe_clip.evaluation.suite import describe, embed_everything, measure

@@ -6,8 +6,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from safe_clip import UserError
 from safe_clip.data.classification import ClassificationData
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.data import EvaluationData, Sample, choose_splits, draw, load_evaluation_data
-from safe_clip.evaluation.embedding import Embedder
 from safe_clip.evaluation.quadruplets import row_categories
 from safe_clip.evaluation.suite import embed_everything, measure, place
 

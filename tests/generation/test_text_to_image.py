@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from safe_clip import UserError, safe_text_to_image
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.generation import text_to_image
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.distances import Inception, distances

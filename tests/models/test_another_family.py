@@ -37,7 +37,7 @@ from safe_clip import (
 )
 from safe_clip.card import write_model_card
 from safe_clip.cli.export import main as export
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.erasure import erase_unsafe_direction
 from safe_clip.evaluation.quadruplets import embed_quadruplets
 from safe_clip.evaluation.zero_shot import class_embeddings

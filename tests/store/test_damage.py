@@ -18,7 +18,7 @@ from safe_clip.data import fetching
 from safe_clip.data.audit.reading import read_items
 from safe_clip.data.sources import load_splits
 from safe_clip.demo import dataset as demo
-from safe_clip.evaluation.embedding import Embedder
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.text_to_image import ImageScorer, paint_all, requests_of
 from safe_clip.store.folders import GENERATED, KINDS, entries, folder_of

@@ -4,9 +4,9 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from safe_clip import UserError
-from safe_clip.evaluation import embedding
-from safe_clip.evaluation.embedding import Embedder
-from safe_clip.evaluation.items import IdentifiedItems
+from safe_clip.embedding import embedder as module
+from safe_clip.embedding.embedder import Embedder
+from safe_clip.embedding.items import IdentifiedItems
 from safe_clip.evaluation.quadruplets import embed_quadruplets, readable_rows
 from safe_clip.evaluation.transforms import mirror
 
@@ -104,7 +104,7 @@ def test_the_fingerprint_changes_with_whatever_changes_embeddings(processor, mod
 
 
 def test_interrupted_work_goes_on_where_it_was(processor, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "CHUNK", 8)
+    monkeypatch.setattr(module, "CHUNK", 8)
     whole = Embedder(build_model(processor), processor, batch_size=4).texts(rows["safe_caption"])
     model = build_model(processor)
     encode, calls = model.get_text_features, []
@@ -142,7 +142,7 @@ def test_a_chunk_with_zeros_in_it_is_made_again(processor, rows, tmp_path, caplo
 
 def test_batches_that_do_not_divide_a_chunk_keep_the_order(processor, model, rows, monkeypatch, tmp_path):
     whole = Embedder(model, processor).texts(rows["safe_caption"]).embeds
-    monkeypatch.setattr(embedding, "CHUNK", 10)
+    monkeypatch.setattr(module, "CHUNK", 10)
     for cache_dir in (None, tmp_path):
         parts = Embedder(model, processor, batch_size=4, cache_dir=cache_dir).texts(rows["safe_caption"]).embeds
         assert (parts - whole).abs().max() < 1e-6
@@ -228,7 +228,7 @@ def test_items_of_a_selection_know_their_own_order():
 
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-9], lambda whole: b"\0" + whole])
 def test_a_damaged_chunk_alone_is_made_again(damage, model, processor, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(embedding, "CHUNK", 2)
+    monkeypatch.setattr(module, "CHUNK", 2)
 
     def embedded() -> tuple:
         embedder = Embedder(model, processor, cache_dir=tmp_path)

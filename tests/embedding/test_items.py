@@ -1,6 +1,6 @@
 import torch
 
-from safe_clip.evaluation.items import IdentifiedItems, figure
+from safe_clip.embedding.items import IdentifiedItems, figure
 
 
 def packed():

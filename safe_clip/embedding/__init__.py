@@ -1,0 +1,1 @@
+"""Embeddings of captions and images by a CLIP, for training, evaluation and generation."""
