@@ -106,11 +106,11 @@ def _forward(family: Family) -> Callable[..., ModelOutput]:
         if pixel_values is None:
             features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             _keep_last(features)
-            return family.output(text_embeds=normalize(features.pooler_output, dim=-1), text_model_output=features)
+            return family.output(text_embeds=_normalized(features), text_model_output=features)
         if input_ids is None:
             features = self.get_image_features(pixel_values=pixel_values, **kwargs)
             _keep_last(features)
-            return family.output(image_embeds=normalize(features.pooler_output, dim=-1), vision_model_output=features)
+            return family.output(image_embeds=_normalized(features), vision_model_output=features)
         output = family.model.forward(
             self, input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs
         )
@@ -119,6 +119,11 @@ def _forward(family: Family) -> Callable[..., ModelOutput]:
         return output
 
     return forward
+
+
+def _normalized(features: BaseModelOutputWithPooling) -> Tensor:
+    """Embeddings of length 1, to the precision of float32."""
+    return normalize(features.pooler_output.float(), dim=-1)
 
 
 def _keep_last(output: BaseModelOutputWithPooling) -> None:

@@ -1,4 +1,4 @@
-"""The frozen original model, as the reference of training."""
+"""Models that are asked and never changed, among them the original, as the reference of training."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,7 +21,73 @@ from .patches import accept_one_modality
 HARMLESS_INITS = (True, False, "gaussian")
 
 
-class FrozenReference:
+class FrozenCLIP:
+    """A CLIP that is asked and stays as it is: in eval mode, without gradients.
+
+    Args:
+        model: of a known family, or a `PeftModel` of one.
+
+    Attributes:
+        model: without what wraps it.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> ModelOutput:
+        """Embeds N captions and M images, or one of the two.
+
+        Args:
+            **inputs: `input_ids` and `attention_mask`, `pixel_values`; `output_hidden_states`.
+
+        Returns:
+            `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1; `None` for what is not given.
+        """
+        return self._run(self.model, inputs)
+
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> ModelOutput:
+        """What `self.model` gives, run through what wraps it, in eval mode, in which it does not stay."""
+        training = model.training
+        model.eval()
+        try:
+            with accept_one_modality(self.model):
+                return model(**inputs)
+        finally:
+            model.train(training)
+
+    @cached_property
+    def weights(self) -> str:
+        """A digest of the weights."""
+        return weights_digest(self.model.state_dict().items())
+
+    @property
+    def adapters(self) -> dict[str, PeftConfig]:
+        """The settings of the adapters that are part of it, by name."""
+        return cast(dict, getattr(self.model, "peft_config", {}))
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's."""
+        return self.model.config
+
+    @property
+    def family(self) -> Family:
+        """The model's."""
+        return family_of(self.model)
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.family.dimension(self.config)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor that the model learned to put before its cosines (OpenAI's CLIP: 100)."""
+        return self.family.scale_of(self.model)
+
+
+class FrozenReference(FrozenCLIP):
     """The original CLIP, which training must never move.
 
     A model trained through adapters already contains it: with the adapters disabled, in eval mode
@@ -55,29 +121,19 @@ class FrozenReference:
             original = copy.deepcopy(model)
             original = original.unload() if isinstance(original, PeftModel) else original
             self._copy = original.requires_grad_(False).eval()
+        super().__init__(self._copy or model)
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> ModelOutput:
-        """Embeds N captions and M images, or one of the two.
-
-        Args:
-            **inputs: `input_ids` and `attention_mask`, `pixel_values`; `output_hidden_states`.
-
-        Returns:
-            `text_embeds` (N x dimension) and `image_embeds` (M x dimension), of length 1; `None` for what is not given.
-        """
+        """As any `FrozenCLIP`; a copy goes to the device of the inputs."""
         if self._copy is not None:
             device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-            with accept_one_modality(self._model):
-                return self._copy.to(device)(**inputs)
-        training = self._shared.training
+            return self._run(self._copy.to(device), inputs)
         trained = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
-        self._shared.eval()
         try:
-            with accept_one_modality(self._model), self._shared.disable_adapter():
-                return self._shared(**inputs)
+            with self._shared.disable_adapter():
+                return self._run(self._shared, inputs)
         finally:
-            self._shared.train(training)
             for parameter, requires_grad in trained:  # enabling an adapter again makes all of it trainable
                 parameter.requires_grad_(requires_grad)
 
@@ -118,32 +174,13 @@ class FrozenReference:
     @cached_property
     def weights(self) -> str:
         """A digest of the original's weights."""
-        named = ((name.replace(".base_layer.", "."), weight) for name, weight in self._model.state_dict().items())
+        named = ((name.replace(".base_layer.", "."), weight) for name, weight in self.model.state_dict().items())
         return weights_digest((name, weight) for name, weight in named if "lora_" not in name)
 
     @property
-    def config(self) -> PreTrainedConfig:
-        """The original's."""
-        return self._model.config
-
-    @property
-    def family(self) -> Family:
-        """The original's."""
-        return family_of(self._model)
-
-    @property
-    def _model(self) -> PreTrainedModel:
-        return cast(PreTrainedModel, self._shared.get_base_model() if self._copy is None else self._copy)
-
-    @property
-    def dimension(self) -> int:
-        """Length of an embedding."""
-        return self.family.dimension(self.config)
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor that the original learned to put before its cosines (OpenAI's CLIP: 100)."""
-        return self.family.scale_of(self._model)
+    def adapters(self) -> dict[str, PeftConfig]:
+        """None: what is trained is not part of it."""
+        return {}
 
 
 def _weights(layers: Iterable[LoraLayer], factor: str) -> Iterator[nn.Parameter]:
