@@ -165,7 +165,8 @@ def test_weights_have_the_digest_that_measuring_gives_them(processor, rows, tmp_
 
     trained(processor, rows, tmp_path)
     assert (
-        OutputFolder(tmp_path).manifest["weights"] == Embedder(CLIPModel.from_pretrained(tmp_path), processor).weights
+        OutputFolder(tmp_path).manifest["weights"]
+        == Embedder(CLIPModel.from_pretrained(tmp_path), processor).model.weights
     )
 
 

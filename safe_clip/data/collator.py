@@ -1,5 +1,6 @@
 """Rows to tensors."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from ..items import Layout
-from ..store.fingerprints import content_id
+from ..store.fingerprints import content_id, processor_settings, short_digest
 from .beginnings import beginnings
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
 from .pixels import from_levels
@@ -58,6 +59,11 @@ class QuadrupletCollator:
         if images:
             batch["pixel_values"] = self._pixels(images)
         return batch
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what it makes of rows, but for padding, which changes no embedding."""
+        return short_digest(json.dumps([processor_settings(self.processor), self.max_length]))
 
     def _tokens(self, captions: list[str]) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer

@@ -11,54 +11,62 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
+from transformers import BaseImageProcessor, ProcessorMixin
+from transformers.utils import ModelOutput
 
+from ..data.collator import model_inputs
 from ..data.content import column_digest
 from ..data.features import stored_images
 from ..data.images import open_image
 from ..data.items import ROW_COLUMN
 from ..errors import UserError
-from ..models.family import family_of
+from ..items import MODALITIES, SIDES, Quadruplets
 from ..models.load import check_processor
-from ..store.chunks import Chunk, in_chunks
-from ..store.fingerprints import content_id, settings_of, weights_digest
+from ..models.reference import FrozenCLIP
+from ..store.chunks import Chunk, in_chunks, joined
+from ..store.fingerprints import content_id, settings_of
 from .items import IdentifiedItems
 
-CHUNK = 256  # rows a file of the cache holds: what an interruption can cost
+# Rows that a file of the cache holds: what an interruption can cost.
+CHUNK = 256
+QUADRUPLETS = 1000
+MOST_CHUNKS = 500  # of quadruplets, of which there may be millions
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Embedder:
-    """Embeds with one CLIP.
+    """Embeds with one CLIP: columns of texts or images, and batches and rows of quadruplets.
 
-    Work is cut into chunks of `CHUNK` rows that all processes share out among themselves. With a
-    cache, each finished chunk is a safetensors file under a fingerprint of (weights, processor,
-    data, precision), which later runs, resumed ones included, read in place of embedding. Batches
+    Work is cut into chunks that all processes share out among themselves. With a cache, each
+    finished chunk is a safetensors file under a fingerprint of (weights, processor, data,
+    precision), which later runs, resumed ones included, read in place of embedding. Batches
     are the same however many processes share them, and so are the embeddings, to the last bit.
 
     Args:
-        model: a `CLIPModel`, or what wraps one, used in eval mode on the device where it is.
+        model: a `CLIPModel`, or what wraps one, on the device where it is; or a `FrozenCLIP`, such as the original of a
+            training.
         processor: its processor.
         label: what progress bars call the model.
-        batch_size: items at a time.
+        batch_size: items, or quadruplets, at a time.
         precision: `"float32"`, `"bfloat16"` or `"float16"` arithmetic (embeddings are float32);
             `"auto"` is float16 on a GPU, float32 elsewhere.
         cache_dir: a folder, on a disk that all processes see; `None` keeps nothing.
         accelerator: who shares the work; by default this process does all of it.
         num_workers: processes that read images; by default none beside a model on the CPU, and as many as there
             are cores for each process beside a GPU.
+        progress: show bars.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | FrozenCLIP,
         processor: ProcessorMixin,
         label: str = "Embedding",
         batch_size: int = 128,
@@ -66,47 +74,65 @@ class Embedder:
         cache_dir: Path | None = None,
         accelerator: Accelerator | None = None,
         num_workers: int | None = None,
+        progress: bool = True,
     ):
-        self.model = cast(PreTrainedModel, model)  # what wraps one passes its attributes on
-        check_processor(self.model, processor, embed=False)  # whatever it makes of inputs is what is measured
-        if precision == "auto":
-            precision = "float32" if self.model.device.type == "cpu" else "float16"
-        if num_workers is None:
-            processes = accelerator.num_processes if accelerator else 1
-            num_workers = 0 if self.model.device.type == "cpu" else min(16, (os.cpu_count() or 1) // processes)
-        if accelerator is not None and accelerator.num_processes > 1 and cache_dir is None:
-            raise UserError("several processes share embeddings through the cache: give it a folder with --cache_dir.")
+        self.model: FrozenCLIP = model if isinstance(model, FrozenCLIP) else FrozenCLIP(model)
+        check_processor(self.model.model, processor, embed=False)  # whatever it makes of inputs is what is measured
         self.processor, self.label = processor, label
+        self.cache_dir, self.accelerator, self.progress = cache_dir, accelerator, progress
+        if precision == "auto":
+            precision = "float32" if self.device.type == "cpu" else "float16"
+        processes = accelerator.num_processes if accelerator else 1
+        if num_workers is None:
+            num_workers = 0 if self.device.type == "cpu" else min(16, (os.cpu_count() or 1) // processes)
+        if processes > 1 and cache_dir is None:
+            raise UserError("several processes share embeddings through the cache: give it a folder with --cache_dir.")
         self.batch_size, self.precision, self.num_workers = batch_size, precision, num_workers
-        self.cache_dir, self.accelerator = cache_dir, accelerator
-        self.family = family_of(self.model)
 
     @property
-    def dimension(self) -> int:
-        """Length of an embedding."""
-        return self.family.dimension(self.model.config)
-
-    @cached_property
-    def weights(self) -> str:
-        """Changes with the model's weights, and with nothing else."""
-        return weights_digest(self.model.state_dict().items())
+    def device(self) -> torch.device:
+        """Where the model is run."""
+        return self.accelerator.device if self.accelerator else self.model.model.device
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the model, the processor, the precision and the libraries."""
-        adapters = cast(dict, getattr(self.model, "peft_config", {}))
-        return Hasher.hash(
-            [
-                self.weights,
-                {
-                    name: json.dumps(adapter.to_dict(), sort_keys=True, default=str)
-                    for name, adapter in adapters.items()
-                },
-                settings_of(self.model.config, self.processor),
-                self.precision,
-                self.model.device.type,
-            ]
-        )
+        adapters = {
+            name: json.dumps(adapter.to_dict(), sort_keys=True, default=str)
+            for name, adapter in self.model.adapters.items()
+        }
+        settings = settings_of(self.model.config, self.processor)
+        return Hasher.hash([self.model.weights, adapters, settings, self.precision, self.device.type])
+
+    # ---- What is embedded ----
+
+    def embed(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embeddings of N captions or of N images, by what the model takes for them: float32 on the CPU.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        output = self._run(inputs)
+        return self._checked(output.image_embeds if output.text_embeds is None else output.text_embeds)
+
+    def quadruplets(
+        self, batch: dict[str, Any], sides: tuple[str, ...] = SIDES, hidden_states: bool = False
+    ) -> Quadruplets:
+        """Embeds the items of a batch; float32, on the device.
+
+        Args:
+            batch: as a `QuadrupletCollator` makes it.
+            sides: those that are embedded: both, or the safe one.
+            hidden_states: with those that generators read.
+        """
+        inputs, layout = model_inputs(batch, safe_only=sides != SIDES), batch["layout"]
+        if not inputs:
+            nothing = torch.empty(0, self.model.dimension, device=self.device)
+            return Quadruplets.of_sides(nothing, nothing, layout, sides=())
+        output = self._run(inputs, **({"output_hidden_states": True} if hidden_states else {}))
+        layers = self.model.family.hidden_states(output) if hidden_states else None
+        embeds = (None if each is None else each.float() for each in (output.text_embeds, output.image_embeds))
+        return Quadruplets.of_sides(*embeds, layout, layers, sides)
 
     def texts(self, texts: Iterable[str], desc: str = "texts") -> IdentifiedItems:
         """Embeds N texts, cut to the text encoder's length."""
@@ -114,11 +140,14 @@ class Embedder:
         data = Hasher.hash(texts)
 
         def collate(some: list[str]) -> dict[str, Tensor]:
-            return self.family.tokenize(self.processor.tokenizer, some, self.model.config)
+            return self.model.family.tokenize(self.processor.tokenizer, some, self.model.config)
 
-        chunks = self._chunks(texts, collate, cast(Callable, self.model.get_text_features), ("text", data), desc)
+        def encode(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"embeds": self.embed(batch)}
+
+        embeds = joined(self._chunks(texts, collate, encode, ("text", data), desc, CHUNK))[0]["embeds"]
         ids = torch.tensor([content_id(text.encode()) for text in texts])
-        return IdentifiedItems(chunks["embeds"], torch.arange(len(texts)), ids=ids, count=len(texts))
+        return IdentifiedItems(embeds, torch.arange(len(texts)), ids=ids, count=len(texts))
 
     def images(
         self,
@@ -136,78 +165,99 @@ class Embedder:
             transform: applied to the decoded image; a function of a module, which the cache knows by name and code.
         """
         images = _Images(rows, column, transform, self.processor.image_processor)
-        key = (
-            "picture",
-            column_digest(images.rows, column),
-            column,
-            transform and _source(transform),
-        )
-        encode = cast(Callable, self.model.get_image_features)
-        chunks = self._chunks(images, _collate_images, encode, key, desc)
-        row, broken = (mask.nonzero().flatten() for mask in (chunks["readable"], ~chunks["readable"]))
+        key = "picture", column_digest(images.rows, column), column, transform and _source(transform)
+
+        def encode(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            readable = batch["readable"]
+            embeds = torch.full((len(readable), self.model.dimension), torch.nan)
+            if "pixel_values" in batch:
+                embeds[readable] = self.embed({"pixel_values": batch.pop("pixel_values")})
+            return {"embeds": embeds, **batch}
+
+        made = joined(self._chunks(images, _collate_images, encode, key, desc, CHUNK))[0]
+        row, broken = (mask.nonzero().flatten() for mask in (made["readable"], ~made["readable"]))
         return IdentifiedItems(
-            chunks["embeds"][row],
+            made["embeds"][row],
             row,
-            ids=chunks["ids"][row],
+            ids=made["ids"][row],
             count=len(images),
             unreadable={index: images.why(index) for index in broken.tolist()},
         )
 
+    def rows(
+        self,
+        rows: TorchDataset,
+        collator: Callable,
+        desc: str,
+        sides: tuple[str, ...] = SIDES,
+        key: tuple[Any, ...] | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Embeds the items of N quadruplets.
+
+        Args:
+            rows: the quadruplets.
+            collator: makes batches of them, as a `QuadrupletCollator` does.
+            desc: label of the progress bar.
+            sides: as of `quadruplets`.
+            key: what the batches are known again by, for the cache; `None` keeps nothing.
+
+        Returns:
+            Parts of the rows, which follow one another: for each item, such as `safe_text`, M x dimension float32, NaN
+            where it is missing; mapped into memory from the cache.
+        """
+        names = [f"{side}_{modality}" for modality in MODALITIES for side in sides]
+
+        def encode(batch: dict[str, Any]) -> dict[str, Tensor]:
+            made = self.quadruplets(batch, sides).map(self._checked)
+            return {name: made[name].dense(len(made)) for name in names}
+
+        size = max(QUADRUPLETS, -(-len(rows) // MOST_CHUNKS)) if key else len(rows)
+        return [tensors for tensors, _ in self._chunks(rows, collator, encode, key and (*key, names), desc, size)]
+
+    def _run(self, inputs: dict[str, Tensor], **options: Any) -> ModelOutput:
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext():
+            return self.model(**send_to_device(inputs, self.device, non_blocking=True), **options)
+
+    def _checked(self, embeds: Tensor) -> Tensor:
+        """Float32, on the CPU."""
+        embeds = embeds.float().cpu()
+        if not torch.isfinite(embeds).all():
+            cure = "." if self.precision == "float32" else f", or too large for {self.precision}: try float32."
+            raise UserError(f"{self.label} gives embeddings that are not finite numbers. Its weights are broken{cure}")
+        return embeds
+
     # ---- Chunks ----
 
     def _chunks(
-        self, data: Any, collate: Callable, encode: Callable, key: tuple[Any, ...], desc: str
-    ) -> dict[str, Tensor]:
+        self,
+        data: Any,
+        collate: Callable,
+        encode: Callable[[dict[str, Any]], dict[str, Tensor]],
+        key: tuple[Any, ...] | None,
+        desc: str,
+        chunk_size: int,
+    ) -> list[Chunk]:
         made = in_chunks(
-            self.cache_dir and self.cache_dir / Hasher.hash([self.fingerprint, *key]),
+            self.cache_dir / Hasher.hash([self.fingerprint, *key]) if self.cache_dir and key else None,
             len(data),
             lambda batches: self._embed(data, batches, collate, encode),
             f"{self.label}: {desc}",
-            CHUNK,
+            chunk_size,
             self.batch_size,
             self.accelerator,
             leave=False,
             is_final=_is_readable,
+            progress=self.progress,
         )
-        return cast(Chunk, made)[0]  # which every process reads
+        return cast(list[Chunk], made)  # which every process reads
 
-    @torch.inference_mode()
     def _embed(self, data: Any, batches: list[range], collate: Callable, encode: Callable) -> Iterator[Chunk]:
         """Yields each batch's tensors."""
-        workers = self.num_workers if isinstance(data, _Images) else 0
+        workers = 0 if isinstance(data, list) else self.num_workers
         # pyrefly: ignore [bad-argument-type]: torch declares lists, and takes whatever numbers can be drawn from
-        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
-        training = self.model.training
-        self.model.eval()
-        try:
-            for batch in loader:
-                yield self._encode(batch, encode), []
-        finally:
-            self.model.train(training)
-
-    def _encode(self, batch: dict[str, Tensor], encode: Callable) -> dict[str, Tensor]:
-        readable, ids = batch.pop("readable", None), batch.pop("ids", None)
-        embeds = torch.empty(0, self.dimension)
-        if batch:
-            device = self.model.device
-            dtype = PRECISIONS[self.precision]
-            with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
-                output = encode(**{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
-            embeds = normalize(output.pooler_output.float(), dim=1).cpu()
-            if not torch.isfinite(embeds).all():
-                raise UserError(
-                    f"{self.label} gives embeddings that are not finite numbers. Its weights are broken"
-                    + (
-                        ", or too large for this precision: try --precision float32."
-                        if self.precision != "float32"
-                        else "."
-                    )
-                )
-        if readable is None:
-            return {"embeds": embeds}
-        whole = torch.full((len(readable), self.dimension), torch.nan)
-        whole[readable] = embeds
-        return {"embeds": whole, "ids": cast(Tensor, ids), "readable": readable}
+        for batch in DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers):
+            yield encode(batch), []
 
 
 class _Images(TorchDataset):

@@ -132,7 +132,9 @@ def embed_quadruplets(embedder: Embedder, rows: Dataset, split: str = "") -> Qua
         if items_there(rows, column).any()
     }
     layout = layout_of(rows)
-    return QuadrupletItems(*(items_of(columns, layout, kind, embedder.dimension) for kind in range(4)), layout=layout)
+    return QuadrupletItems(
+        *(items_of(columns, layout, kind, embedder.model.dimension) for kind in range(4)), layout=layout
+    )
 
 
 def count_items(rows: Dataset) -> int:

@@ -31,7 +31,7 @@ def embed_variants(
         variants[modality] = {}
         for name, change in transforms.items():
             made = embed_column(embedder, rows, column, f"{split}, {label}, {name}", change)
-            variants[modality][name] = items_of({kind: made}, layout, kind, embedder.dimension)
+            variants[modality][name] = items_of({kind: made}, layout, kind, embedder.model.dimension)
     return variants
 
 

@@ -86,7 +86,7 @@ def embed_everything(
     Raises:
         UserError: a caption is bad, or an image cannot be read and may not be skipped.
     """
-    made = ModelEmbeddings(embedder.label, embedder.weights)
+    made = ModelEmbeddings(embedder.label, embedder.model.weights)
 
     def readable(where: str, images: list[IdentifiedItems]) -> Tensor:
         left_out = len(data.bad_captions.get(where, ()))

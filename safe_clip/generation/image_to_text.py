@@ -27,7 +27,7 @@ from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
 from ..metrics import load_metric
 from ..models.family import family_of
-from ..store.chunks import Chunk, in_chunks
+from ..store.chunks import Chunk, in_chunks, joined
 from ..store.fingerprints import vocabulary_digest, weights_digest
 from .arguments import CHUNK, DEMO, GenerationArguments
 from .by_category import summarise_items
@@ -179,7 +179,7 @@ def caption_all(
     )
     if made is None:
         return None
-    records = made[1]
+    records = joined(made)[1]
     return Captions(items, [record["caption"] for record in records], [record["scores"] for record in records])
 
 

@@ -14,14 +14,13 @@ from accelerate import Accelerator
 from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from ..data.audit.classifiers import Classifier
 from ..embedding.embedder import Embedder
 from ..errors import UserError
 from ..models.family import Tower, family_of
-from ..store.chunks import Chunk, in_chunks
+from ..store.chunks import Chunk, in_chunks, joined
 from ..store.fingerprints import file_digest, vocabulary_digest, weights_digest
 from ..store.writing import whole_file
 from .arguments import CHUNK, DEMO, GenerationArguments
@@ -160,12 +159,10 @@ class ImageScorer:
             tensors["objects"] = self.objects.shares(images, references)
         return tensors, judge(self.judges, images)
 
-    @torch.inference_mode()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """N x dimension embeddings of images by the original CLIP, of length 1."""
-        model, processor = self.embedder.model.eval(), self.embedder.processor.image_processor
-        pixels = processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
-        return normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=1).cpu()
+        pixels = self.embedder.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        return self.embedder.embed({"pixel_values": pixels})
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """N x D features that FID and KID compare."""
@@ -280,7 +277,7 @@ def paint_all(
     sizes = CHUNK, generation.generation_batch_size
     options = {"accelerator": accelerator, "is_final": is_whole, "main_only": True}
     made = in_chunks(folder, len(requests), partial(map, make), label, *sizes, **options)
-    return None if made is None else GeneratedImages(requests, *made, folder)
+    return None if made is None else GeneratedImages(requests, *joined(made), folder)
 
 
 def hidden(side: str, scores: Mapping[str, float], threshold: float, original: bool) -> bool:

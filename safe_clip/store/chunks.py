@@ -33,7 +33,8 @@ def in_chunks(
     leave: bool = True,
     is_final: Callable[[Chunk], bool] = lambda chunk: True,
     main_only: bool = False,
-) -> Chunk | None:
+    progress: bool = True,
+) -> list[Chunk] | None:
     """Makes what is not made yet, and reads all of it.
 
     A chunk is a safetensors file and, if it has records, a JSON file of them. It is written whole or not at all, and
@@ -51,13 +52,15 @@ def in_chunks(
         is_final: whether a kept chunk may be used; where it returns False, this call makes it again, and also tells
             that it is damaged where it raises.
         main_only: read the results on the main process alone.
+        progress: show the bar.
 
     Returns:
-        All items; `None` where they are not read.
+        The chunks, whose tensors are those of the files, mapped into memory, where they are kept; `None` where they are
+        not read.
     """
     chunks = [range(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
     done: dict[range, Chunk] = {}
-    quiet = accelerator is not None and not accelerator.is_local_main_process
+    quiet = not progress or (accelerator is not None and not accelerator.is_local_main_process)
 
     def final(items: range) -> Chunk | None:
         chunk = _load(folder, items)
@@ -82,7 +85,7 @@ def in_chunks(
                 bar.update(len(batch))
                 items = chunks[batch[0] // chunk_size]
                 if batch[-1] == items[-1]:
-                    chunk, made = _joined(made), []
+                    chunk, made = joined(made), []
                     if folder:
                         _save(chunk, folder, items)
                     else:
@@ -95,7 +98,7 @@ def in_chunks(
         work(chunks)
     if main_only and accelerator is not None and not accelerator.is_main_process:
         return None
-    return _joined([done.get(items) or _load(folder, items) for items in chunks])
+    return [done.get(items) or _load(folder, items) for items in chunks]
 
 
 def share_out(chunks: Sequence, work: Callable[[Sequence], None], accelerator: Accelerator | None) -> None:
@@ -116,7 +119,8 @@ def share_out(chunks: Sequence, work: Callable[[Sequence], None], accelerator: A
         accelerator.wait_for_everyone()
 
 
-def _joined(parts: list[Chunk]) -> Chunk:
+def joined(parts: list[Chunk]) -> Chunk:
+    """Chunks that follow one another as one, in memory."""
     tensors = {name: torch.cat([each[name] for each, _ in parts]) for name in parts[0][0]} if parts else {}
     return tensors, [record for _, records in parts for record in records]
 

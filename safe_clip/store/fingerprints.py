@@ -121,15 +121,22 @@ def vocabulary_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def settings_of(config: "PreTrainedConfig", processor: "ProcessorMixin") -> list[Any]:
     """All that tells one way of embedding from another, besides weights, device and precision."""
+    return [
+        json.dumps({**config.to_dict(), "_name_or_path": None}, sort_keys=True, default=str),
+        *processor_settings(processor),
+        [__version__, *(importlib.metadata.version(name) for name in LIBRARIES)],
+    ]
+
+
+def processor_settings(processor: "ProcessorMixin") -> list[str]:
+    """All that tells what a processor makes of captions and images."""
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     # Set by every call, and no matter for the embeddings.
     tokenizer.update(padding=None, truncation=None)
     image_processor = processor.image_processor
     return [
-        json.dumps({**config.to_dict(), "_name_or_path": None}, sort_keys=True, default=str),
         json.dumps(tokenizer, sort_keys=True),
         processor.tokenizer.padding_side,
         type(image_processor).__name__,
         json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
-        [__version__, *(importlib.metadata.version(name) for name in LIBRARIES)],
     ]

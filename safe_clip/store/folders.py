@@ -17,7 +17,7 @@ KINDS = {
     "pixels": "decoded images of training rows",
     "audit": "what an audit has read and scored",
     "demo": "the bundled demo's rows",
-    "earlier": "tables of earlier versions, which noted no kind",
+    "earlier": "tables of earlier versions",
     "rows": "what `datasets` has made of files of yours",
     "tables": "tables of text, as Parquet",
     "fetched": "images behind addresses",
@@ -25,7 +25,7 @@ KINDS = {
     "links": "links to files of yours, under names that `datasets` reads",
     "generated": "generated images and captions of --output_dir",
 }
-TABLES = ("reference_embeddings", "pixels", "audit", "demo", "earlier")  # which `store.tables` keeps
+TABLES = ("pixels", "audit", "demo", "earlier")  # which `store.tables` keeps
 GENERATED = "generated"  # in the folder of a run
 KEY = re.compile(r"[0-9a-f]{16}")
 NAMES = {
@@ -42,7 +42,7 @@ def folder_of(kind: str) -> Path:
         return Path(datasets.config.HF_CACHE_HOME) / "safe_clip" / "embeddings"
     if kind in TABLES:
         kind = "generator"
-    elif kind in ("rows", "tables", "fetched"):
+    elif kind in ("reference_embeddings", "rows", "tables", "fetched"):
         kind = Path("safe_clip", kind if kind != "rows" else "")
     return Path(datasets.config.HF_DATASETS_CACHE) / kind
 
@@ -75,6 +75,7 @@ def entries(kind: str, folder: Path) -> Iterator[Entry]:
 def _kind_of_table(folder: Path) -> str | None:
     """The kind that a table's folder notes; `None` where it is not of this package, or not whole."""
     try:
-        return json.loads((folder / DIGESTS).read_text(encoding="utf-8")).get(KIND, "earlier")
+        kind = json.loads((folder / DIGESTS).read_text(encoding="utf-8")).get(KIND)
+        return kind if kind in TABLES else "earlier"
     except (OSError, ValueError, AttributeError):
         return None

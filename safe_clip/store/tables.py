@@ -16,7 +16,6 @@ from ..errors import UserError
 from ..terminal import progress_bar
 from .chunks import share_out
 from .damaged import check_digests, made_again, note_digests
-from .fingerprints import WHOLE_FILE
 from .folders import folder_of
 
 CHUNK = 1000  # rows that a file of the cache holds: what an interruption can cost
@@ -33,7 +32,6 @@ def table_in_chunks(
     progress: bool,
     kind: str,
     accelerator: Accelerator | None = None,
-    whole: int = WHOLE_FILE,
 ) -> Dataset:
     """A row of results for each row, made in chunks of which each is kept, so that an interruption costs one.
 
@@ -44,7 +42,7 @@ def table_in_chunks(
         key: what a chunk's results are known again by.
         generator: yields the results.
         desc, progress: of the bar.
-        kind, whole: as of `kept_table`.
+        kind: as of `kept_table`.
         accelerator: knows the processes that share the chunks out among themselves; by default this one makes all.
     """
     size = max(CHUNK, -(-len(rows) // MOST_CHUNKS))
@@ -54,7 +52,7 @@ def table_in_chunks(
     def chunk(first: int) -> Dataset:
         some = rows.select(range(first, min(first + size, len(rows))))
         known_by, given = key(some), arguments(some, first)
-        return kept_table(generator, known_by, kind, len(some), whole, features=features, gen_kwargs=given)
+        return kept_table(generator, known_by, kind, len(some), features=features, gen_kwargs=given)
 
     def work(share: Sequence[int]) -> None:
         label = desc if len(share) == len(firsts) else f"{desc}: this process's share"
@@ -94,7 +92,6 @@ def kept_table(
     fingerprint: str,
     kind: str,
     count: int | None = None,
-    whole: int = WHOLE_FILE,
     **options: Any,
 ) -> Dataset:
     """`Dataset.from_generator`, whose cache is made again where it is damaged.
@@ -104,19 +101,18 @@ def kept_table(
         fingerprint: which the rows are known again by.
         kind: what `safe-clip cache` lists them as.
         count: how many there must be.
-        whole: bytes up to which all of a file is read to tell whether it is damaged, and samples beyond.
         **options: as of `Dataset.from_generator`.
     """
 
     folder = folder_of(kind) / f"default-fingerprint={fingerprint}"
 
     def make() -> Dataset:
-        noted = check_digests(folder, whole)
+        noted = check_digests(folder)
         rows = Dataset.from_generator(generator, fingerprint=fingerprint, **options)
         if count is not None and len(rows) != count:
             raise ValueError(f"it has {len(rows):,} rows and not {count:,}")
         if not noted:
-            note_digests(folder, files_of(rows), whole, kind)
+            note_digests(folder, files_of(rows), kind=kind)
         return rows
 
     return made_again(make, folder)

@@ -9,7 +9,6 @@ from ..data.pixels import cache_size, has_room, pixel_shape
 from ..data.streams import QuadrupletStream
 from ..errors import UserError
 from .arguments import SafeCLIPTrainingArguments
-from .reference_cache import ReferenceEmbedder, table_size
 from .targets import Targets
 
 
@@ -32,18 +31,11 @@ def compute_once(
     """
     _cache_images(rows, processor, args, accelerator)
     cache = args.reference_cache != "off"
-    if cache and (why := _why_not_cached(rows, args, targets.embed)):
+    if cache and (why := _why_not_cached(rows, args, targets)):
         cache = False
         if args.process_index == 0 and not args.disable_tqdm:
             print(f"The original model is run at every step: {why}.", flush=True)
-    targets.prepare(
-        rows,
-        collator,
-        args.eval_batch_size,
-        args.dataloader_num_workers,
-        progress=not args.disable_tqdm,
-        cache=cache,
-    )
+    targets.prepare(rows, collator, cache)
 
 
 def _cache_images(
@@ -64,7 +56,7 @@ def _cache_images(
     rows.cache_images(processor.image_processor, args.dataloader_num_workers, progress, accelerator)
 
 
-def _why_not_cached(rows: Any, args: SafeCLIPTrainingArguments, embed: ReferenceEmbedder) -> str | None:
+def _why_not_cached(rows: Any, args: SafeCLIPTrainingArguments, targets: Targets) -> str | None:
     """Why the original's embeddings of the training rows may not be computed once; `None` where they may."""
     if args.random_crop is not None:
         return "images are cropped at random (--random_crop), so that the original model has to see each crop"
@@ -72,6 +64,6 @@ def _why_not_cached(rows: Any, args: SafeCLIPTrainingArguments, embed: Reference
         return "images are changed as they are read, so that the original model has to see each change"
     if isinstance(rows, QuadrupletStream):
         return "rows come in a stream, without numbers to find them by"
-    if not has_room(size := table_size(embed, len(rows))):
+    if not has_room(size := targets.table_size(len(rows))):
         return f"what it says of the training rows, {size / 1e9:,.0f} GB, would take over half of the free disk"
     return None

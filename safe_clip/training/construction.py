@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset, IterableDatasetDict
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -20,11 +21,14 @@ from ..data.captions import check_captions
 from ..data.collator import QuadrupletCollator
 from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
+from ..embedding.embedder import Embedder
 from ..errors import UserError, first_line
 from ..models.family import PROCESSOR_NAMES, family_of
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.preparation import accept_sharding, lora_config, prepare_model, train_towers
+from ..models.reference import FrozenReference
 from ..objectives.base import Objective
+from ..store.folders import folder_of
 from .arguments import SafeCLIPTrainingArguments
 from .plan import warn_of_terms_without_rows
 
@@ -175,6 +179,24 @@ def count_term_rows(objective: Objective, rows: Any, args: SafeCLIPTrainingArgum
     if args.process_index == 0:
         warn_of_terms_without_rows(objective, rows.layout, getattr(rows, "columns", None))
     return None if isinstance(rows, QuadrupletStream) else counts
+
+
+def make_embedder(
+    reference: FrozenReference, processor: ProcessorMixin, args: SafeCLIPTrainingArguments, accelerator: Accelerator
+) -> Embedder:
+    """What embeds with the original, in the precision of training."""
+    precision = accelerator.mixed_precision if accelerator.native_amp else "no"  # as under DeepSpeed
+    return Embedder(
+        reference,
+        processor,
+        "The original",
+        args.eval_batch_size,
+        {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32"),
+        folder_of("reference_embeddings"),
+        accelerator,
+        args.dataloader_num_workers,
+        progress=args.process_index == 0 and not args.disable_tqdm,
+    )
 
 
 def make_collator(

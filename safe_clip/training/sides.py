@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from datasets import Features
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -25,10 +24,10 @@ from ..data.minors import readings
 from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
 from ..data.unsafe_words import plain, unsafe_word
+from ..embedding.embedder import Embedder
 from ..errors import UserError
 from ..items import ITEMS
 from ..terminal import progress_bar
-from .reference_cache import ReferenceEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +50,22 @@ class Evidence(NamedTuple):
     why: str = ""
 
 
-def check_sides(
-    rows: QuadrupletRows | QuadrupletStream,
-    embed: ReferenceEmbedder,
-    collator: QuadrupletCollator,
-    batch_size: int,
-    progress: bool = True,
-) -> None:
+def check_sides(rows: QuadrupletRows | QuadrupletStream, embedder: Embedder, collator: QuadrupletCollator) -> None:
     """Refuses training rows whose sides look swapped, in captions, in images or in both.
 
     Args:
         rows: the training rows, of which up to `ROWS` are looked at: the first of a stream, else evenly spread ones.
-        embed: embeds items of both sides with the original.
+        embedder: of the original.
         collator: makes batches of them.
-        batch_size: rows at a time.
-        progress: show a bar.
 
     Raises:
         UserError: they do, or a row cannot be used.
     """
     quadruplets, concepts = _sample(rows)
     captions, embeds, named = [], [], []
-    batches = range(0, len(quadruplets), batch_size)
-    for start in progress_bar(batches, desc="Asking the original about the sides", disable=not progress, leave=False):
-        numbers = range(start, min(start + batch_size, len(quadruplets)))
+    bar = {"desc": "Asking the original about the sides", "disable": not embedder.progress, "leave": False}
+    for start in progress_bar(range(0, len(quadruplets), embedder.batch_size), **bar):
+        numbers = range(start, min(start + embedder.batch_size, len(quadruplets)))
         batch = [quadruplets[number] for number in numbers]
         captions += [
             (None, None)
@@ -82,9 +73,9 @@ def check_sides(
             else (row["safe_caption"], row["unsafe_caption"])
             for row in batch
         ]
-        embeds.append(embed(send_to_device(collator(batch), embed.accelerator.device)))
+        embeds.append(embedder.quadruplets(collator(batch)))
         names = [{"safe_caption": ", ".join(concepts[number]) or None} for number in numbers]
-        named.append(embed(send_to_device(collator(names), embed.accelerator.device)).safe_text.dense(len(names)))
+        named.append(embedder.quadruplets(collator(names)).safe_text.dense(len(names)))
     columns = {item: torch.cat([each[item].dense(len(each)) for each in embeds]) for item in ITEMS}
     said = by_words(captions, concepts), by_nearness(columns), by_meaning(columns, torch.cat(named), concepts)
     found = swapped_sides(*said)

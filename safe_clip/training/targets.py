@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..data.collator import QuadrupletCollator, model_inputs
+from ..data.collator import QuadrupletCollator
 from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
+from ..embedding.embedder import Embedder
 from ..items import MODALITIES, SIDES, ItemBatch, Quadruplets
 from ..models.family import Family
-from ..models.reference import FrozenReference
 from ..objectives.base import BatchTargets, Objective
-from .reference_cache import ReferenceEmbedder, ReferenceTable, embed_in_memory, embed_on_disk
+from .reference_cache import ReferenceTable
 
 # Number of evenly spaced training rows that anchors are drawn from; more if the objective asks for more anchors.
 ANCHOR_ROWS = 8192
@@ -32,20 +32,20 @@ class Targets:
     evaluation rows are embedded batch by batch.
 
     Args:
-        reference: the frozen original.
+        embedder: of the frozen original, in the trainer's precision.
         objective: what the targets are for.
-        accelerator: the trainer's, for its device, precision and other processes.
 
     Attributes:
+        sides: of a quadruplet, those that are embedded.
         table: of the training rows, or `None`.
         pairs: by modality, the items that anchors are drawn from, on the device; of `count` rows that have both, or one
             of the two where no row has both.
     """
 
-    def __init__(self, reference: FrozenReference, objective: Objective, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, embedder: Embedder, objective: Objective):
+        self.embedder, self.device = embedder, embedder.device
         self.anchors, self.hidden_state_terms = objective.anchors, objective.hidden_state_terms
-        self.embed = ReferenceEmbedder(reference, accelerator, SIDES if objective.reads_unsafe else SIDES[:1])
+        self.sides = SIDES if objective.reads_unsafe else SIDES[:1]
         self.rows: Dataset | None = None
         self.table: ReferenceTable | None = None
         self.pairs: dict[str, ItemBatch] = {}
@@ -54,25 +54,21 @@ class Targets:
     @property
     def family(self) -> Family:
         """The original's."""
-        return self.embed.reference.family
+        return self.embedder.model.family
+
+    def table_size(self, count: int) -> int:
+        """Bytes that the table of so many rows takes."""
+        numbers = count * len(self.sides) * len(MODALITIES) * self.embedder.model.dimension
+        return numbers * np.dtype(np.float32).itemsize
 
     def prepare(
-        self,
-        rows: QuadrupletRows | QuadrupletStream,
-        collator: QuadrupletCollator,
-        batch_size: int,
-        workers: int = 0,
-        progress: bool = True,
-        cache: bool = True,
+        self, rows: QuadrupletRows | QuadrupletStream, collator: QuadrupletCollator, cache: bool = True
     ) -> None:
         """Embeds training rows and what anchors are drawn from; does nothing for rows that it has embedded already.
 
         Args:
             rows: the training rows.
             collator: makes batches of them, which number their rows.
-            batch_size: rows at a time.
-            workers: processes that read images.
-            progress: show a bar.
             cache: embed all rows once; otherwise only the anchors. Ignored for a stream, whose rows have no index.
 
         Raises:
@@ -80,14 +76,12 @@ class Targets:
         """
         if rows is self.rows:
             return
-        how = collator, batch_size, workers, progress and self.accelerator.is_main_process
         streamed = isinstance(rows, QuadrupletStream)
         self.table = None
         if cache and not streamed:
+            # Without a layout, or with a collator of the user's own, nothing tells what they are known again by.
             known = rows.layout is not None and type(collator) is QuadrupletCollator
-            # Without a layout, or with a collator of the user's own, there is no fingerprint to name a cache file by.
-            make = embed_on_disk if known else embed_in_memory
-            self.table = make(self.embed, rows, *how)
+            self.table = self._table(rows, collator, (collator.fingerprint, rows.fingerprint) if known else None)
         if self.anchors != 0:
             if self.table is not None:
                 few = self.table.take(np.array(self._spread(len(rows))))
@@ -95,12 +89,13 @@ class Targets:
                 plain = copy.copy(rows)
                 plain.augment = None  # anchors are the same in every training
                 chosen = plain.head(self.most) if streamed else Subset(plain, self._spread(len(rows)))
-                table = embed_in_memory(self.embed, chosen, *how)
+                table = self._table(chosen, collator)
                 few = table.take(np.arange(len(table)))
             self.pairs, self.count = self._pairs(few)
-        if self.table is not None:
-            self.embed.reference.put_away()
         self.rows = rows
+
+    def _table(self, rows: Dataset, collator: QuadrupletCollator, key: tuple[str, str] | None = None) -> ReferenceTable:
+        return ReferenceTable(self.embedder.rows(rows, collator, "embedding the training rows, once", self.sides, key))
 
     @property
     def most(self) -> int:
@@ -119,7 +114,7 @@ class Targets:
         whole = there.all(axis=0)
         rows = whole if whole.any() else there.any(axis=0)
         pairs = {
-            modality: ItemBatch.packed(columns[f"safe_{modality}"][rows].to(self.accelerator.device), present[rows])
+            modality: ItemBatch.packed(columns[f"safe_{modality}"][rows].to(self.device), present[rows])
             for modality, present in zip(MODALITIES, there, strict=True)
         }
         return pairs, int(rows.sum())
@@ -133,8 +128,8 @@ class Targets:
         """
         if training and self.table is not None and "row" in inputs:
             rows = inputs["row"].cpu().numpy()
-            return self.table.items(rows, inputs["layout"], self.accelerator.device)
-        return self.embed(inputs)
+            return self.table.items(rows, inputs["layout"], self.device)
+        return self.embedder.quadruplets(inputs, self.sides)
 
     def hidden_states(self, inputs: dict[str, Any]) -> Quadruplets:
         """Runs the original on the safe items of a batch for their hidden states, which are too large to be cached.
@@ -145,16 +140,11 @@ class Targets:
         """
         modalities = {"input_ids": "_text_", "pixel_values": "_image_"}
         asked = {
-            name: tensor
-            for name, tensor in model_inputs(inputs, safe_only=True).items()
-            if any(modalities[name] in term for term in self.hidden_state_terms)
+            name: value
+            for name, value in inputs.items()
+            if name not in modalities or any(modalities[name] in term for term in self.hidden_state_terms)
         }
-        if not asked:
-            return self.embed.nothing(inputs)
-        with self.accelerator.autocast():
-            output = self.embed.reference(**asked, output_hidden_states=True)
-        layers = self.family.hidden_states(output)
-        return Quadruplets.of_sides(output.text_embeds, output.image_embeds, inputs["layout"], layers, SIDES[:1])
+        return self.embedder.quadruplets(asked, SIDES[:1], hidden_states=True)
 
     def complete(self, items: Quadruplets, training: bool, progress: float = 1.0) -> BatchTargets:
         """The targets of a batch or of several; anchors are drawn here.
@@ -172,8 +162,8 @@ class Targets:
             return self.pairs
         # Drawn on the CPU, whose random state checkpoints bring back whatever the device.
         drawn = torch.randint(self.count, (self.anchors,)) if training else torch.arange(self.anchors)
-        if training and self.accelerator.num_processes > 1:
-            drawn = broadcast(drawn.to(self.accelerator.device)).cpu()
+        if training and PartialState().num_processes > 1:
+            drawn = broadcast(drawn.to(self.device)).cpu()
         return {modality: items.take(drawn) for modality, items in self.pairs.items()}
 
     def __call__(self, inputs: dict[str, Any], training: bool, progress: float = 1.0) -> BatchTargets:

@@ -33,7 +33,6 @@ from .hub import login_explained, push_checkpoint, push_explained, upload
 from .hub_folder import HubFolder, look
 from .plan import check_plan, checked_training
 from .progress import report_progress
-from .reference_cache import ReferenceEmbedder
 from .resuming import Run, step_at
 from .run_identity import facts_of
 from .sides import check_sides
@@ -124,7 +123,8 @@ class SafeCLIPTrainer(Trainer):
             construction.prepare_sharding(self.model, self.accelerator.state, mixed, args.strength != 1)
             self._move_model_to_device(self.model, args.device)  # the original embeds the rows before there are shards
         report_progress(self)
-        self.targets = Targets(self.reference, self.objective, self.accelerator)
+        embedder = construction.make_embedder(self.reference, processing_class, args, self.accelerator)
+        self.targets = Targets(embedder, self.objective)
         self.step = ContrastiveStep(self.objective, self.targets, self.accelerator, self._not_finite)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -186,6 +186,8 @@ class SafeCLIPTrainer(Trainer):
         compute_once(
             self.train_dataset, self.processing_class, self.data_collator, self.targets, self.args, self.accelerator
         )
+        if self.targets.table is not None:
+            self.reference.put_away()
         self.resumed_from = step_at(checkpoint) if checkpoint else 0
         self.args.ignore_data_skip = isinstance(self.train_dataset, QuadrupletStream)  # its loader does that
         set_seed(self.args.seed)  # whatever was drawn since the trainer was built, a seed trains the same weights
@@ -208,10 +210,8 @@ class SafeCLIPTrainer(Trainer):
             return
         self._move_model_to_device(self.model, self.args.device)
         collator = construction.make_collator(self.processing_class, self.model)
-        embed = ReferenceEmbedder(self.reference, self.accelerator)
-        progress = self.args.process_index == 0 and not self.args.disable_tqdm
         with self.patches:
-            check_sides(self.train_dataset, embed, collator, self.args.eval_batch_size, progress)
+            check_sides(self.train_dataset, self.targets.embedder, collator)
         self.reference.put_away()
         self._sides_checked = True
 

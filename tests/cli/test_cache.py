@@ -95,26 +95,28 @@ def test_what_the_package_keeps_is_known_by_its_kind(cache, capsys, tmp_path):
         "\n".join(["safe_caption,unsafe_caption", *(",".join(row.values()) for row in rows)]) + "\n"
     )
     load_quadruplets(str(tmp_path / "rows.csv"), hold_out=False)
-    for kind in ("pixels", "reference_embeddings"):
+    for kind in ("pixels", "audit"):
         kept_table(
             lambda: ({"x": n} for n in range(3)), f"{len(kind):016}", kind, features=Features({"x": Value("int8")})
         )
     Dataset.from_generator(lambda: ({"x": n} for n in range(3)))  # of somebody else
-    in_chunks(
-        folder_of("embeddings") / "0123456789abcdef",
-        2,
-        lambda batches: [({"x": torch.ones(len(batch))}, []) for batch in batches],
-        "",
-        *(2, 2),
-    )
+    for kind in ("embeddings", "reference_embeddings"):
+        in_chunks(
+            folder_of(kind) / "0123456789abcdef",
+            2,
+            lambda batches: [({"x": torch.ones(len(batch))}, []) for batch in batches],
+            "",
+            *(2, 2),
+        )
     found = {line.split()[0]: line.split()[1] for line in run(capsys).splitlines()[1:]}
     assert found == {
         "embeddings": "1",
         "reference_embeddings": "1",
         "pixels": "1",
+        "audit": "1",
         "rows": "1",
         "tables": "1",
-        "all": "5",
+        "all": "6",
     }
     run(capsys, "--empty")
     assert run(capsys) == "Nothing is kept.\n"
@@ -123,7 +125,8 @@ def test_what_the_package_keeps_is_known_by_its_kind(cache, capsys, tmp_path):
     assert again["unsafe_caption"][:] == [row["unsafe_caption"] for row in rows]
 
 
-def test_tables_of_earlier_versions_are_read_and_listed(cache, capsys):
+@pytest.mark.parametrize("noted", [{}, {"kind": "reference_embeddings"}])  # which were tables once
+def test_tables_of_earlier_versions_are_read_and_listed(noted, cache, capsys):
     made = []
 
     def generate():
@@ -138,7 +141,7 @@ def test_tables_of_earlier_versions_are_read_and_listed(cache, capsys):
     known = json.loads(digests.read_text())
     assert known.pop("kind") == "audit" and known.pop("0.0.0/dataset_info.json")
     assert known.keys() == {"0.0.0/generator-train.arrow"}
-    digests.write_text(json.dumps(known))
+    digests.write_text(json.dumps(known | noted))
     assert table()["x"][:] == [7] and len(made) == 1
     assert run(capsys).splitlines()[1].split()[:2] == ["earlier", "1"]
 

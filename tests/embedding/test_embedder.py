@@ -1,9 +1,10 @@
 import pytest
 import torch
 from datasets import Dataset, Image
+from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
 
-from safe_clip import UserError
+from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, UserError
 from safe_clip.embedding import embedder as module
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.embedding.items import IdentifiedItems
@@ -101,6 +102,19 @@ def test_the_fingerprint_changes_with_whatever_changes_embeddings(processor, mod
     with torch.no_grad():
         model.visual_projection.weight[0, 0] += 1e-4
     assert Embedder(model, processor).fingerprint != same
+
+
+def test_the_fingerprint_changes_with_the_strength_of_an_adapter(processor):
+    weaker, stronger = (
+        get_peft_model(build_model(processor), LoraConfig(r=4, target_modules=["fc1"], lora_alpha=alpha))
+        for alpha in (1, 2)
+    )
+    stronger.load_state_dict(weaker.state_dict())
+    assert Embedder(weaker, processor).model.weights == Embedder(stronger, processor).model.weights
+    assert Embedder(weaker, processor).fingerprint != Embedder(stronger, processor).fingerprint
+    plain = Embedder(FrozenReference(build_model(processor)), processor)
+    for adapted in (weaker, stronger):
+        assert Embedder(FrozenReference(adapted), processor).fingerprint == plain.fingerprint
 
 
 def test_interrupted_work_goes_on_where_it_was(processor, rows, tmp_path, monkeypatch):
@@ -207,6 +221,14 @@ def test_weights_that_give_no_numbers_are_no_corrupt_images(model, processor, ro
         Embedder(model, processor).images(rows, "safe_image")
 
 
+def test_an_original_that_gives_no_numbers_is_no_missing_item(model, processor, rows):
+    with torch.no_grad():
+        model.visual_projection.weight.fill_(torch.nan)
+    collator = QuadrupletCollator(processor, 77)
+    with pytest.raises(UserError, match="The original gives embeddings that are not finite numbers"):
+        Embedder(FrozenReference(model), processor, "The original").rows(QuadrupletRows(rows), collator, "rows")
+
+
 def test_nothing_readable_is_an_error_even_when_skipping(model, processor):
     rows = Dataset.from_dict({"image": [b"no image", b"nor this"]})
     images = Embedder(model, processor).images(rows, "image")
@@ -232,8 +254,8 @@ def test_a_damaged_chunk_alone_is_made_again(damage, model, processor, tmp_path,
 
     def embedded() -> tuple:
         embedder = Embedder(model, processor, cache_dir=tmp_path)
-        made, encode = [], embedder._encode
-        embedder._encode = lambda batch, how: made.append(1) or encode(batch, how)
+        made, embed = [], embedder.embed
+        embedder.embed = lambda inputs: made.append(1) or embed(inputs)
         return embedder.texts(["a red square", "a blue one", "a green one"]).embeds, len(made)
 
     first, made = embedded()

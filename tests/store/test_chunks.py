@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from safe_clip.store.chunks import in_chunks
+from safe_clip.store.chunks import in_chunks, joined
 
 SIZE = 32
 
@@ -19,7 +19,7 @@ def run(folder, with_tensors: bool = True, with_records: bool = True) -> list[in
             tensors = {"x": torch.tensor([float(n) for n in numbers])} if with_tensors else {}
             yield tensors, [{"n": n} for n in numbers if with_records]
 
-    tensors, records = in_chunks(folder, 2 * SIZE, make, "", SIZE, SIZE)
+    tensors, records = joined(in_chunks(folder, 2 * SIZE, make, "", SIZE, SIZE))
     if with_records:
         assert [record["n"] for record in records] == list(range(2 * SIZE))
     if with_tensors:
@@ -74,7 +74,8 @@ def test_what_is_not_final_is_kept_for_one_call(tmp_path):
             yield {"x": torch.tensor([float(n) for n in numbers])}, []
 
     def kept(last: int) -> torch.Tensor:
-        return in_chunks(tmp_path, 7, make, "", 3, 2, is_final=lambda chunk: chunk[0]["x"][-1] != last)[0]["x"]
+        made = in_chunks(tmp_path, 7, make, "", 3, 2, is_final=lambda chunk: chunk[0]["x"][-1] != last)
+        return joined(made)[0]["x"]
 
     assert torch.equal(kept(5), torch.arange(7.0))
     assert calls == [range(0, 2), range(2, 3), range(3, 5), range(5, 6), range(6, 7)]
@@ -105,5 +106,5 @@ def test_machines_without_a_common_disk_make_all_chunks(tmp_path, monkeypatch):
                 yield {"x": torch.tensor([float(n) for n in numbers])}, []
 
         folder = tmp_path / f"machine {number}"
-        tensors, _ = in_chunks(folder, 5, make, "", 2, 2, Process(number, 2))
+        tensors, _ = joined(in_chunks(folder, 5, make, "", 2, 2, Process(number, 2)))
         assert torch.equal(tensors["x"], torch.arange(5.0)) and calls == [[0, 4, 2], [2, 0, 4]][number]

@@ -9,7 +9,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
@@ -21,8 +20,9 @@ from safe_clip.demo import dataset as demo
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.generation.text_to_image import ImageScorer, paint_all, requests_of
+from safe_clip.objectives import SafeCLIPLoss
 from safe_clip.store.folders import GENERATED, KINDS, entries, folder_of
-from safe_clip.training.reference_cache import ReferenceEmbedder, embed_on_disk
+from safe_clip.training.targets import Targets
 
 from ..generation.conftest import FakeJudge, build_pipeline, redness
 from ..generation.test_text_to_image import FEW, items
@@ -54,9 +54,10 @@ def embeddings(processor, folder):
 
 def reference_embeddings(processor, folder):
     rows = QuadrupletRows(Dataset.from_dict(make_rows(8), features=FEATURES))
-    embedder = ReferenceEmbedder(FrozenReference(build_model(processor)), Accelerator(cpu=True))
-    table = embed_on_disk(embedder, rows, QuadrupletCollator(processor, 77), 8, workers=0, progress=False)
-    return list(table.take(np.arange(8)).values())
+    reference, cache_dir = FrozenReference(build_model(processor)), folder_of("reference_embeddings")
+    targets = Targets(Embedder(reference, processor, cache_dir=cache_dir), SafeCLIPLoss())
+    targets.prepare(rows, QuadrupletCollator(processor, 77))
+    return list(targets.table.take(np.arange(8)).values())
 
 
 def pixels(processor, folder):

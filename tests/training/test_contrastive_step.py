@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from safe_clip import UserError
 from safe_clip.data.collator import QuadrupletCollator
 from safe_clip.data.rows import QuadrupletRows
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.models.reference import FrozenReference
 from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.safer_clip import SaferCLIPLoss
@@ -30,8 +31,9 @@ class Setting:
         accelerator = Accelerator(cpu=True)
         self.objective = build_objective(objective, 10.0, None, None)
         self.rows, self.collator = QuadrupletRows(rows), QuadrupletCollator(processor, 77, 77)
-        self.step = ContrastiveStep(self.objective, Targets(reference, self.objective, accelerator), accelerator)
-        self.step.targets.prepare(self.rows, self.collator, 8, progress=False)
+        embedder = Embedder(reference, processor, batch_size=8, accelerator=accelerator)
+        self.step = ContrastiveStep(self.objective, Targets(embedder, self.objective), accelerator)
+        self.step.targets.prepare(self.rows, self.collator)
         self.model.train()
 
     def batches(self, size, count=12):

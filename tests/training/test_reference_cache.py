@@ -1,4 +1,5 @@
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from datasets import Dataset
 from PIL import Image
 
 from safe_clip import QuadrupletCollator, QuadrupletRows, UserError
+from safe_clip.embedding import embedder
 from safe_clip.objectives import OBJECTIVES
 from safe_clip.objectives.hidden_states import HIDDEN_STATE_NEEDS
-from safe_clip.store import tables
 from safe_clip.training.reference_cache import ReferenceTable
 
 from ..helpers import FEATURES, NO_DROPOUT, build_model, largest_difference, make_rows, weights
@@ -49,7 +50,7 @@ def test_losses_are_the_same_with_the_cache_and_without(objective, processor, ro
 
 
 def test_it_is_kept_for_later_runs_of_the_same_original_on_the_same_rows(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK", 10)
+    monkeypatch.setattr(embedder, "QUADRUPLETS", 10)
     table = make_rows(24)
     rows = Dataset.from_dict(table, features=FEATURES)
 
@@ -90,7 +91,7 @@ def test_what_trained_weights_became_is_no_other_original(processor, rows, tmp_p
 
 
 def test_an_interruption_costs_one_chunk(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK", 8)
+    monkeypatch.setattr(embedder, "QUADRUPLETS", 8)
     table = make_rows(24)
     table["safe_caption"] = [f"{caption} a" for caption in table["safe_caption"]]
     rows = Dataset.from_dict(table, features=FEATURES)
@@ -198,14 +199,18 @@ def test_the_table_is_read_from_disk_and_not_held(processor, rows, tmp_path):
     trainer = make_trainer(processor, rows, tmp_path, max_steps=1, objective="safe_clip")
     trainer.train()
     parts = [part for column in trainer.targets.table.columns.values() for part in column]
-    assert parts and not any(part.flags.owndata or part.flags.writeable for part in parts)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [line for line in lines if line[-1].endswith(".safetensors")]
+    assert all(line[1].endswith("p") for line in mapped)  # so that nothing that is written reaches the file
+    places = [range(*(int(end, 16) for end in line[0].split("-"))) for line in mapped]
+    assert parts and not any(part.flags.owndata for part in parts)
+    assert all(any(part.ctypes.data in place for place in places) for part in parts)
 
 
 def test_rows_are_found_over_the_borders_of_parts():
     whole = np.arange(40, dtype=np.float32).reshape(10, 4)
-    table = ReferenceTable(
-        {"a": [whole[:3], whole[3:4], whole[4:]], "b": [whole[:3] + 1, whole[3:4] + 1, whole[4:] + 1]}
-    )
+    parts = map(torch.from_numpy, (whole[:3], whole[3:4], whole[4:]))
+    table = ReferenceTable([{"a": part, "b": part + 1} for part in parts])
     rows = np.array([9, 0, 3, 2, 4, 3])
     taken = table.take(rows)
     assert len(table) == 10

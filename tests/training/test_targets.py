@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import get_peft_model
 
 from safe_clip import FrozenReference, QuadrupletCollator, QuadrupletRows, lora_config
+from safe_clip.embedding.embedder import Embedder
 from safe_clip.objectives import SafeCLIPLoss, SafeRankingLoss, SaferCLIPLoss
 from safe_clip.training.targets import Targets
 
@@ -15,17 +15,23 @@ def collator(processor):
     return QuadrupletCollator(processor, 77)
 
 
+@pytest.fixture
+def targets_of(processor):
+    """Targets of an objective for a model, whose rows are embedded in batches that do not divide them."""
+    return lambda model, objective: Targets(Embedder(FrozenReference(model), processor, batch_size=7), objective)
+
+
 def batch_of(collator, data, rows):
     return collator([data[index] for index in rows])
 
 
 @pytest.mark.parametrize("objective", [SafeCLIPLoss(), SafeRankingLoss(), SaferCLIPLoss()])
-def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collator, rows):
-    targets = Targets(FrozenReference(get_peft_model(model, lora_config())), objective, Accelerator())
+def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collator, rows, targets_of):
+    targets = targets_of(get_peft_model(model, lora_config()), objective)
     data = QuadrupletRows(rows)
     batch = batch_of(collator, data, [20, 3, 11])
     before = targets(batch, training=True)  # no table yet
-    targets.prepare(data, collator, batch_size=7, progress=False)
+    targets.prepare(data, collator)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0)  # whatever becomes of the model, the table stands
@@ -40,33 +46,33 @@ def test_the_table_gives_what_embedding_the_batch_gives(objective, model, collat
     assert not torch.equal(after.items.safe_text.embeds[0], after.items.safe_text.embeds[1])
 
 
-def test_states_are_the_originals_of_the_safe_items(model, collator, rows):
-    def targets_of(*terms):
+def test_states_are_the_originals_of_the_safe_items(model, collator, rows, targets_of):
+    def reading(*terms):
         weights = dict.fromkeys(SafeRankingLoss.STATE_WEIGHTS, 0.0) | dict.fromkeys(terms, 1.0)
-        return Targets(FrozenReference(model), SafeRankingLoss(weights=weights), Accelerator())
+        return targets_of(model, SafeRankingLoss(weights=weights))
 
     batch = batch_of(collator, QuadrupletRows(rows), [0, 1, 2])
-    targets = targets_of("preservation_text_states", "redirection_image_states")
+    targets = reading("preservation_text_states", "redirection_image_states")
     made = targets.hidden_states(batch)
-    with torch.no_grad(), targets.accelerator.autocast():  # whose precision is that of trainers before it
+    with torch.no_grad():
         text = model.eval().text_model(input_ids=batch["input_ids"][:3], output_hidden_states=True)
         image = model.vision_model(pixel_values=batch["pixel_values"][:3], output_hidden_states=True)
     wanted = text.hidden_states[-2], text.last_hidden_state, image.hidden_states[-2]
     for ours, theirs in zip((*made.safe_text.hidden_states, *made.safe_image.hidden_states), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     # What no term asks for is not run.
-    assert targets_of("preservation_text_states").hidden_states(batch).safe_image.hidden_states is None
-    assert targets_of("preservation_image_states").hidden_states(batch).safe_text.hidden_states is None
+    assert reading("preservation_text_states").hidden_states(batch).safe_image.hidden_states is None
+    assert reading("preservation_image_states").hidden_states(batch).safe_text.hidden_states is None
     assert made.unsafe_text.hidden_states is None and len(made.unsafe_text) == 0
 
 
-def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
+def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows, targets_of):
     data = QuadrupletRows(rows)
     batch = batch_of(collator, data, [0, 1])
 
     def anchors(objective, training=True):
-        targets = Targets(FrozenReference(model), objective, Accelerator())
-        targets.prepare(data, collator, batch_size=8, progress=False)
+        targets = targets_of(model, objective)
+        targets.prepare(data, collator)
         made = targets(batch, training)
         drawn = [made.anchors[name].embeds if made.anchors else None for name in ("text", "image")]
         return targets.table.take(np.arange(len(rows))), *drawn
@@ -83,13 +89,11 @@ def test_anchors_are_safe_pairs_of_the_training_data(model, collator, rows):
     assert anchors(SafeRankingLoss(anchors=0))[1] is None and anchors(SafeCLIPLoss())[1] is None
 
 
-def test_labels_of_the_data_reach_the_objective(model, collator, rows):
+def test_labels_of_the_data_reach_the_objective(model, collator, rows, targets_of):
     labels = [index % 3 == 0 for index in range(len(rows))]
     data = QuadrupletRows(rows.add_column("unsafe_caption_is_safe", labels))
     # Row 0 makes two quadruplets, the second of its harmless caption.
-    made = Targets(FrozenReference(model), SafeCLIPLoss(), Accelerator())(
-        batch_of(collator, data, [0, 1, 2]), True, 0.25
-    )
+    made = targets_of(model, SafeCLIPLoss())(batch_of(collator, data, [0, 1, 2]), True, 0.25)
     layout = made.items.layout
     assert layout.present.tolist() == [[True, False, True, True], [True, False, False, False], [True] * 4]
     assert layout.relabelled.tolist() == [False, True, False] and layout.half_unsafe.tolist() == [True, False, False]
@@ -98,24 +102,24 @@ def test_labels_of_the_data_reach_the_objective(model, collator, rows):
 
 
 @pytest.mark.parametrize("lacking", [["safe_image", "unsafe_image"], ["safe_caption", "unsafe_caption"]])
-def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collator, rows):
+def test_data_of_one_modality_have_anchors_in_that_alone(lacking, model, collator, rows, targets_of):
     data = QuadrupletRows(rows.remove_columns(lacking))
-    targets = Targets(FrozenReference(model), SafeRankingLoss(anchors=5), Accelerator())
-    targets.prepare(data, collator, batch_size=7, progress=False)
+    targets = targets_of(model, SafeRankingLoss(anchors=5))
+    targets.prepare(data, collator)
     made = targets(batch_of(collator, data, [0, 1]), True)
     there, gone = ("text", "image") if "image" in lacking[0] else ("image", "text")
     assert made.anchors[there].embeds.shape == (5, 24) and not made.anchors[there].embeds.isnan().any()
     assert len(made.anchors[gone]) == 0
 
 
-def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows):
+def test_anchors_are_drawn_from_rows_that_have_both(model, collator, rows, targets_of):
     table = rows.with_format("arrow")[:].to_pylist()
     for index, row in enumerate(table):
         if index % 3:
             row["safe_image" if index % 3 == 1 else "safe_caption"] = None
     data = QuadrupletRows(Dataset.from_list(table, features=rows.features))
-    targets = Targets(FrozenReference(model), SaferCLIPLoss(), Accelerator())
-    targets.prepare(data, collator, batch_size=7, progress=False)
+    targets = targets_of(model, SaferCLIPLoss())
+    targets.prepare(data, collator)
     made = targets(batch_of(collator, data, [0, 1]), True)
     table = targets.table.take(np.arange(len(rows)))
     assert torch.equal(made.anchors["text"].embeds, table["safe_text"][::3])

@@ -46,7 +46,7 @@ def test_every_objective_trains_from_the_table_as_from_the_batch(objective, proc
         processor, rows, tmp_path, None, objective=objective, max_steps=30, learning_rate=3e-4, **options
     )
     batch = trainer.data_collator([trainer.train_dataset[index] for index in (20, 2, 9)])
-    trainer.targets.prepare(trainer.train_dataset, trainer.data_collator, 8, progress=False)
+    trainer.targets.prepare(trainer.train_dataset, trainer.data_collator)
     with torch.no_grad():
         untrained = trainer.compute_loss(trainer.model, batch).item()
     trainer.train()
