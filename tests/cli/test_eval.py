@@ -26,7 +26,7 @@ from safe_clip.cli import eval
 from safe_clip.errors import run
 from safe_clip.embedding import embedder
 
-embedding.CHUNK = 16
+embedder.CHUNK = 16
 run(eval.main, sys.argv[1:])
 """
 
