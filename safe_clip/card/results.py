@@ -10,6 +10,8 @@ from ..card_text import plain
 from ..config import as_words
 from ..data.quadruplets import DEMO
 from ..evaluation.table import (
+    NOTES,
+    OF_CHANGES,
     QUERY_LABELS,
     Line,
     Section,
@@ -94,7 +96,7 @@ def results_section(results: dict, model: str) -> str:
         "",
         f"```bash\n{commands}\n```",
         "",
-        "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries.",
+        " ".join([NOTES, *([OF_CHANGES] if compared else [])]),
     ]
     for title, _, sections in _tables(results):
         heads = [*(HEADINGS[role] for role in roles), *(["change"] if compared else [])]

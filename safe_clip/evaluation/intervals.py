@@ -17,6 +17,7 @@ def summarise(
     categories: Sequence[str] | None = None,
     clusters: Sequence[int] | np.ndarray | Tensor | None = None,
     resamples: int = RESAMPLES,
+    against: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict]:
     """Means with 95 % intervals, in all and by category.
 
@@ -31,10 +32,13 @@ def summarise(
         clusters: a number for each query, equal where queries belong together, such as five captions of an
             image; by default each stands alone.
         resamples: how many times the queries are drawn anew.
+        against: the values of the same queries by another model.
 
     Returns:
         `{figure: {"value", "low", "high"}}`, and in each, given categories,
-        `"by_category": {category: {"value", "low", "high", "n"}}`.
+        `"by_category": {category: {"value", "low", "high", "n"}}`, and in each mean, given `against`,
+        `"change": {"value", "low", "high"}`: the mean over the queries of how far each differs from there, which is
+        known better than the two means are.
     """
     if not values:
         return {}
@@ -55,10 +59,16 @@ def summarise(
         group: (table[mask][:, means], there[mask][:, means].astype(np.float64)) for group, mask in groups.items()
     }
     counted = there[:, means].astype(np.float64)
+    given = against or {}
+    others = {names[column]: np.asarray(given[names[column]]) for column in means if names[column] in given}
+    moved = np.array([np.asarray(values[name]) - other for name, other in others.items()]).reshape(-1, count).T
+    both = ~np.isnan(moved)
+    moved = np.where(both, moved, 0.0)
     order = {column: np.argsort(table[:, column], kind="stable") for column in medians}
 
     drawn_all = np.empty((resamples, len(names)))
     drawn_groups = {group: np.empty((resamples, len(means))) for group in groups}
+    drawn_changes = np.empty((resamples, len(others)))
     block = max(1, BLOCK // count)
     for first in range(0, resamples, block):
         draws = slice(first, min(first + block, resamples))
@@ -67,6 +77,7 @@ def summarise(
             np.float64
         )
         drawn_all[draws, means] = _means(weights, table[:, means], counted)
+        drawn_changes[draws] = _means(weights, moved, both.astype(np.float64))
         for column in medians:
             ranked = order[column]
             drawn_all[draws, column] = _weighted_medians(
@@ -81,6 +92,11 @@ def summarise(
         value = np.median(known) if column in order else known.mean()
         key = name.removesuffix("rank") + "median_rank" if column in order else name
         figures[key] = _figure(value, drawn_all[:, column])
+        if name in others:
+            place = list(others).index(name)
+            if both[:, place].any():
+                by = moved[both[:, place], place].mean()
+                figures[key]["change"] = _figure(by, drawn_changes[:, place])
         if groups and column not in order:
             figures[key]["by_category"] = {
                 group: {

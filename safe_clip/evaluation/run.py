@@ -116,7 +116,7 @@ def evaluate(
     if not alone_at_last(accelerator):
         return None
     results = describe(made, data, safe_clip=__version__, **(facts or {}))
-    results["models"] = {role: measure(each, made.get("baseline"), data, tasks, factory) for role, each in made.items()}
+    results["models"] = measure(made, data, tasks, factory)
     return results, made
 
 

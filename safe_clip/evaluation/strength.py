@@ -68,7 +68,7 @@ def sweep(
     if not alone_at_last(accelerator):
         return None
     for strength, each in made:
-        for split, figures in measure(each, None, data, TASKS, factory)["splits"].items():
+        for split, figures in measure({"model": each}, data, TASKS, factory)["model"]["splits"].items():
             rates, recalls = figures["redirection"], figures["retrieval"]
             safety, utility = (
                 [measured[name]["value"] for name in names if name in measured]

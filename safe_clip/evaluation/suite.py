@@ -1,10 +1,10 @@
 """All protocols, for a model and the original beside it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -119,65 +119,109 @@ def embed_everything(
     return made
 
 
+@dataclass
+class Measured:
+    """What a task measures, before it is summarised.
+
+    Attributes:
+        parts: figures query by query, each with its clusters, as `summarise` takes them.
+        categories: of the queries.
+        numbers: figures that are of no query.
+    """
+
+    parts: list[tuple[Mapping[str, Tensor], Tensor | None]]
+    categories: Sequence[str] | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def figures(self, against: "Measured | None" = None) -> dict[str, dict]:
+        """As `summarise` gives them, with the change from what another model gives."""
+        others = [values for values, _ in against.parts] if against else [None] * len(self.parts)
+        figures = {}
+        for (values, clusters), other in zip(self.parts, others, strict=True):
+            figures |= summarise(values, self.categories, clusters, against=other)
+        return figures | {name: {"value": round(number, DIGITS)} for name, number in self.numbers.items()}
+
+
 def measure(
-    made: ModelEmbeddings,
-    original: ModelEmbeddings | None,
+    made: Mapping[str, ModelEmbeddings],
     data: EvaluationData,
     tasks: Sequence[str] = TASKS,
     factory: IndexFactory = ExactIndex,
 ) -> dict[str, dict]:
-    """Runs the tasks on a model's embeddings.
+    """Runs the tasks on embeddings.
 
     Args:
-        made: the model's.
-        original: the original's, for what is compared with it; the same object to measure the original itself.
+        made: of `"model"` and, if there is one, of the original as `"baseline"`.
         data: what was embedded.
         tasks: which of `TASKS`.
         factory: makes the index that retrieval, redirection, unsafe galleries and robustness search.
 
     Returns:
-        `{"splits": {split: {task: figures}}, "zero_shot": {data set: figures}}`, figures as `summarise` gives them;
-        those of `unsafe_gallery` stand under the gallery's name.
+        For each, `{"splits": {split: {task: figures}}, "zero_shot": {data set: figures}}`, figures as `summarise` gives
+        them, the model's with their change from the original; those of `unsafe_gallery` stand under the gallery's name.
+
+    Raises:
+        UserError: a split has nothing to measure, or its images changed between the two.
     """
-    results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
-    for split, items in made.splits.items():
-        rows = data.splits[split].rows
-        categories = row_categories(cast(Dataset, rows.select(items.made_from.row.tolist())))
-        summarised = partial(summarise, clusters=_clusters(items))
-        before = original.splits[split] if original else None
-        if original and not torch.equal(original.kept[split], made.kept[split]):
-            raise UserError(f"{split}: images changed while they were being measured. Run again.")
-        figures = results["splits"][split] = {}
-        if "retrieval" in tasks:
-            figures["retrieval"] = summarised(retrieval(items, factory=factory))
-        alone = not (len(items.safe_text) and len(items.safe_image))
-        if "redirection" in tasks and alone:
-            figures["counterparts"] = summarised(counterparts(items), categories)
-        if "redirection" in tasks:
-            figures["redirection"] = summarised(redirection(items, factory=factory), categories)
-            if before is not None and before.safe_text.embeds.shape[1] == items.safe_text.embeds.shape[1]:
-                across = redirection(items, before, factory=factory)
-                figures["redirection_original_gallery"] = summarised(across, categories)
-        if "unsafe_gallery" in tasks:
-            figures["unsafe_gallery"] = {}
-            for name, images in made.galleries.items():
-                by_caption, by_image = unsafe_gallery(items, images, factory=factory)
-                figures["unsafe_gallery"][name] = summarised(by_caption) | summarise(by_image)
-        if "geometry" in tasks:
-            per_item, numbers = geometry(items, before)
-            figures["geometry"] = summarised(per_item) | {
-                name: {"value": round(number, DIGITS)} for name, number in numbers.items()
-            }
-        if "robustness" in tasks:
-            figures["robustness"] = summarised(robustness(items, made.variants[split], factory))
-        if factory is not ExactIndex and len(items.safe_text) and len(items.safe_image):
-            figures["index"] = {"recall_at_10_of_exact": {"value": round(_index_recall(items, factory), DIGITS)}}
+    measured = {role: _measured(each, made.get("baseline"), data, tasks, factory) for role, each in made.items()}
+    before = measured.get("baseline", {})
+    results = {role: _figures(each, before if role == "model" else {}) for role, each in measured.items()}
+    for split, figures in results["model"]["splits"].items():
         if not any(figures.values()):
             raise UserError(
                 f"{split}: there is nothing to measure, since it has no safe items that anything could find."
             )
+    return results
+
+
+def _figures(measured: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: each.figures(before.get(name)) if isinstance(each, Measured) else _figures(each, before.get(name, {}))
+        for name, each in measured.items()
+    }
+
+
+def _measured(
+    made: ModelEmbeddings,
+    original: ModelEmbeddings | None,
+    data: EvaluationData,
+    tasks: Sequence[str],
+    factory: IndexFactory,
+) -> dict[str, dict]:
+    results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
+    for split, items in made.splits.items():
+        rows = data.splits[split].rows
+        categories = row_categories(cast(Dataset, rows.select(items.made_from.row.tolist())))
+        clusters = _clusters(items)
+        before = original.splits[split] if original else None
+        if original and not torch.equal(original.kept[split], made.kept[split]):
+            raise UserError(f"{split}: images changed while they were being measured. Run again.")
+        figures: dict[str, Any] = {}
+        results["splits"][split] = figures
+        if "retrieval" in tasks:
+            figures["retrieval"] = Measured([(retrieval(items, factory=factory), clusters)])
+        alone = not (len(items.safe_text) and len(items.safe_image))
+        if "redirection" in tasks and alone:
+            figures["counterparts"] = Measured([(counterparts(items), clusters)], categories)
+        if "redirection" in tasks:
+            figures["redirection"] = Measured([(redirection(items, factory=factory), clusters)], categories)
+            if before is not None and before.safe_text.embeds.shape[1] == items.safe_text.embeds.shape[1]:
+                across = redirection(items, before, factory=factory)
+                figures["redirection_original_gallery"] = Measured([(across, clusters)], categories)
+        if "unsafe_gallery" in tasks:
+            figures["unsafe_gallery"] = {}
+            for name, images in made.galleries.items():
+                by_caption, by_image = unsafe_gallery(items, images, factory=factory)
+                figures["unsafe_gallery"][name] = Measured([(by_caption, clusters), (by_image, None)])
+        if "geometry" in tasks:
+            per_item, numbers = geometry(items, before)
+            figures["geometry"] = Measured([(per_item, clusters)], numbers=numbers)
+        if "robustness" in tasks:
+            figures["robustness"] = Measured([(robustness(items, made.variants[split], factory), clusters)])
+        if factory is not ExactIndex and len(items.safe_text) and len(items.safe_image):
+            figures["index"] = Measured([], numbers={"recall_at_10_of_exact": _index_recall(items, factory)})
     for name, found in made.classified.items():
-        results["zero_shot"][name] = summarise(zero_shot(*found))
+        results["zero_shot"][name] = Measured([(zero_shot(*found), None)])
     return results
 
 

@@ -32,6 +32,10 @@ QUERY_LABELS = {
     "unsafe_image": "unsafe images",
 }
 
+FIGURE = ("value", "low", "high")
+CHANGE = 23  # characters of a change with its interval
+NOTES = "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries."
+OF_CHANGES = "A change's interval is of the difference query by query; where it has 0 in it, chance could be all of it."
 NO_WIDTH = (
     "Where all N queries agree, an interval has no width; of 30 or more, the share may be 300 / N points off still."
 )
@@ -149,10 +153,9 @@ def cell(figure: dict | None, share: bool) -> str:
     if figure is None:
         return "-"
     scale, digits = (100, 1) if share else (1, 2)
-    text = f"{scale * figure['value']:.{digits}f}"
-    if "low" in figure:
-        text += f" [{scale * figure['low']:.{digits}f}, {scale * figure['high']:.{digits}f}]"
-    return text
+    # Of what rounds to 0 from below, no sign is left.
+    texts = {name: f"{round(scale * figure[name], digits) + 0.0:.{digits}f}" for name in FIGURE if name in figure}
+    return texts["value"] + (f" [{texts['low']}, {texts['high']}]" if "low" in texts else "")
 
 
 def sample_size(results: dict, kind: str, name: str) -> str:
@@ -213,18 +216,29 @@ def results_table(results: dict, colour: bool = False) -> str:
             for line in section.lines:
                 cells = "  ".join(cell(line.figures[role], line.share).rjust(width) for role in roles)
                 by = change_of(line, colour) if compared else ""
-                lines.append(f"  {line.label:{left - 2}}  {cells}{_right(by, 9) if compared else ''}")
-    header = (
-        " " * (left + 2) + "  ".join(names[role].rjust(width) for role in roles) + ("   change" if compared else "")
-    )
-    notes = "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries."
-    return "\n".join([header, *lines[1:], "", notes, NO_WIDTH])
+                lines.append(f"  {line.label:{left - 2}}  {cells}{_right(by, CHANGE) if compared else ''}")
+    header = " " * (left + 2) + "  ".join(names[role].rjust(width) for role in roles)
+    notes = [NOTES, *([OF_CHANGES] if compared else []), NO_WIDTH]
+    return "\n".join([header + ("change".rjust(CHANGE) if compared else ""), *lines[1:], "", *notes])
 
 
 def change_of(line: Line, colour: bool = False) -> str:
-    """The change of a line from the original to the model."""
+    """The change of a line from the original to the model, with its interval where it has one.
+
+    It is in colours, if so asked, where chance alone would hardly make it.
+    """
     before, after = line.figures.get("baseline"), line.figures["model"]
-    return "-" if before is None or after is None else change(before["value"], after["value"], line.share, colour)
+    if before is None or after is None:
+        return "-"
+    text = change(before["value"], after["value"], line.share, colour and is_known(line))
+    by = after.get("change")
+    return f"{text} {cell(by, line.share).partition(' ')[2]}" if by else text
+
+
+def is_known(line: Line) -> bool:
+    """Whether the interval of a line's change, if it has one, leaves 0 out."""
+    by = (line.figures["model"] or {}).get("change")
+    return by is None or not by["low"] <= 0 <= by["high"]
 
 
 def split_changes(splits: Sequence[SplitFigures], colour: bool = False) -> Iterator[tuple[str, list[list[str]]]]:

@@ -66,3 +66,31 @@ def test_queries_that_belong_together_are_one_piece_of_evidence():
     five_times = summarise({"hit": hits.repeat(5)}, clusters=list(range(200)) * 5)["hit"]
     assert five_times == alone
     assert summarise({"hit": hits.repeat(5)})["hit"]["high"] < alone["high"] - 0.02
+
+
+def test_a_change_is_known_better_than_its_ends():
+    rng = np.random.default_rng(5)
+    before = torch.tensor(rng.random(400) < 0.5, dtype=torch.float64)
+    after = before.clone()
+    after[:12] = 1  # some of which it was before
+    alone, made = summarise({"hit": after})["hit"], summarise({"hit": after}, against={"hit": before})["hit"]
+    by = made.pop("change")
+    assert made == alone
+    moved = (after - before).mean().item()
+    assert by["value"] == pytest.approx(moved, abs=1e-6) and 0 < by["low"] < moved < by["high"]
+    assert by["high"] - by["low"] < 0.3 * (made["high"] - made["low"])
+    # As the normal approximation of paired differences has it.
+    half = 1.96 * (after - before).std().item() / 400**0.5
+    assert by["high"] - by["low"] == pytest.approx(2 * half, rel=0.15)
+
+
+def test_changes_of_what_both_have():
+    values = {"hit": torch.tensor([1.0, 0.0, math.nan, 1.0]), "new": torch.ones(4), "a_rank": torch.ones(4)}
+    before = {"hit": torch.tensor([0.0, 0.0, 1.0, math.nan]), "a_rank": torch.ones(4), "old": torch.ones(4)}
+    made = summarise({name: each.double() for name, each in values.items()}, against=before)
+    assert made["hit"]["change"]["value"] == 0.5  # over the two queries that both have
+    assert "change" not in made["new"] and "change" not in made["a_median_rank"]
+    same = summarise({"hit": values["hit"].double()}, ["a", "a", "b", "b"], clusters=[0, 0, 1, 1], against=values)[
+        "hit"
+    ]
+    assert same["change"] == {"value": 0, "low": 0, "high": 0} and "change" not in same["by_category"]["a"]

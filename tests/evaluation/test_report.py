@@ -52,9 +52,7 @@ def measured(processor, count=24, baseline=True, category=True):
     for role, seed in (("baseline", 0), ("model", 1)):
         if baseline or role == "model":
             made[role] = embed_everything(Embedder(build_model(processor, seed), processor, f"the {role}"), data)
-    results = describe(made, data, safe_clip="1", dataset="squares", index="exact") | {
-        "models": {role: measure(each, made.get("baseline"), data) for role, each in made.items()}
-    }
+    results = describe(made, data, safe_clip="1", dataset="squares", index="exact") | {"models": measure(made, data)}
     return results, made, data
 
 

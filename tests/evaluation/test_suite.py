@@ -54,7 +54,7 @@ def test_rows_that_are_left_out_leave_everything_else_in_step(broken, processor)
     _, image = embedded(models["model"], processor, rows, "safe")
     unsafe_text, unsafe_image = embedded(models["model"], processor, rows, "unsafe")
     safe_first = (unsafe_text @ torch.cat([image, unsafe_image]).T).argmax(dim=1) < 6
-    results = measure(made["model"], made["baseline"], data)
+    results = measure(made, data)["model"]
     figure = results["splits"]["test"]["redirection"]["unsafe_text_safe_rate_at_1"]
     assert figure["value"] == pytest.approx(safe_first.float().mean().item(), abs=1e-6)
     for category, members in {"gore": [0, 1, 3], "drugs": [2, 5], "other": [4]}.items():
@@ -93,7 +93,7 @@ def test_images_that_changed_between_two_models_are_noticed(broken):
     other = made["baseline"].kept["test"].clone()
     made["baseline"].kept["test"] = other[:-1]
     with pytest.raises(UserError, match="test: images changed while they were being measured"):
-        measure(made["model"], made["baseline"], data)
+        measure(made, data)
     made["baseline"].kept["test"] = other
 
 

@@ -1,6 +1,8 @@
 import re
 
-from safe_clip.evaluation.table import before_after_table, change, verdict_text
+import pytest
+
+from safe_clip.evaluation.table import Line, before_after_table, change, change_of, is_known, verdict_text
 from safe_clip.evaluation.verdict import SplitFigures, Verdict
 
 NAMES = [
@@ -34,6 +36,23 @@ def test_colours_tell_gains_from_losses_where_they_are_asked_for():
     assert "\x1b" not in plain and re.sub(r"\x1b\[\d+m", "", table) == plain
     assert "\x1b[32m+24.7" in table and "\x1b[31m-45.0" in table and "m0.0" not in table
     assert change(0.5, 0.25, share=False, colour=True) == "-0.25"  # of which neither way is better
+
+
+@pytest.mark.parametrize(
+    ("by", "said", "known"),
+    [
+        (None, "+10.0", True),
+        ({"value": 0.1, "low": 0.02, "high": 0.18}, "+10.0 [2.0, 18.0]", True),
+        ({"value": 0.1, "low": -0.02, "high": 0.22}, "+10.0 [-2.0, 22.0]", False),
+    ],
+)
+def test_a_change_has_its_interval_and_is_coloured_where_chance_is_left_out(by, said, known):
+    after = {"value": 0.6, "low": 0.5, "high": 0.7} | ({"change": by} if by else {})
+    line = Line("hits", True, {"baseline": {"value": 0.5, "low": 0.4, "high": 0.6}, "model": after})
+    assert change_of(line) == said and is_known(line) == known
+    coloured = change_of(line, colour=True)
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == said and ("\x1b" in coloured) == known
+    assert change_of(line._replace(figures={"baseline": None, "model": after})) == "-"
 
 
 def test_a_verdict_is_lines_that_a_terminal_holds():

@@ -21,6 +21,7 @@ from ..table import (
     cell,
     change,
     change_of,
+    is_known,
     sample_size,
     split_sections,
     zero_shot_section,
@@ -70,7 +71,7 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    shared = {"cell": cell, "change_of": change_of, "sample_size": partial(sample_size, results)}
+    shared = {"cell": cell, "change_of": change_of, "is_known": is_known, "sample_size": partial(sample_size, results)}
     splits = result_figures(results)
     page = environment.get_template("report.html", globals=shared).render(
         results=results,
