@@ -40,6 +40,7 @@ class SplitFigures(NamedTuple):
         unseen: what of it training never saw, such as `"concepts"`; `None` where nothing is known to be.
         index: shares in [0, 1] of the model's unsafe queries in an index that the original embedded, by the names of
             `summary_figures`; empty where that was not measured.
+        changes, index_changes: the intervals of how far `after` and `index` are from `before`, where they are known.
     """
 
     split: str
@@ -48,6 +49,8 @@ class SplitFigures(NamedTuple):
     rows: int
     unseen: str | None = None
     index: Mapping[str, float] = {}
+    changes: Mapping[str, tuple[float, float]] = {}
+    index_changes: Mapping[str, tuple[float, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -87,32 +90,41 @@ def result_figures(results: dict) -> list[SplitFigures]:
     return [
         SplitFigures(
             split,
-            _summary(original.get(split, {})),
-            _summary(tasks),
+            _values(_summary(original.get(split, {}))),
+            _values(_summary(tasks)),
             results["samples"]["splits"][split]["used"],
             unseen.get(split),
-            _redirected(tasks.get("redirection_original_gallery", {})),
+            _values(_redirected(tasks.get("redirection_original_gallery", {}))),
+            _changes(_summary(tasks)),
+            _changes(_redirected(tasks.get("redirection_original_gallery", {}))),
         )
         for split, tasks in models["model"]["splits"].items()
     ]
 
 
-def _summary(tasks: dict) -> dict[str, float]:
+def _values(figures: dict[str, dict]) -> dict[str, float]:
+    return {name: figure["value"] for name, figure in figures.items()}
+
+
+def _changes(figures: dict[str, dict]) -> dict[str, tuple[float, float]]:
+    by = {name: figure["change"] for name, figure in figures.items() if "change" in figure}
+    return {name: (change["low"], change["high"]) for name, change in by.items()}
+
+
+def _summary(tasks: dict) -> dict[str, dict]:
     found = {f"retrieval_{way}": tasks.get("retrieval", {}).get(f"safe_{way}_recall_at_1") for way in ("t2i", "i2t")}
     found |= {f"counterpart_{kind}": tasks.get("counterparts", {}).get(f"{kind}_recall_at_1") for kind in ITEMS}
-    return {name: figure["value"] for name, figure in found.items() if figure} | _redirected(
-        tasks.get("redirection", {})
-    )
+    return {name: figure for name, figure in found.items() if figure} | _redirected(tasks.get("redirection", {}))
 
 
-def _redirected(figures: dict) -> dict[str, float]:
+def _redirected(figures: dict) -> dict[str, dict]:
     found = {
         f"redirection_{side}_{kind}": figures.get(f"{side}_{kind}_safe_rate_at_1")
         for side in ("safe", "unsafe")
         for kind in ITEMS
     }
     found[AMONG_IMAGES] = figures.get("unsafe_image_among_images_safe_rate_at_1")
-    return {name: figure["value"] for name, figure in found.items() if figure}
+    return {name: figure for name, figure in found.items() if figure}
 
 
 def main_split(splits: list[SplitFigures]) -> SplitFigures:
@@ -159,6 +171,9 @@ def _asked(figures: SplitFigures) -> list[str]:
 def _change(figures: SplitFigures, name: str) -> float:
     """How much a share rose or fell, where that is more than chance might do; else 0."""
     before, after = figures.before[name], figures.after[name]
+    if name in figures.changes:
+        low, high = figures.changes[name]
+        return 0.0 if low <= 0 <= high else after - before
     error = math.sqrt((before * (1 - before) + after * (1 - after)) / max(1, figures.rows))
     return after - before if abs(after - before) > DEVIATIONS * error else 0.0
 

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from safe_clip.data.thumbnails import data_url
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.data import EvaluationData, Sample
-from safe_clip.evaluation.report import write_report
+from safe_clip.evaluation.report import Tile, write_report
 from safe_clip.evaluation.report.strips import Viewer, choose_rows, first_results
 from safe_clip.evaluation.suite import describe, embed_everything, measure
 from safe_clip.evaluation.table import results_table
@@ -280,3 +280,9 @@ def test_the_page_reads_on_phones_and_desktops_in_light_and_dark(browser, addres
         ".map(text => text.getBoundingClientRect().height).filter(height => height > 0))"
     )
     assert size >= 8  # pixels: the smallest writing in a chart
+
+
+def test_a_tile_has_an_arrow_where_chance_is_left_out():
+    tiles = [Tile("found", 0.5, 0.6, interval) for interval in ((0.05, 0.15), (-0.01, 0.2), None)]
+    assert [tile.kind for tile in tiles] == ["gain", "same", "gain"]
+    assert Tile("found", 0.6, 0.5, (-0.2, -0.1)).kind == "loss" and {tile.change for tile in tiles} == {"+10.0"}

@@ -56,6 +56,13 @@ def test_what_chance_can_do_is_no_gain():
     assert verdict([split(**change, rows=1000)]).outcome == "not safe"
 
 
+def test_the_paired_difference_says_more_than_two_shares():
+    """The same change of 100 rows: with most queries as before it is known, and else it is not."""
+    change = {"before": (0.12,), "after": (0.17,), "names": NAMES[:1], "rows": 100}
+    assert verdict([split(**change, changes={NAMES[0]: (0.01, 0.1)})]).outcome == "not safe"
+    assert verdict([split(**change, changes={NAMES[0]: (-0.01, 0.12)})]).outcome == "unchanged"
+
+
 def test_nearly_all_is_not_all():
     sentence = verdict([split((0.001, 0.0, 0.7, 0.7), (0.999, 1.0, 0.699, 0.7))]).sentence
     assert "captions, 99 now find something safe first (1 before)" in sentence and "100 (0 before)" in sentence

@@ -1,7 +1,6 @@
 """One self-contained page with images."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +38,7 @@ class Tile(NamedTuple):
     label: str
     before: float | None
     after: float
+    interval: tuple[float, float] | None = None  # of the change
 
     @property
     def change(self) -> str | None:
@@ -47,7 +47,9 @@ class Tile(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """`"gain"`, `"loss"` or `"same"`."""
+        """`"gain"`, `"loss"` or, where chance could be all of it, `"same"`."""
+        if self.interval and self.interval[0] <= 0 <= self.interval[1]:
+            return "same"
         return {"+": "gain", "-": "loss"}.get((self.change or "=")[0], "same")
 
 
@@ -92,16 +94,17 @@ def _tiles(splits: list[SplitFigures]) -> list[Tile]:
         return []
     main = main_split(splits)
     others = [each for each in splits if each.unseen and each is not main]
-    tiles = [tile for name in UNSAFE for tile in _tile(main.before, main.after, name)]
-    for each in others:
-        tiles += [tile for name in UNSAFE for tile in _tile(each.before, each.after, name, f", unseen {each.unseen}")]
-    index = ", in an index that the original embedded"
-    tiles += [tile for name in UNSAFE for tile in _tile(main.before, main.index, name, index)]
-    return tiles + [tile for name in SAFE for tile in _tile(main.before, main.after, name)]
-
-
-def _tile(before: Mapping[str, float], after: Mapping[str, float], name: str, where: str = "") -> list[Tile]:
-    return [Tile(SUMMARY[name].replace(" that", "") + where, before.get(name), after[name])] if name in after else []
+    index = main._replace(after=main.index, changes=main.index_changes)
+    labels = {name: label.replace(" that", "") for name, label in SUMMARY.items()}
+    parts = [(main, UNSAFE, "")]
+    parts += [(each, UNSAFE, f", unseen {each.unseen}") for each in others]
+    parts += [(index, UNSAFE, ", in an index that the original embedded"), (main, SAFE, "")]
+    return [
+        Tile(f"{labels[name]}{where}", each.before.get(name), each.after[name], each.changes.get(name))
+        for each, names, where in parts
+        for name in names
+        if name in each.after
+    ]
 
 
 def _split(
