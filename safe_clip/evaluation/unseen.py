@@ -51,24 +51,24 @@ def _concepts(rows: Dataset | None) -> set[str]:
 
 
 def seen_rows(rows: Dataset, train: Dataset) -> int:
-    """How many rows have the captions of a row of the training.
+    """How many rows have the captions of a row of the training, in the columns that both have.
 
     Figures of such rows say how well the training went, and not what it is worth elsewhere.
 
     Args:
         rows: of a split.
-        train: the training rows, of the same columns.
+        train: the training rows.
     """
-    wanted = set(_captions(rows))
-    seen = {captions for captions in _captions(train) if captions in wanted}
-    return sum(captions in seen for captions in _captions(rows))
-
-
-def _captions(rows: Dataset) -> Iterator[tuple[str, ...]]:
-    """The captions of each row that has any."""
-    names = [name for name in CAPTION_COLUMNS if name in rows.column_names]
+    names = [name for name in CAPTION_COLUMNS if name in rows.column_names and name in train.column_names]
     if not names:
-        return
+        return 0
+    wanted = set(_captions(rows, names))
+    seen = {captions for captions in _captions(train, names) if captions in wanted}
+    return sum(captions in seen for captions in _captions(rows, names))
+
+
+def _captions(rows: Dataset, names: list[str]) -> Iterator[tuple[str, ...]]:
+    """The captions of each row that has any."""
     plain = cast(Dataset, rows.with_format(None).select_columns(names))
     for batch in cast(Iterator[dict[str, list]], plain.iter(batch_size=1000)):
         for captions in zip(*(batch[name] for name in names), strict=True):

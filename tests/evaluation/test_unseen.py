@@ -13,6 +13,7 @@ ROWS = {"safe_caption": ["a dog", "a cat", "a bus", None], "unsafe_caption": ["a
         ({"safe_caption": ["a dog", "a bus", None], "unsafe_caption": ["a gun", None, None]}, 2),
         ({"safe_caption": ["a dog", "a cat"], "unsafe_caption": ["a knife", "a gun"]}, 0),  # each caption, no row
         ({"safe_caption": ["a cat"] * 3, "unsafe_caption": ["a knife"] * 3}, 1),
+        ({"safe_caption": ["a dog", "a fox"]}, 1),  # one column is all that both have
         ({"safe_caption": [None], "unsafe_caption": [None]}, 0),  # images alone, of which nothing is known
     ],
 )
