@@ -163,6 +163,10 @@ def measure(
     Raises:
         UserError: a split has nothing to measure, or its images changed between the two.
     """
+    broken = [each.unreadable for each in made.values()]
+    for where in sorted({name for each in broken for name in each}):
+        if any(each.get(where) != broken[0].get(where) for each in broken):
+            raise UserError(f"{where}: images changed while they were being measured. Run again.")
     measured = {role: _measured(each, made.get("baseline"), data, tasks, factory) for role, each in made.items()}
     before = measured.get("baseline", {})
     results = {role: _figures(each, before if role == "model" else {}) for role, each in measured.items()}

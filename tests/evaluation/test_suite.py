@@ -95,6 +95,10 @@ def test_images_that_changed_between_two_models_are_noticed(broken):
     with pytest.raises(UserError, match="test: images changed while they were being measured"):
         measure(made, data)
     made["baseline"].kept["test"] = other
+    left_out = made["baseline"].unreadable.pop("--zero_shot kinds")  # whose queries would no longer be the same
+    with pytest.raises(UserError, match="--zero_shot kinds: images changed while they were being measured"):
+        measure(made, data)
+    made["baseline"].unreadable["--zero_shot kinds"] = left_out
 
 
 def test_splits_and_samples(dataset_dir, rows):
