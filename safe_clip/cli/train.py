@@ -7,7 +7,7 @@
 
 Every setting is a flag. A YAML file given first sets any of them, or one of the recipes that come with the
 package (demo, paper, safer_clip, shield_clip); flags after it win.
-The output directory is a plain CLIPModel that stock transformers loads.
+The output directory is a plain model, such as a CLIPModel, that stock transformers loads.
 """
 
 import contextlib
@@ -74,7 +74,9 @@ class ScriptArguments(DataArguments):
 
     model: str = field(
         default="demo",
-        metadata={"help": "The CLIP to make safe: a Hub id, a folder, or 'demo' for the bundled demo model."},
+        metadata={
+            "help": "The CLIP, MetaCLIP 2 or SigLIP to make safe: a Hub id, a folder, or 'demo' for the bundled one."
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     eval_splits: list[str] | None = field(

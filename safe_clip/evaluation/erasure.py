@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..embedding.embedder import Embedder
 from ..errors import UserError
-from ..models.family import family_of
+from ..models.families import family_of
 from .quadruplets import embed_quadruplets, readable_rows
 
 

@@ -37,6 +37,21 @@ def modality_gap(text: Tensor, image: Tensor) -> float:
     return (text.double().mean(dim=0) - image.double().mean(dim=0)).norm().item()
 
 
+def pair_probability(items: QuadrupletItems, scale: float, bias: float) -> tuple[Tensor, Tensor]:
+    """What a model trained by sigmoids says of how likely it is that a safe caption and its image belong together.
+
+    Args:
+        items: N quadruplets as the model embeds them.
+        scale, bias: the model's.
+
+    Returns:
+        Probabilities in [0, 1], float64, of the P pairs that there are, and their indices among the quadruplets.
+    """
+    captions, images = pairs(items.safe_text, items.safe_image)
+    cosines = (items.safe_text.embeds[captions].double() * items.safe_image.embeds[images].double()).sum(dim=1)
+    return torch.sigmoid(scale * cosines + bias), items.safe_text.row[captions]
+
+
 def geometry(items: QuadrupletItems, original: QuadrupletItems | None = None) -> tuple[dict, dict[str, float]]:
     """How the space lies, and how it moved.
 

@@ -12,13 +12,13 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..embedding.embedder import Embedder
-from ..embedding.items import IdentifiedItems
+from ..embedding.items import IdentifiedItems, figure
 from ..errors import UserError
 from ..evaluation import TASKS
 from ..metrics.faiss_index import FaissIndex, index_recall
 from ..metrics.ranking import ExactIndex
 from .data import EvaluationData
-from .geometry import geometry
+from .geometry import geometry, pair_probability
 from .intervals import DIGITS, summarise
 from .quadruplets import (
     IndexFactory,
@@ -45,6 +45,7 @@ class ModelEmbeddings:
     Attributes:
         name: the model.
         weights: a digest of its weights.
+        sigmoid: scale and bias of a model whose scores are the sigmoids of scaled cosines; `None` for others.
         splits: the quadruplets by split, without those whose images cannot be read.
         kept: by split, the indices of these among all quadruplets of the sample.
         unreadable: by split or gallery or data set, why each image that was left out cannot be read.
@@ -55,6 +56,7 @@ class ModelEmbeddings:
 
     name: str
     weights: str
+    sigmoid: tuple[float, float] | None = None
     splits: dict[str, QuadrupletItems] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
@@ -86,7 +88,8 @@ def embed_everything(
     Raises:
         UserError: a caption is bad, or an image cannot be read and may not be skipped.
     """
-    made = ModelEmbeddings(embedder.label, embedder.model.weights)
+    scale, bias = embedder.model.logit_scale, embedder.model.logit_bias
+    made = ModelEmbeddings(embedder.label, embedder.model.weights, None if bias is None else (scale, bias))
 
     def readable(where: str, images: list[IdentifiedItems]) -> Tensor:
         left_out = len(data.bad_captions.get(where, ()))
@@ -219,6 +222,7 @@ def _measured(
                 figures["unsafe_gallery"][name] = Measured([(by_caption, clusters), (by_image, None)])
         if "geometry" in tasks:
             per_item, numbers = geometry(items, before)
+            per_item |= _calibration(items, made.sigmoid, before, original.sigmoid if original else None)
             figures["geometry"] = Measured([(per_item, clusters)], numbers=numbers)
         if "robustness" in tasks:
             figures["robustness"] = Measured([(robustness(items, made.variants[split], factory), clusters)])
@@ -227,6 +231,23 @@ def _measured(
     for name, found in made.classified.items():
         results["zero_shot"][name] = Measured([(zero_shot(*found), None)])
     return results
+
+
+def _calibration(
+    items: QuadrupletItems,
+    sigmoid: tuple[float, float] | None,
+    before: QuadrupletItems | None,
+    sigmoid_before: tuple[float, float] | None,
+) -> dict[str, Tensor]:
+    """Of each safe pair the probability that a SigLIP gives it, and by how much the original's differs; in [0, 1]."""
+    if sigmoid is None or not (len(items.safe_text) and len(items.safe_image)):
+        return {}
+    probability, row = pair_probability(items, *sigmoid)
+    found = {"pair_probability": figure(probability, row, len(items))}
+    if before is not None and sigmoid_before is not None:
+        change = (probability - pair_probability(before, *sigmoid_before)[0]).abs()
+        found["pair_probability_change"] = figure(change, row, len(items))
+    return found
 
 
 def _clusters(items: QuadrupletItems) -> Tensor:

@@ -85,6 +85,8 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
             "text_effective_rank": ("captions, effective rank", False),
             "image_effective_rank": ("images, effective rank", False),
             "modality_gap": ("gap between captions and images", False),
+            "pair_probability": ("safe pairs, probability", True),  # of models with a bias, such as SigLIP
+            "pair_probability_change": ("safe pairs, change of the probability", True),
         },
     ),
     "robustness": (

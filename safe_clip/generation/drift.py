@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.family import family_of
+from ..models.families import family_of
 from ..objectives.hidden_states import relative_error
 from .prompts import Item
 

@@ -26,7 +26,7 @@ from ..embedding.items import figure
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.intervals import DIGITS
 from ..metrics import load_metric
-from ..models.family import family_of
+from ..models.families import family_of
 from ..store.chunks import Chunk, in_chunks, joined
 from ..store.fingerprints import vocabulary_digest, weights_digest
 from .arguments import CHUNK, DEMO, GenerationArguments

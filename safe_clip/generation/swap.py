@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from ..errors import UserError, first_line, hub_trouble
-from ..models.family import FAMILIES, MODEL_NAMES, Tower, family_of
+from ..models.families import FAMILIES, MODEL_NAMES, family_of
+from ..models.family import Tower
 from ..models.load import DEMO, _has_safetensors, load_clip, load_processor, public_name
 
 if TYPE_CHECKING:

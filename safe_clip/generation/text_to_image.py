@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from ..data.audit.classifiers import Classifier
 from ..embedding.embedder import Embedder
 from ..errors import UserError
-from ..models.family import Tower, family_of
+from ..models.families import family_of
+from ..models.family import Tower
 from ..store.chunks import Chunk, in_chunks, joined
 from ..store.fingerprints import file_digest, vocabulary_digest, weights_digest
 from ..store.writing import whole_file

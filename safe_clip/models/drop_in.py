@@ -8,11 +8,25 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from .family import family_of
-from .tokens import unset_padding
+from .families import family_of
+from .tokens import backend_of, unset_padding
 
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
+MODALITIES = ("text", "image")
+_FEATURES = {name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in MODALITIES}
+# sentence-transformers pads captions to the longest, unless it is told otherwise.
+SENTENCE_TRANSFORMERS = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": _FEATURES,
+        "module_output_name": "sentence_embedding",
+        "processing_kwargs": {"text": {"padding": "max_length"}},
+    },
+}
 
 
 def save_drop_in(
@@ -28,30 +42,46 @@ def save_drop_in(
     """
     if dtype not in (None, model.dtype):
         model = copy.deepcopy(model).to(dtype)
-    family_of(model).fix_projection_dim(model)
+    family = family_of(model)
+    family.fix_projection_dim(model)
     model.save_pretrained(folder)
-    save_processor(processor, folder)
+    save_processor(processor, folder, family.padded_length(model.config))
+    if family.padding == "max_length":
+        for file, content in SENTENCE_TRANSFORMERS.items():
+            _write(Path(folder) / file, content)
 
 
-def save_processor(processor: ProcessorMixin, folder: Path) -> None:
-    """Writes a processor as this transformers does, and beside it the files that transformers 4 and others look for."""
+def save_processor(processor: ProcessorMixin, folder: Path, padded_length: int | None = None) -> None:
+    """Writes a processor as this transformers does, and beside it the files that transformers 4 and others look for.
+
+    Args:
+        processor: a tokenizer and an image processor.
+        folder: made if it is not there.
+        padded_length: of all captions, which what reads `tokenizer.json` alone is then told.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = processor.tokenizer
     unset_padding(tokenizer)
+    backend = backend_of(tokenizer)
+    if backend is not None and padded_length is not None:
+        backend.enable_truncation(padded_length)
+        pad = {"pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token, "direction": tokenizer.padding_side}
+        backend.enable_padding(length=padded_length, **pad)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
-    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt
+    if "merges_file" in tokenizer.vocab_files_names:
+        backend.model.save(str(folder))  # vocab.json, merges.txt
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     _write(folder / SPECIAL_TOKENS, special)
     settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
     if isinstance(more := settings.get("extra_special_tokens"), list):  # which older versions fail at; both read this:
         del settings["extra_special_tokens"]
         _write(folder / TOKENIZER_CONFIG_FILE, {**settings, "additional_special_tokens": more})
-    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    known = tokenizer.get_vocab() if backend is None else backend.get_vocab(with_added_tokens=False)
     if added := {token: number for token, number in tokenizer.get_added_vocab().items() if token not in known}:
         _write(folder / ADDED_TOKENS, added)
 
 
-def _write(file: Path, content: dict) -> None:
+def _write(file: Path, content: dict | list) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

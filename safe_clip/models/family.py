@@ -1,38 +1,18 @@
-"""What there is to know of each family of models with an encoder of text and one of images; all else asks here.
+"""What there is to know of a family of models with an encoder of text and one of images; all else asks here.
 
-A further family is a further `Family` in `FAMILIES`.
+The families that there are stand in `families/`, one a file.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
 from ..data.beginnings import beginnings
-from ..errors import UserError
-from . import open_clip_format
-from .tokens import fit_tokenizer
 
 # Of a configuration: what says how large a layer is.
 LAYERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -124,6 +104,8 @@ class Family:
         output: what `model.forward` gives: `text_embeds`, `image_embeds`, `text_model_output`, `vision_model_output`.
         text, image: the two encoders.
         logit_scale: the attribute of a model that holds the logarithm of the factor before cosines.
+        logit_bias: likewise what is added to scaled cosines, of which the sigmoid is the probability that two items
+            belong together; `None` where a softmax over all makes probabilities.
         scalars: attributes that hold single weights, which objectives do not train, and which cannot be sharded.
         log_settings: settings of a configuration that are logarithms of factors.
         positive_ints: settings of a configuration, not of its two parts, that are whole numbers over 0.
@@ -150,6 +132,7 @@ class Family:
     text: Tower
     image: Tower
     logit_scale: str
+    logit_bias: str | None = None
     scalars: tuple[str, ...]
     log_settings: tuple[str, ...] = ()
     positive_ints: tuple[str, ...] = ()
@@ -173,9 +156,9 @@ class Family:
         """Tokens that the text encoder takes, special ones included."""
         return self.text.config_of(config).max_position_embeddings
 
-    def pad_to_multiple_of(self, config: PreTrainedConfig) -> int:
-        """What the lengths of padded captions are multiples of."""
-        return self.max_length(config) if self.padding == "max_length" else 1
+    def padded_length(self, config: PreTrainedConfig) -> int | None:
+        """The length that all captions are padded to; `None` where they are padded to the longest."""
+        return self.max_length(config) if self.padding == "max_length" else None
 
     def tokenize(
         self, tokenizer: PreTrainedTokenizerBase, captions: list[str], config: PreTrainedConfig
@@ -199,145 +182,11 @@ class Family:
         """What a model learned to multiply cosines by."""
         return getattr(model, self.logit_scale).exp().item()
 
+    def bias_of(self, model: PreTrainedModel) -> float | None:
+        """What a model learned to add to scaled cosines; `None` where it adds nothing."""
+        return None if self.logit_bias is None else getattr(model, self.logit_bias).item()
+
     def hidden_states(self, output: ModelOutput) -> dict[str, tuple[Tensor, ...]]:
         """What generators read, by modality, of the output of `model.forward` with `output_hidden_states`."""
         outputs = {"text": output.text_model_output, "image": output.vision_model_output}
         return {name: self.towers[name].states(each) for name, each in outputs.items() if each is not None}
-
-
-def _fix_clip_projection_dim(model: CLIPModel) -> None:
-    """Some configurations say it at the top alone, and an encoder that is loaded on its own asks its own part."""
-    config, dimension = model.config, model.text_projection.out_features
-    config.projection_dim = config.text_config.projection_dim = config.vision_config.projection_dim = dimension
-
-
-def _sync_clip_eos_token(model: CLIPModel) -> None:
-    """A model has a copy of its own, from when it was made."""
-    model.text_model.eos_token_id = model.config.text_config.eos_token_id
-
-
-def _clip_image_tables(encoder: nn.Module) -> list[Tensor]:
-    """The embeddings of positions and of the class."""
-    return [encoder.embeddings.position_embedding.weight, encoder.embeddings.class_embedding[None]]
-
-
-CLIP = Family(
-    name="CLIP",
-    example="openai/clip-vit-base-patch32",
-    model=CLIPModel,
-    config=CLIPConfig,
-    processor=CLIPProcessor,
-    tokenizer=CLIPTokenizer,
-    output=CLIPOutput,
-    text=Tower(
-        name="text_model",
-        projection="text_projection",
-        sub_config="text_config",
-        model_type=CLIPTextConfig.model_type,
-        positive_ints=(*LAYERS, "vocab_size", "max_position_embeddings"),
-        encoders=(CLIPTextModel, CLIPTextModelWithProjection),
-        # Without the number of layers: a generator's encoder may have been cut off after some layer.
-        shape=(
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "hidden_act",
-            "vocab_size",
-            "max_position_embeddings",
-        ),
-        embedding_tables=lambda encoder: [encoder.embeddings.token_embedding.weight],
-        onnx_output="text_embeds",
-        # SDXL reads the states before the last layer, Stable Diffusion the last ones, normalised.
-        states=lambda output: (output.hidden_states[-2], output.last_hidden_state),
-        base_by=("hidden_size",),
-        bases={
-            (768,): "openai/clip-vit-large-patch14",
-            (1024,): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-            (1280,): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-        },
-        example="one of Stable Diffusion",
-    ),
-    image=Tower(
-        name="vision_model",
-        projection="visual_projection",
-        sub_config="vision_config",
-        model_type=CLIPVisionConfig.model_type,
-        positive_ints=(*LAYERS, "image_size", "patch_size", "num_channels"),
-        encoders=(CLIPVisionModel,),
-        shape=(
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "hidden_act",
-            "num_hidden_layers",
-            "image_size",
-            "patch_size",
-        ),
-        embedding_tables=_clip_image_tables,
-        onnx_output="image_embeds",
-        states=lambda output: (output.hidden_states[-2],),  # which LLaVA reads
-        base_by=("hidden_size", "patch_size", "image_size"),
-        bases={
-            (1024, 14, 336): "openai/clip-vit-large-patch14-336",
-            (1024, 14, 224): "openai/clip-vit-large-patch14",
-        },
-        example="llava-hf/llava-1.5-7b-hf",
-    ),
-    logit_scale="logit_scale",
-    scalars=("logit_scale",),
-    log_settings=("logit_scale_init_value",),
-    positive_ints=("projection_dim",),
-    dimension=lambda config: config.projection_dim,
-    fix_projection_dim=_fix_clip_projection_dim,
-    text_inputs=("input_ids", "attention_mask"),
-    padding=True,  # attention is causal, and a caption is read at its end token, before the padding
-    fit_tokenizer=fit_tokenizer,
-    sync_eos_token=_sync_clip_eos_token,
-    # Of both encoders, as in the paper's script.
-    lora_targets=("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"),
-    exports=("transformers", "open_clip", "onnx"),
-    open_clip=open_clip_format,
-)
-# By the model_type of their configurations.
-FAMILIES = {family.config.model_type: family for family in (CLIP,)}
-
-
-def _either(words: list[str]) -> str:
-    return " or ".join(words)
-
-
-MODEL_NAMES = _either([family.model.__name__ for family in FAMILIES.values()])
-PROCESSOR_NAMES = _either([family.processor.__name__ for family in FAMILIES.values()])
-
-
-def family_of(model: Any) -> Family:
-    """The family of a model, of a `PeftModel` of one, or of a configuration.
-
-    Raises:
-        UserError: it is of none.
-    """
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
-    family = FAMILIES.get(getattr(getattr(model, "config", model), "model_type", None))
-    if family is None or (isinstance(model, PreTrainedModel) and not isinstance(model, family.model)):
-        raise UserError(
-            f"the model is a {type(model).__name__}, not a {MODEL_NAMES} (both encoders in one). "
-            f"Pass a {MODEL_NAMES}, a PeftModel of one, a folder or a Hub id."
-        )
-    return family
-
-
-def family_named(model_type: str) -> Family:
-    """The family that a `config.json` names.
-
-    Raises:
-        UserError: there is no such family; the message goes on after the name of the checkpoint.
-    """
-    if model_type not in FAMILIES:
-        families = FAMILIES.values()
-        encoders = [tower.model_type for family in families for tower in family.towers.values()]
-        part = ", but one encoder of it" if model_type in encoders else ""
-        raise UserError(
-            f"is a '{model_type}' model, not a {_either([family.name for family in families])}{part}. "
-            f"Name a checkpoint of the {MODEL_NAMES} class, such as {_either([family.example for family in families])}."
-        )
-    return FAMILIES[model_type]

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, SentencePieceBackend, TokenizersBackend
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import UserError, first_line, hub_trouble
 from ..names import redact_paths
-from .family import CLIP, FAMILIES, MODEL_NAMES, Family, family_named, family_of
+from .families import CLIP, FAMILIES, MODEL_NAMES, family_named, family_of
+from .family import Family
 from .open_clip_format import CONFIG_FILE as OPEN_CLIP_CONFIG
 from .open_clip_format import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from .pixel_range import check_pixels
@@ -84,6 +85,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
             config = family.open_clip.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
         else:
             config = family.config.from_pretrained(path, **where)
+        family = family_of(config)
         check_config(config)
         model = _assemble(config, files, family.open_clip if foreign else None)
     except Misfit as error:
@@ -219,6 +221,12 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
     try:
         processor = kind.from_pretrained(path, **where, trust_remote_code=False)
         settings, _ = kind.get_processor_dict(path, **where)
+    except ImportError as error:
+        if "sentencepiece" not in str(error).lower() and "protobuf" not in str(error).lower():
+            raise
+        raise UserError(
+            f"--model {name} has a tokenizer of SentencePiece's, which requires it: pip install 'safe-clip[siglip]'."
+        ) from error
     except Exception as error:
         if trouble := hub_trouble(error):
             raise UserError(f"--model {name}: {trouble}") from error
@@ -280,7 +288,7 @@ def _check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
             f"and image processor together, as load_processor() or {family.processor.__name__}(image_processor, "
             "tokenizer) gives them."
         )
-    if getattr(processor.tokenizer, "backend_tokenizer", None) is None:
+    if not isinstance(processor.tokenizer, TokenizersBackend | SentencePieceBackend):
         raise UserError(
             f"the tokenizer is a {type(processor.tokenizer).__name__}, not a {family.tokenizer.__name__}. {CURE}."
         )

@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, MetaClip2Config, MetaClip2Model
 
 from ..errors import UserError
 from .open_clip_inputs import OPENAI_VOCABULARY, has_openai_tokens, preprocess_cfg
+from .tokens import LARGEST
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -38,7 +39,7 @@ class Place(NamedTuple):
     transposed: bool = False
 
 
-def places(config: CLIPConfig) -> dict[str, Place]:
+def places(config: CLIPConfig | MetaClip2Config) -> dict[str, Place]:
     """For each of open_clip's names, the tensors that it stands for."""
     found = {
         "logit_scale": Place(("logit_scale",)),
@@ -67,7 +68,7 @@ def places(config: CLIPConfig) -> dict[str, Place]:
     return found
 
 
-def to_open_clip(model: CLIPModel) -> dict[str, Tensor]:
+def to_open_clip(model: CLIPModel | MetaClip2Model) -> dict[str, Tensor]:
     """The weights under open_clip's names."""
     state, weights = model.state_dict(), {}
     for name, place in places(model.config).items():
@@ -76,7 +77,7 @@ def to_open_clip(model: CLIPModel) -> dict[str, Tensor]:
     return weights
 
 
-def from_open_clip(weights: dict[str, Tensor], config: CLIPConfig) -> dict[str, Tensor]:
+def from_open_clip(weights: dict[str, Tensor], config: CLIPConfig | MetaClip2Config) -> dict[str, Tensor]:
     """The weights under a `CLIPModel`'s names: what `to_open_clip` was given."""
     state = {}
     for name, place in places(config).items():
@@ -86,7 +87,7 @@ def from_open_clip(weights: dict[str, Tensor], config: CLIPConfig) -> dict[str, 
     return state
 
 
-def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
+def open_clip_config(model: CLIPModel | MetaClip2Model, processor: CLIPProcessor) -> dict:
     """The `open_clip_config.json` of a model.
 
     Raises:
@@ -100,7 +101,7 @@ def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
     # they are the same token it is the latter that is written, which older versions of open_clip know too.
     largest = max(processor.tokenizer.get_vocab().values())
     pooling = {"pool_type": "argmax"}
-    if text.eos_token_id not in (2, largest):
+    if text.eos_token_id != largest and (text.eos_token_id != LARGEST or isinstance(model, MetaClip2Model)):
         pooling = {"pool_type": "eos", "eos_id": text.eos_token_id}
     if text.vocab_size != OPENAI_VOCABULARY or not has_openai_tokens(processor.tokenizer):
         pooling["hf_tokenizer_name"] = "local"  # open_clip reads the folder's own under "local-dir:"
@@ -132,8 +133,8 @@ def open_clip_config(model: CLIPModel, processor: CLIPProcessor) -> dict:
     }
 
 
-def clip_config(settings: dict[str, Any]) -> CLIPConfig:
-    """The configuration of a `CLIPModel` that an `open_clip_config.json` describes: what `open_clip_config` was given.
+def clip_config(settings: dict[str, Any]) -> CLIPConfig | MetaClip2Config:
+    """The configuration of the model that an `open_clip_config.json` describes: what `open_clip_config` was given.
 
     Raises:
         UserError: it describes another architecture, or does not say which.
@@ -149,11 +150,12 @@ def clip_config(settings: dict[str, Any]) -> CLIPConfig:
         if pooling not in ("argmax", "eos"):
             raise UserError(f"its {CONFIG_FILE} says pool_type {pooling!r} in text_cfg, which a CLIPModel has not")
         vocabulary = text.get("vocab_size", OPENAI_VOCABULARY)
-        # 2 is how transformers says that the largest token ends a caption.
         openai = vocabulary == OPENAI_VOCABULARY and not text.get("hf_tokenizer_name")
-        end = (OPENAI_END if openai else 2) if pooling == "argmax" else text.get("eos_id", 2)
+        end = (OPENAI_END if openai else LARGEST) if pooling == "argmax" else text.get("eos_id", 2)
+        # To a CLIPModel, LARGEST as its end token says something else.
+        kind = MetaClip2Config if pooling == "eos" and end == LARGEST else CLIPConfig
         size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
-        return CLIPConfig(
+        return kind(
             projection_dim=model["embed_dim"],
             text_config={
                 **_tower(text, model, width=512),

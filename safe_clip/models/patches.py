@@ -21,7 +21,8 @@ from transformers.activations import QuickGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .family import Family, family_of
+from .families import family_of
+from .family import Family
 
 STEEPNESS = 1.702
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from .family import CLIP, MODEL_NAMES, family_of
+from .families import CLIP, MODEL_NAMES, family_of
 from .soundness import check_config
 from .weights import broken_weights
 
@@ -56,6 +56,19 @@ def prepare_model(model: PreTrainedModel | PeftModel) -> tuple[PreTrainedModel |
     family.sync_eos_token(clip)  # what is saved says where captions are read
     types = {weight.dtype for name, weight in clip.named_parameters() if "lora_" not in name}
     return model.float(), types.pop() if len(types) == 1 else torch.float32
+
+
+def check_adapters(model: PeftModel) -> None:
+    """Raises `UserError` for an adapter that would never be trained."""
+    for name, module in model.named_modules():
+        whole = name.endswith(".base_layer")  # adapted as one, which peft does in a way of its own
+        if isinstance(module, nn.MultiheadAttention) and isinstance(module.out_proj, BaseTunerLayer) and not whole:
+            place = f"{name}.out_proj".removeprefix("base_model.model.")
+            raise UserError(
+                f"the adapter is also in {place}, whose weight torch's MultiheadAttention takes past it, so that it "
+                "would never be trained: name that in exclude_modules of its configuration, as "
+                "lora_config(model=model) does."
+            )
 
 
 def lora_config(

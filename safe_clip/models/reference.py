@@ -14,7 +14,8 @@ from transformers.utils import ModelOutput
 
 from ..errors import UserError
 from ..store.fingerprints import weights_digest
-from .family import Family, family_of
+from .families import family_of
+from .family import Family
 from .patches import accept_one_modality
 
 # Ways of drawing an adapter's first weights that leave the original's own weights alone.
@@ -85,6 +86,11 @@ class FrozenCLIP:
     def logit_scale(self) -> float:
         """The factor that the model learned to put before its cosines (OpenAI's CLIP: 100)."""
         return self.family.scale_of(self.model)
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What the model learned to add to these, if its family does (SigLIP: -16)."""
+        return self.family.bias_of(self.model)
 
 
 class FrozenReference(FrozenCLIP):

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.activations import ACT2FN
 
 from ..errors import UserError
-from .family import family_of
+from .families import family_of
 from .tokens import two_captions, unset_padding
 
 ALIKE = 1e-5  # 1 less the cosine of two embeddings of different inputs; of CLIPs, trained or not, it is over 1e-2

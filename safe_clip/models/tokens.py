@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterator
 from itertools import chain
 
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import CLIPTextConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import UserError
 
@@ -14,7 +15,7 @@ LARGEST = 2  # as eos_token_id: a caption is read at its largest token, which is
 CURE = "Use the tokenizer that belongs to the model"
 
 
-def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> None:
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: PreTrainedConfig, literal: bool = False) -> None:
     """Sets what a tokenizer leaves open, and checks that the text encoder reads captions where they end.
 
     A text encoder takes the embedding of a caption from the place of its end token. Looked for in vain it is taken from
@@ -25,10 +26,12 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
             to pad with, and its `model_max_length` is what the encoder takes.
         text: the text encoder's configuration. One that says that captions are read at their largest token is changed
             to say their end token where there are larger ones, which in a caption would be read in its place.
+        literal: whether 2 as the end token means that token, and not, as in old configurations of a CLIP, the largest.
 
     Raises:
         UserError: its tokens are not those of the model.
     """
+    by_largest = text.eos_token_id == LARGEST and not literal
     largest = fit_vocabulary(tokenizer, text)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     around = tokenizer("")["input_ids"]
@@ -51,16 +54,16 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: CLIPTextConfig) -> N
     )
     unset_padding(tokenizer)
     ids, last = batch["input_ids"], batch["attention_mask"].sum(dim=1) - 1
-    read = _place_read(ids, text.eos_token_id)
+    read = _place_read(ids, text.eos_token_id, by_largest)
     if read is None or not (read == last).all():
-        where = "its largest token" if text.eos_token_id == LARGEST else "its first end token"
+        where = "its largest token" if by_largest else "its first end token"
         raise UserError(
             f"the model reads a caption at {where} (eos_token_id {text.eos_token_id} of text_config in config.json), "
             f"but the tokenizer ends captions with {_shown(tokenizer, end)} and pads them with "
             f"{_shown(tokenizer, tokenizer.pad_token_id)}: captions would be read at another place, and perhaps all "
             f"alike. {CURE}, or set eos_token_id to {end}."
         )
-    if text.eos_token_id == LARGEST and largest > end:
+    if by_largest and largest > end:
         logger.warning(
             "Captions would be read at their largest token (eos_token_id 2 of text_config), and the tokenizer has some "
             "beyond its end token, such as %s: eos_token_id is set to %d, which reads all other captions as before.",
@@ -99,8 +102,14 @@ def fit_vocabulary(tokenizer: PreTrainedTokenizerBase, text: PreTrainedConfig) -
 
 def unset_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     """Takes back how the last call padded and cut, which is no part of a tokenizer but would be saved with it."""
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
+    if (backend := backend_of(tokenizer)) is not None:
+        backend.no_padding()
+        backend.no_truncation()
+
+
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """What of the `tokenizers` library does the work; `None` where it is another, such as SentencePiece."""
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def two_captions(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -128,11 +137,11 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
             yield word
 
 
-def _place_read(ids: Tensor, eos: int | list[int] | None) -> Tensor | None:
-    """Where `CLIPTextTransformer` reads each caption; `None` where its configuration does not say."""
+def _place_read(ids: Tensor, eos: int | list[int] | None, by_largest: bool) -> Tensor | None:
+    """Where a `CLIPTextModel` reads each caption; `None` where its configuration does not say."""
     if not isinstance(eos, int):
         return None
-    return (ids if eos == LARGEST else (ids == eos).int()).argmax(dim=1)
+    return (ids if by_largest else (ids == eos).int()).argmax(dim=1)
 
 
 def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

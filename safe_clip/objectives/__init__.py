@@ -24,6 +24,7 @@ def build_objective(
     logit_scale: float,
     weights: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
+    logit_bias: float | None = None,
 ) -> Objective:
     """The objective of a name.
 
@@ -31,6 +32,7 @@ def build_objective(
         name: a key of `OBJECTIVES`.
         logit_scale, weights: as `Objective` takes them.
         options: the other arguments of its class.
+        logit_bias: as `Objective` has it.
 
     Raises:
         UserError: there is no such objective, or a weight or an option does not fit it.
@@ -43,9 +45,11 @@ def build_objective(
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UserError(f"--objective_options names '{option}', but for {name} {has}.")
     try:
-        return OBJECTIVES[name](logit_scale, weights, **(options or {}))
+        objective = OBJECTIVES[name](logit_scale, weights, **(options or {}))
     except TypeError as error:
         raise UserError(f"--objective_options {dict(options or {})} do not fit {name}: {error}.") from error
+    objective.logit_bias = logit_bias
+    return objective
 
 
 _COMMON = ("logit_scale", "weights")

@@ -66,25 +66,37 @@ def cosine_term(trained: ItemBatch, target: ItemBatch) -> Mean:
     return paired(trained, target, losses)
 
 
-def contrastive(queries: Tensor, targets: Tensor, logit_scale: float, positions: Tensor) -> Tensor:
-    """Symmetric InfoNCE over B rows whose i-th query belongs to its i-th target: positions index them; at least 0.
+def contrastive(
+    queries: Tensor, targets: Tensor, logit_scale: float, positions: Tensor, logit_bias: float | None = None
+) -> Tensor:
+    """The contrastive loss of B rows whose i-th query belongs to its i-th target: positions index them; at least 0.
+
+    Symmetric InfoNCE, as CLIP is trained; or with a bias the sigmoid loss (Zhai et al., ICCV 2023, section 3.2), as
+    SigLIP is.
 
     Returns:
-        For each position, the mean of its query's and its target's cross-entropy over all rows.
+        For each position, the mean of its query's and its target's loss: the cross-entropy over all rows, or the sum
+        over all rows of what a sigmoid gives for each pair.
     """
     queries, targets = F.normalize(queries, dim=-1), F.normalize(targets, dim=-1)
 
-    def entropy(asked: Tensor, pool: Tensor) -> Tensor:
-        return F.cross_entropy(logit_scale * asked[positions] @ pool.T, positions, reduction="none")
+    def loss(asked: Tensor, pool: Tensor) -> Tensor:
+        logits = logit_scale * asked[positions] @ pool.T
+        if logit_bias is None:
+            return F.cross_entropy(logits, positions, reduction="none")
+        belongs = torch.arange(len(pool), device=positions.device) == positions[:, None]
+        return -F.logsigmoid(torch.where(belongs, 1, -1) * (logits + logit_bias)).sum(dim=1)
 
-    return (entropy(queries, targets) + entropy(targets, queries)) / 2
+    return (loss(queries, targets) + loss(targets, queries)) / 2
 
 
-def contrastive_term(trained: ItemBatch, target: ItemBatch, logit_scale: float) -> Mean:
-    """Symmetric InfoNCE of embeddings and their targets among the rows that have both."""
+def contrastive_term(
+    trained: ItemBatch, target: ItemBatch, logit_scale: float, logit_bias: float | None = None
+) -> Mean:
+    """The contrastive loss of embeddings and their targets among the rows that have both."""
 
     def losses(positions: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return contrastive(trained.embeds[first], target.embeds[second], logit_scale, positions)
+        return contrastive(trained.embeds[first], target.embeds[second], logit_scale, positions, logit_bias)
 
     return paired(trained, target, losses)
 
@@ -128,6 +140,10 @@ class Objective(nn.Module):
         logit_scale: factor before cosines in contrastive terms.
         weights: `{term: weight >= 0}` in place of the class's; a term of weight 0 is not computed.
 
+    Attributes:
+        logit_bias: what is added to scaled cosines in contrastive terms, which are then sigmoid losses, as of a SigLIP;
+            `None` for those of a CLIP. Rankings and distances are the same with any.
+
     Raises:
         UserError: a weight names no term or is negative, or all are 0.
     """
@@ -136,6 +152,7 @@ class Objective(nn.Module):
     STATE_WEIGHTS: ClassVar[dict[str, float]] = dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0)
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
     COHERENCE: ClassVar[tuple[str, ...]] = ()  # terms over unsafe items alone, which redirect nothing
+    logit_bias: float | None = None
     # What the trainer has to provide in the `BatchTargets`.
     reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
     anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them

@@ -11,7 +11,7 @@ class SafeCLIPLoss(Objective):
 
     Every target is the embedding of a safe item by the frozen original. With `T, V` the trained
     encoders, `T0, V0` the original ones, `(t, v)` a safe pair, `(t*, v*)` its unsafe counterpart,
-    `d = 1 - cos` and `NCE` the symmetric in-batch InfoNCE:
+    `d = 1 - cos` and `NCE` the symmetric in-batch InfoNCE (of a SigLIP its sigmoid loss):
 
     | term                             | value             | weight |
     |----------------------------------|-------------------|--------|
@@ -64,7 +64,9 @@ class SafeCLIPLoss(Objective):
     def terms(self, embeds: Quadruplets, reference: BatchTargets) -> dict[str, Mean | Sequence[Mean]]:
         def term(name: str, trained: str, target: str):
             items = embeds[trained], reference.items[target]
-            return cosine_term(*items) if name.endswith("_cosine") else contrastive_term(*items, self.logit_scale)
+            if name.endswith("_cosine"):
+                return cosine_term(*items)
+            return contrastive_term(*items, self.logit_scale, self.logit_bias)
 
         return {name: term(name, items[0], items[-1]) for name, items in self.NEEDS.items()}
 

@@ -130,13 +130,22 @@ def settings_of(config: "PreTrainedConfig", processor: "ProcessorMixin") -> list
 
 def processor_settings(processor: "ProcessorMixin") -> list[str]:
     """All that tells what a processor makes of captions and images."""
-    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
-    # Set by every call, and no matter for the embeddings.
-    tokenizer.update(padding=None, truncation=None)
     image_processor = processor.image_processor
     return [
-        json.dumps(tokenizer, sort_keys=True),
+        tokenizer_settings(processor.tokenizer),
         processor.tokenizer.padding_side,
         type(image_processor).__name__,
         json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
     ]
+
+
+def tokenizer_settings(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """All that tells what a tokenizer makes of texts, but for padding and cuts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # one of SentencePiece's
+        words = sorted(tokenizer.get_vocab().items())
+        settings = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name != "vocab_file"}
+        model = digest([tokenizer.sp_model.serialized_model_proto()])
+        return json.dumps([type(tokenizer).__name__, words, model, settings], sort_keys=True)
+    # Padding and cuts are set by every call, and no matter for the embeddings.
+    return json.dumps({**json.loads(backend.to_str()), "padding": None, "truncation": None}, sort_keys=True)

@@ -256,10 +256,10 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         given = cast(dict, self.loss_weights or {})  # a text only before `__post_init__`
         return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.hidden_state_terms else {}) | given
 
-    def make_objective(self, logit_scale: float) -> Objective:
-        """The objective that is asked for, with this factor before cosines."""
+    def make_objective(self, logit_scale: float, logit_bias: float | None = None) -> Objective:
+        """The objective that is asked for, with a model's factor before cosines and what it adds to them."""
         options = cast(dict | None, self.objective_options)  # a text only before `__post_init__`
-        return build_objective(self.objective, logit_scale, self.term_weights, options)
+        return build_objective(self.objective, self.logit_scale or logit_scale, self.term_weights, options, logit_bias)
 
     def __new__(cls, *_: Any, **settings: Any):
         known = [each.name for each in fields(cls) if each.init]

@@ -23,9 +23,9 @@ from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
 from ..embedding.embedder import Embedder
 from ..errors import UserError, first_line
-from ..models.family import PROCESSOR_NAMES, family_of
+from ..models.families import PROCESSOR_NAMES, family_of
 from ..models.load import check_processor, load_clip, load_processor
-from ..models.preparation import accept_sharding, lora_config, prepare_model, train_towers
+from ..models.preparation import accept_sharding, check_adapters, lora_config, prepare_model, train_towers
 from ..models.reference import FrozenReference
 from ..objectives.base import Objective
 from ..store.folders import folder_of
@@ -128,6 +128,8 @@ def open_model(
     if peft_config is not None and not isinstance(model, PeftModel):
         set_seed(args.seed)
         model = with_adapter(model, peft_config)
+    if isinstance(model, PeftModel):
+        check_adapters(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("no weight of the model is trainable; load an adapter with is_trainable=True.")
     if dtype != torch.float32 and args.process_index == 0 and not args.disable_tqdm:
@@ -208,7 +210,7 @@ def make_collator(
     """Makes batches as a model and an objective read them; of few lengths where each has to be compiled."""
     family = family_of(model)
     max_length = family.max_length(model.config)
-    multiple = max(LENGTHS if compiled else 1, family.pad_to_multiple_of(model.config))
+    multiple = family.padded_length(model.config) or (LENGTHS if compiled else 1)
     if objective is not None and any("_text_" in name for name in objective.hidden_state_terms):
         multiple = max_length  # diffusion models read the states of all the padding
     return QuadrupletCollator(processor, max_length, multiple)

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..errors import UserError
 from ..models.drop_in import save_drop_in
-from ..models.family import family_of
+from ..models.families import family_of
 from ..models.load import public_name
 from ..names import redact_paths
 from ..outputs import OutputFolder

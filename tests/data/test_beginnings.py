@@ -8,7 +8,7 @@ import pytest
 from safe_clip import QuadrupletCollator
 from safe_clip.data.beginnings import MOST_COUNTED, beginnings, longest_token, token_counts
 from safe_clip.data.captions import check_captions
-from safe_clip.models.family import CLIP
+from safe_clip.models.families import CLIP
 
 LONG = {
     "words": "a red square beside a blue one, " * 4000,

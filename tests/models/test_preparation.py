@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
-from safe_clip.models.family import CLIP
+from safe_clip.models.families import CLIP
 from safe_clip.models.preparation import lora_config, prepare_model
 
 from ..helpers import build_model

@@ -181,9 +181,15 @@ CONFIGURED = {
     "longer captions": ({"text_config": {"max_position_embeddings": 64}}, r"77x32 in the file, 64x32 by the"),
     "smaller patches": ({"vision_config": {"patch_size": 4}}, "vision_model.embeddings.patch_embedding.weight"),
     "shorter embeddings": ({"projection_dim": 16}, r"of another shape \(2 of 78\)"),
-    "one encoder": ({"model_type": "clip_text_model"}, "'clip_text_model' model, not a CLIP, but one encoder of it"),
-    "the other encoder": ({"model_type": "clip_vision_model"}, "not a CLIP, but one encoder of it"),
-    "SigLIP": ({"model_type": "siglip"}, "is a 'siglip' model, not a CLIP"),
+    "one encoder": (
+        {"model_type": "clip_text_model"},
+        "'clip_text_model' model, .*, but one encoder of it",
+    ),
+    "the other encoder": ({"model_type": "clip_vision_model"}, "not a CLIP, .*, but one encoder of it"),
+    "SigLIP": (
+        {"model_type": "siglip"},
+        "its weights are not those of the SiglipModel that",
+    ),
     "AltCLIP": ({"model_type": "altclip"}, "is a 'altclip' model, not a CLIP"),
     "negative heads": (
         {"text_config": {"num_attention_heads": -1}},

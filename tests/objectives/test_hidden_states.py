@@ -16,7 +16,7 @@ from safe_clip import (
 )
 from safe_clip.config import parse_arguments
 from safe_clip.items import Layout, Quadruplets
-from safe_clip.models.family import CLIP
+from safe_clip.models.families import CLIP
 from safe_clip.models.patches import accept_one_modality
 from safe_clip.objectives import OBJECTIVES, build_objective
 from safe_clip.objectives.base import hidden_state_terms

@@ -352,7 +352,7 @@ def test_what_cannot_be_trained_is_said_at_once(processor, rows, tmp_path):
     frozen = PeftModel.from_pretrained(build_model(processor), tmp_path / "adapter")
     with pytest.raises(UserError, match="load an adapter with is_trainable=True"):
         SafeCLIPTrainer(frozen, args, rows, processing_class=processor)
-    with pytest.raises(UserError, match="pass its CLIPProcessor as processing_class"):
+    with pytest.raises(UserError, match="pass its CLIPProcessor or SiglipProcessor as processing_class"):
         SafeCLIPTrainer(build_model(processor), args, rows)
     with pytest.raises(UserError, match=r"a dictionary of splits \('train'\); name one, such as rows\['train'\]"):
         make_trainer(processor, DatasetDict(train=rows), tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import Pipeline, pipeline
 
 from ...errors import UserError, first_line, hub_trouble
-from ...store.fingerprints import weights_digest
+from ...store.fingerprints import tokenizer_settings, weights_digest
 
 # Words in the names of labels. "Sexy" and the like are unsafe, and are nudity too.
 NUDITY = r"nsfw|porn|hentai|sex|nud(?:e|ity)|naked|erotic|explicit|obscene"
@@ -129,9 +129,7 @@ def _open(name: str, modality: str) -> Pipeline:
 def _fingerprint(made: Pipeline, labels: list[list[str]]) -> str:
     """What tells whether a model would give other scores: its weights, settings, labels and preprocessing."""
     settings = [made.model.config.to_dict(), labels, importlib.metadata.version("transformers")]
-    settings.append(
-        made.image_processor.to_dict() if made.image_processor else made.tokenizer.backend_tokenizer.to_str()
-    )
+    settings.append(made.image_processor.to_dict() if made.image_processor else tokenizer_settings(made.tokenizer))
     return weights_digest(made.model.state_dict().items(), json.dumps(settings, sort_keys=True, default=str))
 
 

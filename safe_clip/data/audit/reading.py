@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
-from ...store.fingerprints import captions_digest, content_id
+from ...store.fingerprints import captions_digest, content_id, tokenizer_settings
 from ...store.tables import one_by_one, table_in_chunks
 from ..beginnings import token_counts
 from ..cells import content, short, stored
@@ -131,7 +131,7 @@ def _read(
     rows = undecoded(rows, [column, *({ROW_COLUMN} & set(rows.column_names))])
     caption = column in CAPTION_COLUMNS
     made_with = [Path(__file__).read_bytes(), *(importlib.metadata.version(name) for name in LIBRARIES)]
-    made_with += [tokenizer.backend_tokenizer.to_str()] if caption else []
+    made_with += [tokenizer_settings(tokenizer)] if caption else []
 
     def arguments(chunk: Dataset, first: int) -> dict[str, Any]:
         facts = _Captions(chunk, first, column, tokenizer) if caption else _Images(chunk, first, column)
