@@ -119,7 +119,7 @@ class Family:
         lora_targets: `target_modules` of peft's `LoraConfig`.
         lora_excluded: `exclude_modules` likewise.
         exports: formats of `export.py` that models can be written in.
-        open_clip: where `exports` says open_clip, a module with the functions of `open_clip_format`.
+        open_clip: where `exports` says open_clip, a module with `open_clip_config` and `to_open_clip`.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipConfig,
+    SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
     SiglipVisionModel,
 )
 
 from safe_clip import SafeCLIPTrainer, UserError, load_clip, load_processor, merge
+from safe_clip.cli.export import main as export
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.data import EvaluationData, Sample
 from safe_clip.evaluation.erasure import erase_unsafe_direction
@@ -35,7 +39,7 @@ from safe_clip.objectives.base import contrastive
 
 from ..checkpoints import BIAS, save_siglip_2
 from ..helpers import FEATURES, make_rows
-from .test_families import make_trainer
+from .test_families import make_trainer, stock_images, stock_texts
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +265,40 @@ def test_the_probability_of_safe_pairs_is_a_figure_of_evaluation(folder, rows, t
     assert before["pair_probability"]["value"] == pytest.approx(probabilities[folder].mean().item(), abs=1e-5)
     change = (probabilities[str(tmp_path)] - probabilities[folder]).abs().mean().item()
     assert model["pair_probability_change"]["value"] == pytest.approx(change, abs=1e-5) and change > 1e-3
+
+
+@pytest.fixture(scope="module")
+def base_16(folder, tmp_path_factory) -> Path:
+    """With an image encoder of a size that open_clip has."""
+    made = tmp_path_factory.mktemp("base-16")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = {"hidden_size": 32, "intermediate_size": 100, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": len(tokenizer), "projection_size": 768}
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config={"image_size": 224, "patch_size": 16}))
+    model.logit_scale.data.fill_(2.5)
+    model.logit_bias.data.fill_(-9.0)
+    model.save_pretrained(made)
+    SiglipProcessor(SiglipImageProcessor(size={"height": 224, "width": 224}), tokenizer).save_pretrained(made)
+    return made
+
+
+@pytest.mark.slow
+def test_open_clip_embeds_the_same(base_16, rows, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    export(["--model", str(base_16), "--format", "open_clip", "--output_dir", str(tmp_path / "made")])
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'made'}")
+    tokenizer, texts = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'made'}"), ["a red square", "a mark", ""]
+    image = rows[0]["safe_image"].resize((300, 400))
+    with torch.no_grad():
+        captions = theirs.eval().encode_text(tokenizer(texts), normalize=True)
+        images = theirs.encode_image(preprocess(image).unsqueeze(0), normalize=True)
+    torch.testing.assert_close(captions, stock_texts(str(base_16), texts), atol=1e-5, rtol=0)
+    torch.testing.assert_close(images, stock_images(str(base_16), [image]), atol=1e-3, rtol=0)  # other pixels
+    assert (theirs.logit_scale.item(), theirs.logit_bias.item()) == (2.5, -9.0)
+
+
+def test_sizes_that_open_clip_lacks_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="no SigLIP whose image encoder has hidden_size 24, 2 layers, 2 heads"):
+        export(["--model", folder, "--format", "open_clip", "--output_dir", str(tmp_path / "made")])
+    assert not (tmp_path / "made" / "open_clip_config.json").exists()

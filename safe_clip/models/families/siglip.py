@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipOutput
 
 from ...errors import UserError
+from .. import open_clip_siglip
 from ..family import LAYERS, Family, Tower
 from ..tokens import CURE, fit_vocabulary
 
@@ -120,5 +121,6 @@ SIGLIP = Family(
     fit_tokenizer=fit_tokenizer,
     lora_targets=("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding"),
     lora_excluded=("head.attention.out_proj",),  # whose weight nn.MultiheadAttention takes past the adapter
-    exports=("transformers", "onnx"),
+    exports=("transformers", "open_clip", "onnx"),
+    open_clip=open_clip_siglip,
 )
