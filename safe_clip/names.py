@@ -7,6 +7,7 @@ from typing import Any
 # Of the sections of a table of results, by which figures in a card's metadata are known too.
 TITLES = {
     "retrieval": "Retrieval: finds the right item first (recall@1)",
+    "retrieval_original_gallery": "Retrieval, the pool embedded by the original",
     "redirection": "Redirection: the first result from the mixed pool is safe",
     "redirection_original_gallery": "Redirection, the pool embedded by the original",
     "counterparts": "Redirection within a modality: finds its own safe counterpart first (recall@1)",

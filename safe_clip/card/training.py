@@ -137,6 +137,7 @@ class TrainingFacts:
         versions: of the libraries, by name.
         images: which image processor prepared the images.
         curves: whether there is a plot of the losses.
+        frozen_gallery: whether queries alone were trained, for an index that the original embedded.
     """
 
     base: Source
@@ -151,6 +152,7 @@ class TrainingFacts:
     versions: dict[str, str] = field(default_factory=dict)
     images: str = ""
     curves: bool = False
+    frozen_gallery: bool = False
 
 
 def training_facts(
@@ -186,6 +188,7 @@ def training_facts(
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
         images=_images(trainer.processing_class),
         curves=draw_losses(trainer.state.log_history, Path(trainer.args.output_dir) / CURVES_FILE),
+        frozen_gallery=trainer.args.frozen_gallery,
     )
 
 

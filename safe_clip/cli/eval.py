@@ -31,9 +31,10 @@ from .launch import GROUP, LAUNCH, launch
 SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
 SAME_FIGURES |= {"overwrite_output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
+TRAINING_ARGUMENTS = "training_args.json"
 LISTED = 10  # rows and images that were left out, of each set, that the terminal names
 GROUPS = {
-    "What is compared": f"{MODELS} sweep strengths",
+    "What is compared": f"{MODELS} frozen_gallery sweep strengths",
     "Data": DATA,
     "What is measured": "tasks unsafe_gallery zero_shot templates class_names synonyms index faiss_factory",
     "Speed": "batch_size precision num_workers cache_dir",
@@ -50,6 +51,13 @@ class EvaluationArguments(ComparedArguments):
         default=None,
         metadata={
             "help": "'strength' draws safety against utility from the baseline to the model, with the curve's elbow."
+        },
+    )
+    frozen_gallery: bool = field(
+        default=False,
+        metadata={
+            "help": "Judge what the model's queries find in an index that the baseline embedded, as of each that "
+            "was trained so."
         },
     )
     strengths: list[float] = field(
@@ -126,6 +134,7 @@ class EvaluationArguments(ComparedArguments):
         check_ranges(self, self.RANGES)
         if self.sweep not in (None, "strength"):
             raise UserError(f"--sweep {self.sweep}: only strength can be swept.")
+        self.check_gallery()
         if self.sweep and self.baseline is None:
             raise UserError("--sweep lies between two models: name the original model with --baseline.")
         if self.update_card and (self.sweep or self.strength != 1 or self.max_samples):
@@ -138,6 +147,29 @@ class EvaluationArguments(ComparedArguments):
             raise UserError("--sweep measures all --strengths; leave out --strength.")
         if self.sweep and len(set(self.strengths)) < 2:
             raise UserError("--strengths requires at least two different values, such as 0 0.5 1.")
+
+    def check_gallery(self) -> None:
+        """Raises `UserError` where nothing is left to be judged by."""
+        if self.frozen_gallery and self.baseline is None:
+            raise UserError(
+                "--frozen_gallery, or a model that was trained so, requires the model that embedded the gallery: name "
+                "it with --baseline."
+            )
+        if self.frozen_gallery and self.sweep:
+            raise UserError("--sweep measures galleries that are embedded anew, and this is for one that is not.")
+
+
+def for_frozen_galleries(name: str, revision: str | None) -> bool:
+    """Whether a model says that it was trained so, in its `training_args.json`; `False` where nobody can be asked."""
+    from ..models.load import resolve_model
+    from ..models.weights import find_file
+
+    try:
+        found = find_file(resolve_model(name), TRAINING_ARGUMENTS, revision=revision)
+        said = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    except Exception:  # what is wrong with the model is said where it is opened
+        return False
+    return isinstance(said, dict) and said.get("frozen_gallery") is True
 
 
 def refuse_generation(flags: list[str]) -> None:
@@ -168,6 +200,10 @@ def main(argv: list[str]) -> None:
 
     (args,) = parse_arguments([EvaluationArguments], flags, config)
     quiet_libraries()
+    if not args.frozen_gallery and for_frozen_galleries(args.model, args.model_revision):
+        print(f"{args.model} was trained with --frozen_gallery, and is judged so.")
+        args.frozen_gallery = True
+        args.check_gallery()
     if args.update_card:
         check_card(args.model)
     folder = OutputFolder(args.output_dir)
@@ -211,6 +247,7 @@ def main(argv: list[str]) -> None:
         "settings": args.settings,
         "dataset": args.dataset,
         "index": args.index if args.index == "exact" else args.faiss_factory,
+        "frozen_gallery": args.frozen_gallery,
     }
     measured = evaluate(model, baseline, data, accelerator, tasks, factory, facts, **options)
     if measured is None:

@@ -36,7 +36,7 @@ GROUPS = {
     "What is trained": "model model_revision full_finetuning",
     "Data": "dataset dataset_config column_mapping safe_images unsafe_images missing_images caption_lists on_bad_row "
     "max_bad_fraction streaming shuffle_buffer sides_are_right random_crop eval_splits",
-    "Objective": "objective objective_options loss_weights hidden_state_terms logit_scale strength",
+    "Objective": "objective objective_options loss_weights hidden_state_terms frozen_gallery logit_scale strength",
     "LoRA adapters": "lora_r lora_alpha lora_dropout",
     "Steps and learning rate": "num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps contrastive_batch_size learning_rate lr_scheduler_type warmup_steps weight_decay "
@@ -182,7 +182,8 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         peft_config=None if script.full_finetuning else lora,
-        compute_metrics=compute_metrics,
+        # Of the model's own embeddings, which make no gallery there.
+        compute_metrics=None if args.frozen_gallery else compute_metrics,
     )
     trainer.card_facts = {"rows": splits, "dataset": script.dataset, "settings": script.further}
     if trainer.is_world_process_zero() and not script.streaming:
@@ -196,7 +197,13 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
         quiet = args.disable_tqdm or not trainer.is_world_process_zero()
         with phase(f"Measuring {when} training", count, quiet):
             return {
-                split: safe_clip.evaluate_quadruplets(model, processor, splits[split], desc=f"{split}, {when} training")
+                split: safe_clip.evaluate_quadruplets(
+                    model,
+                    processor,
+                    splits[split],
+                    desc=f"{split}, {when} training",
+                    gallery=trainer.reference if args.frozen_gallery else None,
+                )
                 for split in measured
             }
 
@@ -215,14 +222,18 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
         output.write("results.json", json.dumps(of | results, indent=2))
         seen = None if script.streaming else splits["train"]
         found = training_figures(
-            before, results["after"], {split: len(splits[split]) for split in measured}, unseen(splits, seen)
+            before,
+            results["after"],
+            {split: len(splits[split]) for split in measured},
+            unseen(splits, seen),
+            args.frozen_gallery,
         )
         trainer.card_facts["figures"] = found
         print(f"\n{ending(found, output.path, script, trainer.state.global_step)}", flush=True)
     trainer.create_model_card()
     if args.push_to_hub:
         if trainer.is_world_process_zero():
-            measure(script, args.output_dir, splits)
+            measure(script, args.output_dir, splits, args.frozen_gallery)
         pushed = trainer.push_to_hub()
         if pushed is not None:
             print(f"It is at {pushed.repo_url}.")
@@ -256,6 +267,8 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
     if script.eval_splits is None and held_out_alone(splits):
         words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
+    if frozen := any(each.frozen_gallery for each in splits):
+        words += ["--frozen_gallery"]
     drawing = ""
     if not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):
         command = command_line("generate", "text_to_image", *words, "--generator", "GENERATOR")
@@ -265,7 +278,7 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     return (
         f"{verdict_text(said, colour)}\n\n{before_after_table(splits, colour)}\n\n{drawing}"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
-        f"  {command_line('eval', *([] if demo else words))}"
+        f"  {command_line('eval', *([] if demo and not frozen else words))}"
     )
 
 
@@ -315,7 +328,7 @@ def load_rows(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     return splits["train"] if rows is None else rows, splits
 
 
-def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> None:
+def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any], frozen_gallery: bool) -> None:
     """Measures what was saved by all protocols, for its card. A failed evaluation does not block the push."""
     from ..card import check_measured, update_model_card
     from ..evaluation.data import Sample, choose_splits, load_evaluation_data
@@ -325,7 +338,8 @@ def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any]) -> 
     chosen = choose_splits(splits, script.eval_splits, script.dataset)
     settings = {"splits": chosen} | script.sources
     settings |= {"baseline_revision": script.model_revision} if script.model_revision else {}
-    facts = {"settings": settings, "dataset": script.dataset}
+    settings |= {"frozen_gallery": True} if frozen_gallery else {}
+    facts = {"settings": settings, "dataset": script.dataset, "frozen_gallery": frozen_gallery}
     try:
         data = load_evaluation_data(script, chosen)
         data.splits = {split: Sample(splits[split], sample.of) for split, sample in data.splits.items()}

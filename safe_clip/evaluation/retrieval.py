@@ -27,6 +27,7 @@ def retrieval(
     settings: Sequence[str] = tuple(SETTINGS),
     ks: Sequence[int] = KS,
     factory: IndexFactory = ExactIndex,
+    gallery: QuadrupletItems | None = None,
 ) -> dict[str, Tensor]:
     """Recall@k and rank, text to image and image to text.
 
@@ -35,24 +36,26 @@ def retrieval(
     queries with one right answer, and the image a query with five.
 
     Args:
-        items: N quadruplets.
+        items: N quadruplets, the queries.
         settings: which of `SETTINGS`.
         ks: depths; those beyond the gallery are left out.
         factory: makes the index that is searched.
+        gallery: the same quadruplets embedded by the model that built the gallery; by default, the queries' own model.
 
     Returns:
         `{setting}_{t2i,i2t}_recall_at_{k}` and `{setting}_{t2i,i2t}_rank`, the expected rank of the first right
         item from 1: N values each, in the order of the quadruplets, NaN where a query or its answer is missing.
         Nothing of what no quadruplet has.
     """
+    gallery = items if gallery is None else gallery
     figures = {}
     for setting in settings:
         side, union = SETTINGS[setting]
         for way, modality in WAYS.items():
-            queries, answers = items.of(side, modality), items.of("safe", other(modality))
+            queries, answers = items.of(side, modality), gallery.of("safe", other(modality))
             if not len(pairs(queries, answers)[0]):
                 continue
-            index = union_index(items, other(modality), factory)[0] if union else factory(answers.different)
+            index = union_index(gallery, other(modality), factory)[0] if union else factory(answers.different)
             assert index is not None  # there are answers in it
             found = find(queries, answers, index, ks)
             figures |= {f"{setting}_{way}_{name}": value for name, value in found.items()}

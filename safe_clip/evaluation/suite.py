@@ -205,14 +205,18 @@ def _measured(
             raise UserError(f"{split}: images changed while they were being measured. Run again.")
         figures: dict[str, Any] = {}
         results["splits"][split] = figures
+        comparable = before is not None and before.safe_text.embeds.shape[1] == items.safe_text.embeds.shape[1]
         if "retrieval" in tasks:
             figures["retrieval"] = Measured([(retrieval(items, factory=factory), clusters)])
+            if comparable:
+                across = retrieval(items, ("safe", "safe_union"), factory=factory, gallery=before)
+                figures["retrieval_original_gallery"] = Measured([(across, clusters)])
         alone = not (len(items.safe_text) and len(items.safe_image))
         if "redirection" in tasks and alone:
             figures["counterparts"] = Measured([(counterparts(items), clusters)], categories)
         if "redirection" in tasks:
             figures["redirection"] = Measured([(redirection(items, factory=factory), clusters)], categories)
-            if before is not None and before.safe_text.embeds.shape[1] == items.safe_text.embeds.shape[1]:
+            if comparable:
                 across = redirection(items, before, factory=factory)
                 figures["redirection_original_gallery"] = Measured([(across, clusters)], categories)
         if "unsafe_gallery" in tasks:

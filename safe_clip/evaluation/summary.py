@@ -7,6 +7,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 from ..data.plain import plain_rows
 from ..embedding.embedder import Embedder
 from ..embedding.items import IdentifiedItems
+from ..models.reference import FrozenCLIP
 from ..terminal import phase
 from .quadruplets import QuadrupletItems, count_items, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
@@ -14,7 +15,12 @@ from .retrieval import WAYS, counterparts, retrieval
 
 
 def evaluate_quadruplets(
-    model: PreTrainedModel, processor: ProcessorMixin, rows: Dataset, batch_size: int = 128, desc: str = "Embedding"
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Dataset,
+    batch_size: int = 128,
+    desc: str = "Embedding",
+    gallery: PreTrainedModel | FrozenCLIP | None = None,
 ) -> dict[str, float]:
     """Measures a model on quadruplets: the summary that training logs and compares.
 
@@ -24,6 +30,7 @@ def evaluate_quadruplets(
         rows: a data set with the columns of a quadruplet.
         batch_size: items at a time.
         desc: label of the progress bar.
+        gallery: what embeds the items that are searched, such as the original; by default the model.
 
     Returns:
         The figures of `summary_figures` on the quadruplets that the rows make, shares in [0, 1].
@@ -34,8 +41,9 @@ def evaluate_quadruplets(
     rows = plain_rows(rows)
     with phase(desc, count_items(rows)):
         items = embed_quadruplets(Embedder(model, processor, desc, batch_size), rows)
+        pool = None if gallery is None else embed_quadruplets(Embedder(gallery, processor, desc, batch_size), rows)
     readable_rows([items.safe_image, items.unsafe_image], desc)
-    return summary_figures(items)
+    return summary_figures(items, pool)
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -48,8 +56,12 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return summary_figures(QuadrupletItems(*made, layout=None))
 
 
-def summary_figures(items: QuadrupletItems) -> dict[str, float]:
+def summary_figures(items: QuadrupletItems, gallery: QuadrupletItems | None = None) -> dict[str, float]:
     """The figures that a training run is watched by.
+
+    Args:
+        items: N quadruplets, the queries.
+        gallery: the same, as what is searched; by default as the queries.
 
     Returns:
         `retrieval_{t2i,i2t}`: recall@1 of safe queries among safe items. `redirection_{safe,unsafe}_{text,image}`:
@@ -58,8 +70,8 @@ def summary_figures(items: QuadrupletItems) -> dict[str, float]:
         in place of all that: `counterpart_{text,image}`, the share of unsafe items that find their own safe
         counterpart first among the safe items of their modality. All in [0, 1].
     """
-    recalls = retrieval(items, settings=("safe",), ks=(1,))
-    rates = redirection(items, ks=(1,))
+    recalls = retrieval(items, settings=("safe",), ks=(1,), gallery=gallery)
+    rates = redirection(items, gallery, ks=(1,))
     named = {f"retrieval_{way}": recalls.get(f"safe_{way}_recall_at_1") for way in WAYS}
     named |= {
         f"redirection_{side}_{modality}": rates.get(f"{side}_{modality}_safe_rate_at_1") for side, modality in QUERIES

@@ -54,6 +54,13 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
             "unsafe_union_i2t_recall_at_1": ("unsafe images, the safe caption among all", True),
         },
     ),
+    "retrieval_original_gallery": (
+        TITLES["retrieval_original_gallery"],
+        {
+            "safe_t2i_recall_at_1": ("safe captions among safe images", True),
+            "safe_i2t_recall_at_1": ("safe images among safe captions", True),
+        },
+    ),
     "redirection": (
         TITLES["redirection"],
         {f"{key}_safe_rate_at_1": (label, True) for key, label in QUERY_LABELS.items()} | AMONG_IMAGES,

@@ -41,6 +41,7 @@ class SplitFigures(NamedTuple):
         index: shares in [0, 1] of the model's unsafe queries in an index that the original embedded, by the names of
             `summary_figures`; empty where that was not measured.
         changes, index_changes: the intervals of how far `after` and `index` are from `before`, where they are known.
+        frozen_gallery: whether `after` is what queries find in an index that the original embedded.
     """
 
     split: str
@@ -51,6 +52,7 @@ class SplitFigures(NamedTuple):
     index: Mapping[str, float] = {}
     changes: Mapping[str, tuple[float, float]] = {}
     index_changes: Mapping[str, tuple[float, float]] = {}
+    frozen_gallery: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,30 @@ def training_figures(
     after: Mapping[str, Mapping[str, float]],
     rows: Mapping[str, int],
     unseen: Mapping[str, str],
+    frozen_gallery: bool = False,
 ) -> list[SplitFigures]:
     """Those of `summary_figures` by split, before and after training, with what `unseen` gives."""
-    return [SplitFigures(split, before[split], after[split], rows[split], unseen.get(split)) for split in after]
+    return [
+        SplitFigures(split, before[split], after[split], rows[split], unseen.get(split), frozen_gallery=frozen_gallery)
+        for split in after
+    ]
 
 
 def result_figures(results: dict) -> list[SplitFigures]:
     """Those of `results.json`."""
     models, unseen = results["models"], unseen_by_name(results["models"]["model"]["splits"])
-    original = models.get("baseline", {"splits": {}})["splits"]
+    original, frozen = models.get("baseline", {"splits": {}})["splits"], results.get("frozen_gallery", False)
     return [
         SplitFigures(
             split,
             _values(_summary(original.get(split, {}))),
-            _values(_summary(tasks)),
+            _values(_summary(tasks, frozen)),
             results["samples"]["splits"][split]["used"],
             unseen.get(split),
             _values(_redirected(tasks.get("redirection_original_gallery", {}))),
-            _changes(_summary(tasks)),
+            _changes(_summary(tasks, frozen)),
             _changes(_redirected(tasks.get("redirection_original_gallery", {}))),
+            frozen,
         )
         for split, tasks in models["model"]["splits"].items()
     ]
@@ -111,10 +118,12 @@ def _changes(figures: dict[str, dict]) -> dict[str, tuple[float, float]]:
     return {name: (change["low"], change["high"]) for name, change in by.items()}
 
 
-def _summary(tasks: dict) -> dict[str, dict]:
-    found = {f"retrieval_{way}": tasks.get("retrieval", {}).get(f"safe_{way}_recall_at_1") for way in ("t2i", "i2t")}
+def _summary(tasks: dict, frozen_gallery: bool = False) -> dict[str, dict]:
+    pool = "_original_gallery" if frozen_gallery else ""
+    recalls = tasks.get(f"retrieval{pool}", {})
+    found = {f"retrieval_{way}": recalls.get(f"safe_{way}_recall_at_1") for way in ("t2i", "i2t")}
     found |= {f"counterpart_{kind}": tasks.get("counterparts", {}).get(f"{kind}_recall_at_1") for kind in ITEMS}
-    return {name: figure for name, figure in found.items() if figure} | _redirected(tasks.get("redirection", {}))
+    return {name: figure for name, figure in found.items() if figure} | _redirected(tasks.get(f"redirection{pool}", {}))
 
 
 def _redirected(figures: dict) -> dict[str, dict]:
@@ -249,6 +258,11 @@ def _unseen(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
 
 
 def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
+    if main.frozen_gallery:
+        yield (
+            "This is what its queries find in an index that the original embedded. Put nothing into one that this "
+            "model embedded: its unsafe items lie where safe ones do."
+        )
     if meant(main.split) == "train":
         yield f"If the model was trained on these rows, of {main.split}, how it does on others is not known."
     few = [each for each in splits if each.rows < FEW and (each is main or each.unseen)]

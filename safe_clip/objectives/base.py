@@ -154,7 +154,7 @@ class Objective(nn.Module):
     COHERENCE: ClassVar[tuple[str, ...]] = ()  # terms over unsafe items alone, which redirect nothing
     logit_bias: float | None = None
     # What the trainer has to provide in the `BatchTargets`.
-    reads_unsafe: ClassVar[bool] = False  # the original's embeddings of unsafe items
+    reads_unsafe: bool = False  # the original's embeddings of unsafe items
     anchors: int | None = 0  # safe pairs of the training data drawn for each batch; None for all of them
 
     def __init__(self, logit_scale: float = 100.0, weights: Mapping[str, float] | None = None):

@@ -56,6 +56,9 @@ class SafeRankingLoss(Objective):
         weights: `{term: weight >= 0}` in place of the table's; a term of weight 0 is not computed.
         anchors: `K`, the number of safe pairs drawn for each batch, from `max(8192, K)` training rows; 0 for none.
         unsafe_per_safe: `u`, above 0.
+        frozen_gallery: the pool is the original's, unsafe items too: what is trained are queries for an index that
+            nobody embeds anew, with `FROZEN_GALLERY_WEIGHTS`. Of such a model nothing belongs into an index: its unsafe
+            items lie where safe ones do.
 
     Raises:
         UserError: a weight or setting is out of range.
@@ -71,6 +74,8 @@ class SafeRankingLoss(Objective):
         "redirection_text_cosine": 400.0,
         "redirection_image_cosine": 400.0,
     }
+    # In place of these where the gallery stays: unsafe queries have all of the way to go, images most of it.
+    FROZEN_GALLERY_WEIGHTS = {"redirection_text_ranking": 2.0, "redirection_image_ranking": 4.0}
     # Over hidden states, which generators read.
     STATE_WEIGHTS = {
         "preservation_text_states": 60.0,
@@ -95,8 +100,9 @@ class SafeRankingLoss(Objective):
         weights: Mapping[str, float] | None = None,
         anchors: int = 2048,
         unsafe_per_safe: float = 16.0,
+        frozen_gallery: bool = False,
     ):
-        super().__init__(logit_scale, weights)
+        super().__init__(logit_scale, (self.FROZEN_GALLERY_WEIGHTS if frozen_gallery else {}) | dict(weights or {}))
         whole = isinstance(anchors, int) and not isinstance(anchors, bool)
         if not (whole and anchors >= 0 and 0 < unsafe_per_safe < math.inf):
             raise UserError(
@@ -105,6 +111,7 @@ class SafeRankingLoss(Objective):
             )
         self.anchors = anchors
         self.unsafe_per_safe = unsafe_per_safe
+        self.frozen_gallery = self.reads_unsafe = frozen_gallery
 
     def rows_with_items(self, layout: Layout):
         rows = super().rows_with_items(layout)
@@ -125,13 +132,14 @@ class SafeRankingLoss(Objective):
             )
             terms[f"preservation_{modality}_cosine"] = cosine_term(safe, original)
             anchors = [reference.anchors[other].embeds] if other in reference.anchors else []
-            pool = torch.cat([embeds[f"safe_{other}"].embeds, *anchors])
+            gallery = reference.items if self.frozen_gallery else embeds
+            pool = torch.cat([gallery[f"safe_{other}"].embeds, *anchors])
             if not len(pool):
                 terms[f"redirection_{modality}_cosine"] = cosine_term(unsafe, original)
                 continue
             before = torch.cat([reference.items[f"safe_{other}"].embeds, *anchors])
             # A view, so that what reaches it as the pool of two terms is summed first: order decides the last digit.
-            strangers = embeds[f"unsafe_{other}"].embeds[:]
+            strangers = gallery[f"unsafe_{other}"].embeds[:]
             rank = partial(self._term, original, pool, strangers, before)
             terms[f"preservation_{modality}_ranking"] = rank(safe)
             terms[f"redirection_{modality}_ranking"] = rank(unsafe)

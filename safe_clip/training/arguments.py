@@ -40,6 +40,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             Train what generators read too, the states of tokens and patches, with the weights that the objective has
             for them. `False` is for search alone: faster, and more of the concepts that training does not show is
             redirected. `loss_weights` wins over it.
+        frozen_gallery (`bool`, defaults to `False`):
+            Train queries alone, for an index that the original embedded and nobody embeds anew. Measured, too, is what
+            they find there.
         sides_are_right (`bool`, defaults to `False`):
             Train although the names of columns, words in captions or the original say that the safe and the unsafe side
             are swapped.
@@ -202,6 +205,13 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             "help": "Train the hidden states that Stable Diffusion and LLaVA read too. Turn it off for search alone."
         },
     )
+    frozen_gallery: bool = field(
+        default=False,
+        metadata={
+            "help": "Train queries for an index that the original model embedded and that will not be embedded anew. "
+            "The model is for queries alone then."
+        },
+    )
     sides_are_right: bool = field(
         default=False,
         metadata={
@@ -258,7 +268,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
 
     def make_objective(self, logit_scale: float, logit_bias: float | None = None) -> Objective:
         """The objective that is asked for, with a model's factor before cosines and what it adds to them."""
-        options = cast(dict | None, self.objective_options)  # a text only before `__post_init__`
+        options = cast(dict, self.objective_options or {})  # a text only before `__post_init__`
+        if self.frozen_gallery:
+            options = options | {"frozen_gallery": True}
         return build_objective(self.objective, self.logit_scale or logit_scale, self.term_weights, options, logit_bias)
 
     def __new__(cls, *_: Any, **settings: Any):
@@ -339,6 +351,15 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 json_object(f"--{name}", value)
         if not isinstance(self.objective, str):
             raise UserError(f"--objective is {self.objective!r}; it must be among {', '.join(OBJECTIVES)}.")
+        if self.frozen_gallery and self.objective != "safe_ranking":
+            raise UserError(f"--frozen_gallery requires --objective safe_ranking, not {self.objective}.")
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        terms = OBJECTIVES["safe_ranking"].WEIGHTS | OBJECTIVES["safe_ranking"].STATE_WEIGHTS
+        if self.frozen_gallery and metric.startswith(("redirection_", "retrieval_")) and metric not in terms:
+            raise UserError(
+                f"--metric_for_best_model {self.metric_for_best_model} is of a gallery that is embedded anew, and this "
+                "training is for one that is not (--frozen_gallery): choose by eval_loss."
+            )
         if self.neftune_noise_alpha is not None:
             raise UserError("--neftune_noise_alpha is for language models, and CLIP is none; leave it out.")
         check_optimizer_args(self.optim_args)

@@ -44,6 +44,7 @@ def facts_of(trainer: Any) -> dict[str, Any]:
                 "--objective": args.objective,
                 "--loss_weights": dict(objective.weights),
                 "--objective_options": args.objective_options or {},
+                "--frozen_gallery": args.frozen_gallery,
                 "--logit_scale": round(float(objective.logit_scale), 6),
                 "--full_finetuning": adapter is None,
                 **named,

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from safe_clip import UserError
+from safe_clip import UserError, evaluate_quadruplets, load_clip, load_processor, load_quadruplets
 from safe_clip.cli import eval as script
+from safe_clip.evaluation.verdict import result_figures
 
 from ..helpers import FEATURES, build_model, make_rows
 from ..programs import run_python
@@ -188,3 +189,34 @@ def test_an_error_is_the_last_line_and_the_exit_status(tmp_path):
     done = run_eval("--model", "demo", "--tsks", "retrieval", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr  # as is custom where flags are wrong
     assert done.stderr.splitlines()[-1] == "error: --tsks is no setting. Did you mean 'tasks'? --help lists them all."
+
+
+def test_a_model_for_a_frozen_gallery_is_judged_by_it_and_says_what_it_is_for(model_dir, dataset_dir, tmp_path):
+    flags = ["--model", model_dir, "--dataset", dataset_dir, "--max_steps", "4", "--learning_rate", "1e-2"]
+    flags += ["--eval_splits", "test", "--frozen_gallery", "--output_dir", "out", "--report_to", "none"]
+    done = run_python(ROOT / "train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "what its queries find in an index that the original embedded. Put nothing into one" in said
+    command = f"safe-clip eval --model out --baseline {model_dir} --dataset {dataset_dir} --frozen_gallery"
+    assert done.stdout.rstrip().endswith(command)
+    assert "for **queries alone**" in (tmp_path / "out" / "README.md").read_text()
+    after = json.loads((tmp_path / "out" / "results.json").read_text())["after"]["test"]
+    rows, processor = load_quadruplets(dataset_dir)["test"], load_processor(model_dir)
+    original, trained = load_clip(model_dir), load_clip(str(tmp_path / "out"))
+    expected = evaluate_quadruplets(trained, processor, rows, gallery=original)
+    assert after == pytest.approx(expected) and after != pytest.approx(evaluate_quadruplets(trained, processor, rows))
+    done = run_eval("--model", "out", "--baseline", model_dir, "--dataset", dataset_dir, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "out was trained with --frozen_gallery, and is judged so." in done.stdout
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    (found,) = result_figures(results)
+    assert results["frozen_gallery"] and found.frozen_gallery
+    assert {name: value for name, value in found.after.items() if name in expected} == pytest.approx(
+        {name: value for name, value in expected.items() if name in found.after}, abs=1e-5
+    )
+    done = run_eval("--model", "out", "--dataset", dataset_dir, cwd=tmp_path)
+    assert done.returncode == 1 and "name it with --baseline" in done.stderr
+    flags = ["--objective", "safe_clip", "--frozen_gallery", "--model", model_dir, "--dataset", dataset_dir]
+    done = run_python(ROOT / "train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 1 and "--frozen_gallery requires --objective safe_ranking" in done.stderr

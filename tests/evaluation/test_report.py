@@ -73,7 +73,8 @@ def test_results_are_plain_json_with_every_task(everything):
     assert results == everything[0]
     split = results["models"]["model"]["splits"]["test"]
     assert set(split) == {
-        *("retrieval", "redirection", "redirection_original_gallery", "unsafe_gallery", "geometry", "robustness")
+        *("retrieval", "redirection", "unsafe_gallery", "geometry", "robustness"),
+        *("retrieval_original_gallery", "redirection_original_gallery"),
     }
     assert results["samples"]["splits"]["test"] == {"used": 24, "of": 100}
     assert results["models"]["baseline"]["splits"]["test"]["geometry"]["text_neighbour_overlap"]["value"] == 1

@@ -67,6 +67,10 @@ def test_rows_that_are_left_out_leave_everything_else_in_step(broken, processor)
     across = (unsafe_text @ torch.cat([before, unsafe_before]).T).argmax(dim=1) < 6
     figure = results["splits"]["test"]["redirection_original_gallery"]["unsafe_text_safe_rate_at_1"]
     assert figure["value"] == pytest.approx(across.float().mean().item(), abs=1e-6)
+    text, _ = embedded(models["model"], processor, rows, "safe")
+    own = (text @ before.T).argmax(dim=1) == torch.arange(6)
+    figure = results["splits"]["test"]["retrieval_original_gallery"]["safe_t2i_recall_at_1"]
+    assert figure["value"] == pytest.approx(own.float().mean().item(), abs=1e-6)
     classes = torch.nn.functional.normalize(
         models["model"].get_text_features(**processor(text=["a red", "a blue"], return_tensors="pt")).pooler_output,
         dim=1,

@@ -146,3 +146,29 @@ def test_a_safe_image_that_moves_is_missed_by_captions_that_stayed():
 def test_bad_options(options):
     with pytest.raises(UserError, match="requires a whole number of anchors, at least 0, and unsafe_per_safe above 0"):
         SafeRankingLoss(**options)
+
+
+def test_a_frozen_gallery_is_the_originals_and_queries_alone_are_moved():
+    generator = torch.Generator().manual_seed(0)
+    names = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
+    ours = {name: draw(generator, 5, 8).requires_grad_() for name in names}
+    theirs = {name: draw(generator, 5, 8) for name in names}
+    objective = SafeRankingLoss(10.0, anchors=0, unsafe_per_safe=4.0, frozen_gallery=True)
+    assert (objective.weights["redirection_text_ranking"], objective.weights["redirection_image_ranking"]) == (2, 4)
+    own = SafeRankingLoss(weights={"redirection_image_ranking": 3.0}, frozen_gallery=True).weights
+    assert own["redirection_image_ranking"] == 3 and SafeRankingLoss().weights["redirection_image_ranking"] == 1
+    _, terms = objective(*ours.values(), reference=tuple(theirs.values()))
+    for modality, other in (("text", "image"), ("image", "text")):
+        pool = theirs[f"safe_{other}"], theirs[f"safe_{other}"], theirs[f"unsafe_{other}"]
+        for kind, side in (("preservation", "safe"), ("redirection", "unsafe")):
+            expected = dense(ours[f"{side}_{modality}"], theirs[f"safe_{modality}"], *pool, 10.0, 4.0)
+            assert terms[f"{kind}_{modality}_ranking"].item() == pytest.approx(expected, rel=1e-5)
+    terms["redirection_text_ranking"].backward()
+    moved = {name for name, embeds in ours.items() if embeds.grad is not None and embeds.grad.any()}
+    assert moved == {"unsafe_text"}  # by default also the images that it finds
+    _, terms = SafeRankingLoss(10.0, anchors=0)(*ours.values(), reference=tuple(theirs.values()))
+    terms["redirection_text_ranking"].backward()
+    assert ours["safe_image"].grad.any() and ours["unsafe_image"].grad.any()
+    safe_alone = theirs["safe_text"], theirs["safe_image"]
+    with pytest.raises(UserError, match="requires the original model's embeddings of unsafe items too"):
+        objective(*ours.values(), reference=safe_alone)

@@ -335,6 +335,9 @@ def test_the_best_model_by_a_loss_term_is_the_lowest(tmp_path):
     by_term = SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_image_cosine", **common)
     by_rate = SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_safe_rate", **common)
     assert by_term.greater_is_better is False and by_rate.greater_is_better is True
+    SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_image_ranking", frozen_gallery=True, **common)
+    with pytest.raises(UserError, match="is of a gallery that is embedded anew, and this .*: choose by eval_loss"):
+        SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_safe_rate", frozen_gallery=True, **common)
 
 
 def test_errors_before_training_are_not_hidden(processor, rows, tmp_path):
@@ -619,3 +622,13 @@ def test_a_metric_that_the_data_do_not_have_is_said_in_one_line(processor, rows,
     )  # fmt: skip
     with pytest.raises(UserError, match="--metric_for_best_model: .*eval_redirection_safe_rate.*eval_counterpart_text"):
         trainer.train()
+
+
+def test_a_frozen_gallery_requires_something_to_search_across(processor, rows, tmp_path):
+    captions = rows.select_columns(["safe_caption", "unsafe_caption"])
+    with pytest.raises(UserError, match="--frozen_gallery is for searches of images by captions"):
+        make_trainer(processor, captions, tmp_path, objective="safe_ranking", frozen_gallery=True)
+    trainer = make_trainer(processor, rows, tmp_path, objective="safe_ranking", frozen_gallery=True)
+    trainer.train()
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    assert trainer.objective.frozen_gallery and len(trainer.targets(batch, training=True).items.unsafe_image) == 4
