@@ -155,3 +155,12 @@ def check_home() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = str(os.getuid())
+
+
+def missing_tokenizer(name: str, error: ImportError) -> UserError:
+    """What to say of a tokenizer whose library is not installed."""
+    if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
+        return UserError(
+            f"--model {name} has a tokenizer of SentencePiece's, which requires it: pip install 'safe-clip[siglip]'."
+        )
+    return UserError(f"--model {name} has a tokenizer that requires what is not installed: {first_line(error)}")

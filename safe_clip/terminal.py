@@ -1,5 +1,6 @@
 """What a person sees of a run: colours and bars on a terminal or in a notebook, lines in a file."""
 
+import logging
 import os
 import shlex
 import shutil
@@ -132,11 +133,17 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Whether a line is none about special tokens of a SigLIP, which makes no use of them, or of transformers' own."""
+    return "must be `None` or an integer within the vocabulary" not in record.getMessage()
+
+
 def quiet_libraries() -> None:
     """Leaves out what other libraries show of their own progress, as far as it tells a person nothing."""
     import datasets
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()  # loading weights, a bar a file
+    disable_progress_bar()  # loading weights, a bar a file
+    logging.getLogger("transformers.configuration_utils").addFilter(_tells_something)
     if not draws_bars():
         datasets.disable_progress_bars()

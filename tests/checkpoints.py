@@ -84,6 +84,7 @@ def save_siglip_2(folder: Path, layers: int = 2) -> None:
     _save_siglip(folder, tokenizer, layers)
     settings = json.loads(Path(folder, "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "GemmaTokenizer", "model_input_names": ["input_ids"], "padding_side": "right"}
+    settings |= {"add_bos_token": False, "add_eos_token": True}
     Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
 
 

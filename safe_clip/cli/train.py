@@ -328,7 +328,7 @@ def load_rows(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     return splits["train"] if rows is None else rows, splits
 
 
-def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any], frozen_gallery: bool) -> None:
+def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any], frozen_gallery: bool = False) -> None:
     """Measures what was saved by all protocols, for its card. A failed evaluation does not block the push."""
     from ..card import check_measured, update_model_card
     from ..evaluation.data import Sample, choose_splits, load_evaluation_data

@@ -10,6 +10,7 @@ MOST_COUNTED = 1000  # tokens beyond which a text's are not counted
 COMPOSED = 4  # characters that normalisation (NFC) may make one
 # What Unicode calls white space, which CLIP's tokenizer takes for one space however much of it there is.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+STRANGE = (".", "\U0001f642", "\u7ea2")  # punctuation, an emoji, a Chinese character
 WORD = re.compile(f"[^{SPACE}]+")
 
 
@@ -35,6 +36,15 @@ def _one_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return one == run
 
 
+@lru_cache(maxsize=8)
+def _bounded(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether no token stands for more characters than `longest_token`: not where punctuation is removed, or where
+    unknown characters that follow one another are one token, as in tokenizers of SentencePiece's."""
+    around, longest = len(tokenizer("")["input_ids"]), longest_token(tokenizer)
+    runs = (character * 4 * longest for character in STRANGE)
+    return all(len(ids) - around >= 4 for ids in tokenizer(list(runs), verbose=False)["input_ids"])
+
+
 def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[str]:
     """Texts that have the same first tokens.
 
@@ -45,8 +55,11 @@ def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens:
 
     Returns:
         Of a text that is longer than so many of the longest tokens, its first words up to there; within a word that is
-        longer than all of that, the cut may change the tokens just before it.
+        longer than all of that, the cut may change the tokens just before it. Where a token, or none, may stand for any
+        number of characters, the texts as they are.
     """
+    if not _bounded(tokenizer):
+        return list(texts)
     most = tokens * (longest_token(tokenizer) + 1)
     return [text if len(text) <= most else _beginning(text, most, tokenizer) for text in texts]
 

@@ -93,7 +93,7 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
             "image_effective_rank": ("images, effective rank", False),
             "modality_gap": ("gap between captions and images", False),
             "pair_probability": ("safe pairs, probability", True),  # of models with a bias, such as SigLIP
-            "pair_probability_change": ("safe pairs, change of the probability", True),
+            "pair_probability_change": ("safe pairs, probability moved by (low is good)", True),
         },
     ),
     "robustness": (

@@ -240,9 +240,10 @@ def _owner(writer: nn.Module) -> nn.Module:
 def _check_kind(what: str, encoder: Any, clip: PreTrainedModel, tower: Tower, owner: str, name: str) -> None:
     if not isinstance(encoder, tower.encoders):
         family = family_of(clip).name
+        example = f", such as {tower.example}" if tower.example else ""
         raise UserError(
             f"{what} is {_kind(encoder)}, not a {family}'s, which a safe {family} could replace. Name a {owner} whose "
-            f"`{name}` is a {tower.encoders[0].__name__}, such as {tower.example}."
+            f"`{name}` is a {tower.encoders[0].__name__}{example}."
         )
 
 

@@ -75,6 +75,11 @@ def save_processor(processor: ProcessorMixin, folder: Path, padded_length: int |
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     _write(folder / SPECIAL_TOKENS, special)
     settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+    if backend is not None and padded_length is not None:
+        # For Gemma's tokenizer of transformers 4, which goes by these alone.
+        around = tokenizer("")["input_ids"]
+        settings |= {f"add_{end}_token": getattr(tokenizer, f"{end}_token_id") in around for end in ("bos", "eos")}
+        _write(folder / TOKENIZER_CONFIG_FILE, settings)
     if isinstance(more := settings.get("extra_special_tokens"), list):  # which older versions fail at; both read this:
         del settings["extra_special_tokens"]
         _write(folder / TOKENIZER_CONFIG_FILE, {**settings, "additional_special_tokens": more})

@@ -6,6 +6,7 @@ The families that there are stand in `families/`, one a file.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -37,7 +38,7 @@ class Tower:
         onnx_output: what transformers.js calls the embeddings in the graph of the encoder alone.
         base_by: settings of `sub_config` whose values are the keys of `bases`.
         bases: the checkpoint that most generators with these values were made with.
-        example: a generator with such an encoder.
+        example: a generator with such an encoder; `None` where none is known.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Tower:
     onnx_output: str
     base_by: tuple[str, ...]
     bases: Mapping[tuple[int, ...], str]
-    example: str
+    example: str | None
 
     def of(self, model: nn.Module) -> nn.Module:
         """A model's encoder; of an encoder alone what holds its weights, which depends on its class."""
@@ -110,6 +111,7 @@ class Family:
         log_settings: settings of a configuration that are logarithms of factors.
         positive_ints: settings of a configuration, not of its two parts, that are whole numbers over 0.
         dimension: the length of an embedding, by a model's configuration.
+        check: what is wrong with a model's configuration that no single value says; `None` for nothing.
         text_inputs: of what a tokenizer makes of captions, what the text encoder takes.
         padding: of captions, as tokenizers take it: `True` to the longest, `"max_length"` where all have that length.
         fit_tokenizer: has a tokenizer end and pad captions as the text encoder reads them, whose configuration is the
@@ -137,6 +139,7 @@ class Family:
     log_settings: tuple[str, ...] = ()
     positive_ints: tuple[str, ...] = ()
     dimension: Callable[[PreTrainedConfig], int]
+    check: Callable[[Any], str | None] = lambda config: None
     text_inputs: tuple[str, ...]
     padding: bool | str
     fit_tokenizer: Callable[[PreTrainedTokenizerBase, PreTrainedConfig], None]

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..errors import UserError, first_line, hub_trouble
+from ..errors import UserError, first_line, hub_trouble, missing_tokenizer
 from ..names import redact_paths
 from .families import CLIP, FAMILIES, MODEL_NAMES, family_named, family_of
 from .family import Family
@@ -222,11 +222,7 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
         processor = kind.from_pretrained(path, **where, trust_remote_code=False)
         settings, _ = kind.get_processor_dict(path, **where)
     except ImportError as error:
-        if "sentencepiece" not in str(error).lower() and "protobuf" not in str(error).lower():
-            raise
-        raise UserError(
-            f"--model {name} has a tokenizer of SentencePiece's, which requires it: pip install 'safe-clip[siglip]'."
-        ) from error
+        raise missing_tokenizer(name, error) from error
     except Exception as error:
         if trouble := hub_trouble(error):
             raise UserError(f"--model {name}: {trouble}") from error

@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..errors import UserError
+from .families import family_of
 from .load import load_clip
 
 
@@ -45,6 +46,12 @@ def merge(
     if isinstance(safe, PeftModel):
         safe = copy.deepcopy(safe).merge_and_unload()
     before, after = base.state_dict(), safe.state_dict()
+    families = family_of(base), family_of(safe)
+    if families[0] is not families[1]:
+        raise UserError(
+            f"the two models are a {families[0].name} and a {families[1].name}; interpolate between a model and what "
+            "it was trained from."
+        )
     if {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
         raise UserError("the two models differ in shape; interpolate between a model and what it was trained from.")
     merged = copy.deepcopy(base)

@@ -142,6 +142,11 @@ def clip_config(settings: dict[str, Any]) -> CLIPConfig | MetaClip2Config:
     try:
         model = settings["model_cfg"]
         vision, text = model["vision_cfg"], model["text_cfg"]
+        if "init_logit_bias" in model:
+            raise UserError(
+                f"its {CONFIG_FILE} describes a SigLIP, which is not read in open_clip's format: name one in that of "
+                "transformers, such as google/siglip2-base-patch16-224"
+            )
         for place, values in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text)):
             for name, value in values.items():
                 if value and name not in KNOWN[place] and value != DEFAULTS.get(name):

@@ -39,6 +39,8 @@ def check_config(config: PreTrainedConfig) -> None:
         _require(values.hidden_act in ACT2FN, "hidden_act", values, "an activation of transformers", part)
         _require(0 <= values.attention_dropout < 1, "attention_dropout", values, "from 0 to below 1", part)
         _require(0 < values.layer_norm_eps < 1, "layer_norm_eps", values, "over 0 and below 1", part)
+    if wrong := family.check(config):
+        raise UserError(f"config.json has {wrong}.")
     for name in family.log_settings:
         value = getattr(config, name)
         _require(math.isfinite(value) and abs(value) <= 10, name, config, "a logarithm, 4.6 at most")

@@ -58,8 +58,8 @@ class ShieldCLIPLoss(Objective):
             return [
                 cosine_term(text, original.safe_text),
                 cosine_term(image, original.safe_image),
-                contrastive_term(text, original.safe_image, self.logit_scale),
-                contrastive_term(image, original.safe_text, self.logit_scale),
+                contrastive_term(text, original.safe_image, self.logit_scale, self.logit_bias),
+                contrastive_term(image, original.safe_text, self.logit_scale, self.logit_bias),
             ]
 
         def redirected(which: np.ndarray) -> list[Mean]:
@@ -73,5 +73,5 @@ class ShieldCLIPLoss(Objective):
             "safe": preserved(layout.relabelled),
             "redirect": redirected(~layout.half_unsafe),
             "mixed": redirected(layout.half_unsafe),
-            "coherence": contrastive_term(embeds.unsafe_text, embeds.unsafe_image, self.logit_scale),
+            "coherence": contrastive_term(embeds.unsafe_text, embeds.unsafe_image, self.logit_scale, self.logit_bias),
         }

@@ -144,8 +144,8 @@ def tokenizer_settings(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # one of SentencePiece's
         words = sorted(tokenizer.get_vocab().items())
-        settings = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name != "vocab_file"}
-        model = digest([tokenizer.sp_model.serialized_model_proto()])
-        return json.dumps([type(tokenizer).__name__, words, model, settings], sort_keys=True)
+        settings = [str(tokenizer.init_kwargs.get(name)) for name in ("do_lower_case", "sp_model_kwargs")]
+        settings += [type(tokenizer).__name__, str(tokenizer.special_tokens_map)]
+        return json.dumps([words, digest([tokenizer.sp_model.serialized_model_proto()]), *settings])
     # Padding and cuts are set by every call, and no matter for the embeddings.
     return json.dumps({**json.loads(backend.to_str()), "padding": None, "truncation": None}, sort_keys=True)

@@ -23,7 +23,8 @@ CARD = "README.md"
 # What this package wrote before it kept a manifest.
 WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", "generation_config.json")
 WRITTEN += ("*processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-WRITTEN += ("merges.txt", "training_args.json", "adapter/adapter_*", "adapter/README.md", "bad_rows.txt", *FIGURES)
+WRITTEN += ("merges.txt", "spiece.model", "training_args.json", "adapter/adapter_*", "adapter/README.md")
+WRITTEN += ("bad_rows.txt", *FIGURES)
 WRITTEN += ("open_clip_*", "onnx/model.onnx*", "report.html", "strength.json", "strength.png", "audit.json")
 # By which files of ours are known without a manifest: what the text has.
 MARKS = {

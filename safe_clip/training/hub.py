@@ -22,7 +22,7 @@ CHECKPOINT_FILES = ["adapter_*", "*/adapter_*", "*.safetensors", "*.safetensors.
 CHECKPOINT_FILES += ["generation_config.json", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", RUN_FILE]
 CHECKPOINT_FILES += ["trainer_state.json"]
 CHECKPOINT_FILES += ["training_args.json", "tokenizer*.json", "*processor_config.json", "pytorch_model_fsdp*"]
-CHECKPOINT_FILES += ["special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*"]
+CHECKPOINT_FILES += ["special_tokens_map.json", "spiece.model", "vocab.json", "merges.txt", "chat_template*"]
 
 
 @contextlib.contextmanager

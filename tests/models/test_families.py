@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, pipeline
 
-from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError, load_clip, load_processor, lora_config
+from safe_clip import (
+    SafeCLIPTrainer,
+    SafeCLIPTrainingArguments,
+    UserError,
+    load_clip,
+    load_processor,
+    lora_config,
+    merge,
+)
 from safe_clip.card import write_model_card
 from safe_clip.cli.export import main as export
 from safe_clip.embedding.embedder import Embedder
@@ -132,7 +140,7 @@ def test_the_drop_in_is_a_model_of_the_same_class_to_a_process_without_this_pack
             del sys.modules[name]  # which programs of tests find imported
         from PIL import Image
         from torch.nn.functional import normalize
-        from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
+        from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, pipeline
         model, processor = AutoModel.from_pretrained(sys.argv[1]), AutoProcessor.from_pretrained(sys.argv[1])
         tokens = processor.tokenizer(sys.argv[2:], padding="max_length", return_tensors="pt")
         with torch.no_grad():
@@ -212,6 +220,19 @@ def test_the_graphs_for_onnx_embed_the_same(kind, tmp_path, capsys):
                 assert torch.cosine_similarity(torch.tensor(values), wanted, dim=1).min() >= least, (name, suffix)
         sizes = [(made / "onnx" / f"{name}{suffix}.onnx").stat().st_size for suffix in ("", "_quantized")]
         assert sizes[1] < sizes[0]
+
+
+def test_models_of_two_families_have_nothing_between_them(tmp_path):
+    """Their weights have the same names, and may have the same shapes."""
+    save_metaclip_2(tmp_path)
+    model = load_clip(str(tmp_path))
+    config = {key: value for key, value in model.config.to_dict().items() if key != "model_type"}
+    for part in ("text_config", "vision_config"):
+        config[part].pop("model_type")
+    twin = CLIPModel(CLIPConfig(**config))
+    twin.load_state_dict(model.state_dict())
+    with pytest.raises(UserError, match="the two models are a MetaCLIP 2 and a CLIP; interpolate between"):
+        merge(model, twin, 0.5)
 
 
 def test_what_is_near_a_family_but_not_of_it_is_refused_with_what_to_take(tmp_path):

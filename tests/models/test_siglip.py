@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,11 @@ from safe_clip.generation.swap import safe_image_to_text
 from safe_clip.models.drop_in import save_drop_in
 from safe_clip.models.families.siglip import SIGLIP, tell_of_capitals
 from safe_clip.models.load import check_processor
-from safe_clip.objectives import OBJECTIVES, SafeCLIPLoss
+from safe_clip.objectives import OBJECTIVES, SafeCLIPLoss, build_objective
 from safe_clip.objectives.base import contrastive
+from safe_clip.store.fingerprints import tokenizer_settings
 
-from ..checkpoints import BIAS, save_siglip_2
+from ..checkpoints import BIAS, save_siglip, save_siglip_2
 from ..helpers import FEATURES, make_rows
 from .test_families import make_trainer, stock_images, stock_texts
 
@@ -57,6 +59,8 @@ def test_captions_come_without_a_mask_and_are_stored_as_padded_to_one_length(fol
     stored = json.loads((tmp_path / "tokenizer.json").read_text())
     assert stored["padding"]["strategy"] == {"Fixed": 64} and stored["padding"]["direction"] == "Right"
     assert stored["padding"]["pad_id"] == processor.tokenizer.pad_token_id and stored["truncation"]["max_length"] == 64
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())  # which transformers 4 goes by
+    assert settings["add_eos_token"] is True and settings["add_bos_token"] is False
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.padding_side, tokenizer.model_max_length) == ("right", 64)
     tokens = tokenizer(["a red square"], padding="max_length")
@@ -127,6 +131,52 @@ def test_the_contrastive_loss_is_the_one_that_siglip_is_trained_by(folder, rows)
     objective.logit_bias = SIGLIP.bias_of(model)
     _, terms = objective(output.text_embeds, None, output.image_embeds, None)
     assert terms["preservation_text_contrastive"].item() == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+def test_contrastive_terms_of_all_objectives_take_the_bias(folder):
+    torch.manual_seed(0)
+    embeds = [torch.randn(6, 8) for _ in range(4)]
+    for name in ("safe_clip", "shield_clip"):
+        without, biased = (build_objective(name, 7.0, logit_bias=bias)(*embeds)[1] for bias in (None, -3.0))
+        changed = {term for term in without if abs(without[term].item() - biased[term].item()) > 1e-3}
+        terms = {"real", "coherence"} if name == "shield_clip" else {t for t in without if t.endswith("_contrastive")}
+        assert terms and changed == terms
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        ("text_config", {"projection_size": 16}, "projection_size 16, which must be the hidden_size 24"),
+        ("vision_config", {"vision_use_head": False}, "with which images have no embeddings"),
+    ],
+)
+def test_encoders_that_do_not_meet_are_refused(part, settings, said, folder, tmp_path):
+    config = SiglipConfig.from_pretrained(folder)
+    for name, value in settings.items():
+        setattr(getattr(config, part), name, value)
+    SiglipModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"config.json has .*{said}"):
+        load_clip(str(tmp_path))
+
+
+def test_a_tokenizer_of_sentencepiece_is_known_by_what_it_does(tmp_path, monkeypatch):
+    save_siglip(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    monkeypatch.chdir(tmp_path)
+    one, two, there = (load_processor(str(name)).tokenizer for name in ("one", tmp_path / "two", "./one"))
+    assert tokenizer_settings(one) == tokenizer_settings(two) == tokenizer_settings(there)
+    save_siglip_2(tmp_path / "other")
+    assert tokenizer_settings(one) != tokenizer_settings(load_processor("other").tokenizer)
+    one.init_kwargs["do_lower_case"] = False
+    assert tokenizer_settings(one) != tokenizer_settings(two)
+
+
+def test_captions_of_what_this_tokenizer_drops_are_not_cut_before_their_words(tmp_path):
+    save_siglip(tmp_path)
+    texts = ["." * 9000 + " a red square", "\U0001f642" * 9000 + " a red square", "a red square"]
+    ours = Embedder(load_clip(str(tmp_path)), load_processor(str(tmp_path))).texts(texts).embeds
+    torch.testing.assert_close(ours, stock_texts(str(tmp_path), texts), atol=1e-5, rtol=0)
+    assert torch.equal(ours[0], ours[2])  # punctuation is dropped
 
 
 def test_full_fine_tuning_leaves_scale_and_bias(folder, rows, tmp_path):

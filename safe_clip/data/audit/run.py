@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, Value
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ... import __version__
-from ...errors import UserError, first_line
+from ...errors import UserError, first_line, missing_tokenizer
 from ...names import redact_paths
 from ..columns import with_column
 from ..items import CAPTION_COLUMNS, IMAGE_COLUMNS
@@ -94,6 +94,8 @@ def write_labelled(found: Audit, folder: str) -> None:
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(DEMO_DIR if name == DEMO else name, trust_remote_code=False)
+    except ImportError as error:
+        raise missing_tokenizer(name, error) from error
     except Exception as error:  # no such folder or id, no connection, a broken file: each its own type
         raise UserError(f"--model {name} has no tokenizer of a CLIP to count with ({first_line(error)}).") from error
 

@@ -37,14 +37,14 @@ METACLIP_2: Family = replace(
         model_type=MetaClip2TextConfig.model_type,
         encoders=(MetaClip2TextModel, MetaClip2TextModelWithProjection),
         bases={},
-        example="none that is known",
+        example=None,
     ),
     image=replace(
         CLIP.image,
         model_type=MetaClip2VisionConfig.model_type,
         encoders=(MetaClip2VisionModel,),
         bases={},
-        example="none that is known",
+        example=None,
     ),
     fit_tokenizer=fit_literal_tokenizer,
 )

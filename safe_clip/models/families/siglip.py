@@ -67,6 +67,16 @@ def dimension(config: SiglipConfig) -> int:
     return config.vision_config.hidden_size
 
 
+def check(config: SiglipConfig) -> str | None:
+    """Whether both encoders give embeddings, and of one length."""
+    text, vision = config.text_config.projection_size, config.vision_config.hidden_size
+    if text != vision:
+        return f"text_config.projection_size {text}, which must be the hidden_size {vision} of vision_config"
+    if not getattr(config.vision_config, "vision_use_head", True):
+        return "vision_config.vision_use_head false, with which images have no embeddings"
+    return None
+
+
 def position_tables(encoder: nn.Module) -> list:
     """The embeddings of positions: there is none of a class."""
     return [encoder.embeddings.position_embedding.weight]
@@ -94,7 +104,7 @@ SIGLIP = Family(
         onnx_output="pooler_output",
         base_by=(),
         bases={},
-        example="none that is known",
+        example=None,
     ),
     image=Tower(
         name="vision_model",
@@ -116,6 +126,7 @@ SIGLIP = Family(
     logit_bias="logit_bias",
     scalars=("logit_scale", "logit_bias"),
     dimension=dimension,
+    check=check,
     text_inputs=("input_ids",),
     padding="max_length",
     fit_tokenizer=fit_tokenizer,
