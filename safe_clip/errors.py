@@ -161,6 +161,6 @@ def missing_tokenizer(name: str, error: ImportError) -> UserError:
     """What to say of a tokenizer whose library is not installed."""
     if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
         return UserError(
-            f"--model {name} has a tokenizer of SentencePiece's, which requires it: pip install 'safe-clip[siglip]'."
+            f"--model {name} requires sentencepiece and protobuf for its tokenizer: pip install 'safe-clip[siglip]'."
         )
     return UserError(f"--model {name} has a tokenizer that requires what is not installed: {first_line(error)}")

@@ -134,7 +134,7 @@ def say(text: str) -> None:
 
 
 def _tells_something(record: logging.LogRecord) -> bool:
-    """Whether a line is none about special tokens of a SigLIP, which makes no use of them, or of transformers' own."""
+    """False for transformers' warning of special tokens outside the vocabulary: of SigLIPs, which use none."""
     return "must be `None` or an integer within the vocabulary" not in record.getMessage()
 
 

@@ -170,7 +170,7 @@ def eval_results(results: dict) -> list[EvalResult]:
         for section in sections:
             for line, role, figure in _shares(section):
                 task, task_name = RETRIEVAL_TASK
-                metric = "recall" if section.task in ("retrieval", "counterparts") else "safe_rate"
+                metric = "recall" if section.task.startswith(("retrieval", "counterparts")) else "safe_rate"
                 data = results["dataset"]
                 if section.task == "zero_shot":
                     (task, task_name), metric = ZERO_SHOT_TASK, "accuracy"

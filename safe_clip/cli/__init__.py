@@ -8,12 +8,12 @@ from .. import __version__
 from ..errors import UserError, run
 
 VERBS = {
-    "train": "make a CLIP safe",
-    "eval": "measure a CLIP, beside its original",
+    "train": "make a CLIP or SigLIP safe",
+    "eval": "measure a model, beside its original",
     "generate": "see what Stable Diffusion draws, or LLaVA says, with a safe CLIP in it",
     "audit": "look at data before anything is trained on them",
     "fetch": "fetch the images behind a column of addresses",
-    "export": "write a CLIP for other tools, or a less strong one",
+    "export": "write a model for other tools, or a less strong one",
     "cache": "list what is computed once and kept, or remove it",
 }
 HELP = f"""Usage: safe-clip VERB [--flag value ...]

@@ -31,7 +31,7 @@ class ComparedArguments(DataArguments):
     model: str | None = field(
         default=None,
         metadata={
-            "help": "The safe CLIP: a Hub id, a folder, or 'demo' for the bundled demo model. By default what "
+            "help": "The safe model: a Hub id, a folder, or 'demo' for the bundled demo model. By default what "
             "`safe-clip train` left in safe-clip/, or else the bundled demo model."
         },
     )
@@ -89,13 +89,13 @@ class ComparedArguments(DataArguments):
 
 def of_the_demo_model(folder: Path) -> bool:
     """Whether a model has the bundled demo model's shape."""
-    from transformers import CLIPConfig
+    from transformers import AutoConfig
 
     from ..models.load import resolve_model
 
     sizes = [
         [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]
-        for config in map(CLIPConfig.from_pretrained, (folder, resolve_model("demo")))
+        for config in map(AutoConfig.from_pretrained, (folder, resolve_model("demo")))
     ]
     return sizes[0] == sizes[1]
 

@@ -10,6 +10,7 @@ them, and flags after it win.
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,8 +57,8 @@ class EvaluationArguments(ComparedArguments):
     frozen_gallery: bool = field(
         default=False,
         metadata={
-            "help": "Judge what the model's queries find in an index that the baseline embedded, as of each that "
-            "was trained so."
+            "help": "Measure what the model's queries find in an index that the baseline embedded. On by itself for a "
+            "model that was trained with --frozen_gallery."
         },
     )
     strengths: list[float] = field(
@@ -150,23 +151,33 @@ class EvaluationArguments(ComparedArguments):
 
     def check_gallery(self) -> None:
         """Raises `UserError` where nothing is left to be judged by."""
-        if self.frozen_gallery and self.baseline is None:
+        searched = set(self.tasks) - {"zero_shot", "geometry"}
+        if self.frozen_gallery and self.baseline is None and searched:
             raise UserError(
-                "--frozen_gallery, or a model that was trained so, requires the model that embedded the gallery: name "
-                "it with --baseline."
+                f"--frozen_gallery, by which {self.model} is to be measured or was trained, is for an index of another "
+                "model's embeddings: name that model with --baseline."
             )
         if self.frozen_gallery and self.sweep:
-            raise UserError("--sweep measures galleries that are embedded anew, and this is for one that is not.")
+            raise UserError("--sweep searches each model's own embeddings, and --frozen_gallery the baseline's.")
 
 
 def for_frozen_galleries(name: str, revision: str | None) -> bool:
-    """Whether a model says that it was trained so, in its `training_args.json`; `False` where nobody can be asked."""
+    """Whether a model says that it was trained so, in its `training_args.json`."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     from ..models.load import resolve_model
     from ..models.weights import find_file
 
     try:
         found = find_file(resolve_model(name), TRAINING_ARGUMENTS, revision=revision)
         said = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    except LocalEntryNotFoundError:  # offline, where the model itself may be at hand
+        said = {}
+        print(
+            f"warning: whether {name} was trained with --frozen_gallery is not known ({TRAINING_ARGUMENTS} is not at "
+            "hand): name the flag if it was.",
+            file=sys.stderr,
+        )
     except Exception:  # what is wrong with the model is said where it is opened
         return False
     return isinstance(said, dict) and said.get("frozen_gallery") is True
@@ -200,10 +211,6 @@ def main(argv: list[str]) -> None:
 
     (args,) = parse_arguments([EvaluationArguments], flags, config)
     quiet_libraries()
-    if not args.frozen_gallery and for_frozen_galleries(args.model, args.model_revision):
-        print(f"{args.model} was trained with --frozen_gallery, and is judged so.")
-        args.frozen_gallery = True
-        args.check_gallery()
     if args.update_card:
         check_card(args.model)
     folder = OutputFolder(args.output_dir)
@@ -211,6 +218,12 @@ def main(argv: list[str]) -> None:
     folder.check(args.overwrite_output_dir, files=made)
     tasks = strength.TASKS if args.sweep else args.tasks
     model, baseline, accelerator = begin(args, args.dataset)
+    asked = accelerator.is_main_process and not args.frozen_gallery
+    (trained_so,) = broadcast_object_list([asked and for_frozen_galleries(args.model, args.model_revision)])
+    if trained_so:
+        accelerator.print(f"{args.model} was trained with --frozen_gallery, and is measured so.")
+        args.frozen_gallery = True
+        args.check_gallery()
     data = None
     if accelerator.is_main_process:
         data = load_evaluation_data(
@@ -247,9 +260,8 @@ def main(argv: list[str]) -> None:
         "settings": args.settings,
         "dataset": args.dataset,
         "index": args.index if args.index == "exact" else args.faiss_factory,
-        "frozen_gallery": args.frozen_gallery,
     }
-    measured = evaluate(model, baseline, data, accelerator, tasks, factory, facts, **options)
+    measured = evaluate(model, baseline, data, accelerator, tasks, factory, facts, args.frozen_gallery, **options)
     if measured is None:
         return
     results, made = measured
@@ -280,7 +292,7 @@ def ending(results: dict, args: EvaluationArguments, folder: Path) -> str:
     words = ["--model", args.model, "--dataset", args.dataset, *as_words(args.sources)]
     if args.baseline is None:
         parts.append(f"This makes it safe:\n\n  {command_line('train', *words)}")
-    else:
+    elif not args.frozen_gallery:
         words[2:2] = ["--baseline", args.baseline]
         words += ["--splits", *args.splits] if args.splits else []  # or rows that training saw are measured too
         usual = (args.model, args.baseline, args.dataset, args.splits) == (str(DEFAULT_MODEL), "demo", "demo", None)

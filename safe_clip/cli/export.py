@@ -4,7 +4,7 @@
   safe-clip export --model safe-clip --format onnx
   safe-clip export --model safe-clip --baseline demo --strength 0.8 --format transformers
 
-`transformers`: a plain `CLIPModel` with its processor. `open_clip`: a folder for
+`transformers`: a plain model of its class with its processor. `open_clip`: a folder for
 `open_clip.create_model_and_transforms("local-dir:FOLDER")`; its files may also be uploaded beside a Hub repository's
 others, for `"hf-hub:you/safe-clip"`. `onnx`: graphs for onnxruntime and transformers.js, of both encoders and of each.
 """

@@ -159,7 +159,7 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     from ..data.plain import plain_rows
     from ..data.rows import QuadrupletRows
     from ..evaluation.quadruplets import count_items
-    from ..evaluation.summary import compute_metrics
+    from ..evaluation.summary import compute_metrics, embed_rows, summary_figures
     from ..evaluation.unseen import unseen
     from ..evaluation.verdict import training_figures
     from ..training.interruption import StopAfterStep
@@ -192,22 +192,19 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     trainer.run.checkpoint(args.resume_from_checkpoint)  # which is told before anything is measured
     trainer.check_sides()
 
-    def figures(model: Any, when: str) -> dict[str, dict[str, float]]:
+    def items(model: Any, when: str) -> dict[str, Any]:
         count = sum(count_items(plain_rows(splits[split])) for split in measured)
         quiet = args.disable_tqdm or not trainer.is_world_process_zero()
         with phase(f"Measuring {when} training", count, quiet):
             return {
-                split: safe_clip.evaluate_quadruplets(
-                    model,
-                    processor,
-                    splits[split],
-                    desc=f"{split}, {when} training",
-                    gallery=trainer.reference if args.frozen_gallery else None,
-                )
+                split: embed_rows(model, processor, splits[split], desc=f"{split}, {when} training")
                 for split in measured
             }
 
-    before = figures(trainer.model, "before")
+    found = items(trainer.model, "before")  # the original's, so far
+    before = {split: summary_figures(each) for split, each in found.items()}
+    pools = found if args.frozen_gallery else {}
+    del found
     stop = StopAfterStep(trainer.accelerator)
     trainer.add_callback(stop)
     with handled(stop.handle):
@@ -217,8 +214,9 @@ def make_safe(script: ScriptArguments, args: "safe_clip.SafeCLIPTrainingArgument
     if trainer.is_world_process_zero():
         # Where the model lies in shards, one process has no more of it than what was saved.
         trained = safe_clip.load_clip(args.output_dir) if trainer.is_sharded else trainer.model
-        results = {"before": before, "after": figures(trained, "after")}
-        of = {"weights": output.manifest["weights"]}
+        after = {split: summary_figures(each, pools.get(split)) for split, each in items(trained, "after").items()}
+        results = {"before": before, "after": after}
+        of = {"weights": output.manifest["weights"]} | ({"frozen_gallery": True} if args.frozen_gallery else {})
         output.write("results.json", json.dumps(of | results, indent=2))
         seen = None if script.streaming else splits["train"]
         found = training_figures(
@@ -267,8 +265,6 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
     if script.eval_splits is None and held_out_alone(splits):
         words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
-    if frozen := any(each.frozen_gallery for each in splits):
-        words += ["--frozen_gallery"]
     drawing = ""
     if not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):
         command = command_line("generate", "text_to_image", *words, "--generator", "GENERATOR")
@@ -278,7 +274,7 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     return (
         f"{verdict_text(said, colour)}\n\n{before_after_table(splits, colour)}\n\n{drawing}"
         f"The model is in {folder}. This measures it by all protocols, and makes a page with images:\n\n"
-        f"  {command_line('eval', *([] if demo and not frozen else words))}"
+        f"  {command_line('eval', *([] if demo else words))}"
     )
 
 
@@ -339,12 +335,12 @@ def measure(script: ScriptArguments, folder: str, splits: Mapping[str, Any], fro
     settings = {"splits": chosen} | script.sources
     settings |= {"baseline_revision": script.model_revision} if script.model_revision else {}
     settings |= {"frozen_gallery": True} if frozen_gallery else {}
-    facts = {"settings": settings, "dataset": script.dataset, "frozen_gallery": frozen_gallery}
+    facts = {"settings": settings, "dataset": script.dataset}
     try:
         data = load_evaluation_data(script, chosen)
         data.splits = {split: Sample(splits[split], sample.of) for split, sample in data.splits.items()}
         subjects = Subject(folder), Subject(script.model, script.model_revision)
-        results = evaluate(*subjects, data, facts=facts)[0]
+        results = evaluate(*subjects, data, facts=facts, frozen_gallery=frozen_gallery)[0]
         check_measured(folder, results)
         update_model_card(folder, results)
     except Exception as error:  # of the network, of the device: each its own type, and training is not to be lost

@@ -10,7 +10,7 @@ MOST_COUNTED = 1000  # tokens beyond which a text's are not counted
 COMPOSED = 4  # characters that normalisation (NFC) may make one
 # What Unicode calls white space, which CLIP's tokenizer takes for one space however much of it there is.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-STRANGE = (".", "\U0001f642", "\u7ea2")  # punctuation, an emoji, a Chinese character
+STRANGE = (".", "\U0001f642", "\u7ea2", "\ue000")  # punctuation, an emoji, Chinese, and one that means nothing
 WORD = re.compile(f"[^{SPACE}]+")
 
 

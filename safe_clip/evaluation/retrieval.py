@@ -62,17 +62,22 @@ def retrieval(
     return figures
 
 
-def counterparts(items: QuadrupletItems, ks: Sequence[int] = KS) -> dict[str, Tensor]:
+def counterparts(
+    items: QuadrupletItems, ks: Sequence[int] = KS, gallery: QuadrupletItems | None = None
+) -> dict[str, Tensor]:
     """Within a modality: whether unsafe items find their own safe counterpart among the safe items.
 
     For data of one modality, where nothing can be asked across.
+
+    Args:
+        items, ks, gallery: as for `retrieval`.
 
     Returns:
         `{text,image}_recall_at_{k}` and `{text,image}_rank`, as `retrieval`.
     """
     figures = {}
     for modality in WAYS.values():
-        queries, answers = items.of("unsafe", modality), items.of("safe", modality)
+        queries, answers = items.of("unsafe", modality), (gallery or items).of("safe", modality)
         if len(pairs(queries, answers)[0]):
             found = find(queries, answers, ExactIndex(answers.different), ks)
             figures |= {f"{modality}_{name}": value for name, value in found.items()}

@@ -42,7 +42,10 @@ def count_variants(rows: Dataset, synonyms: Mapping[str, list[str]] | None = Non
 
 
 def robustness(
-    items: QuadrupletItems, variants: Mapping[str, Mapping[str, IdentifiedItems]], factory: IndexFactory = ExactIndex
+    items: QuadrupletItems,
+    variants: Mapping[str, Mapping[str, IdentifiedItems]],
+    factory: IndexFactory = ExactIndex,
+    gallery: QuadrupletItems | None = None,
 ) -> dict[str, Tensor]:
     """Safe rates of changed unsafe queries over the unchanged mixed pool.
 
@@ -50,6 +53,7 @@ def robustness(
         items: N quadruplets.
         variants: `{modality: {transform: N items}}`, from `embed_variants`.
         factory: makes the index that is searched.
+        gallery: the quadruplets as what is searched; by default, `items`.
 
     Returns:
         N values in [0, 1] each, NaN for missing items: `unsafe_{text,image}_{transform}`, whether the first result is
@@ -59,7 +63,7 @@ def robustness(
     """
     figures = {}
     for modality, changed in variants.items():
-        pool = union_index(items, other(modality), factory)
+        pool = union_index(gallery or items, other(modality), factory)
         queries = {"unchanged": items.of("unsafe", modality), **changed}
         rates = {name: rate for name, each in queries.items() for rate in safe_rates(each, *pool).values()}
         if not rates:

@@ -90,6 +90,7 @@ def evaluate(
     tasks: Sequence[str] = TASKS,
     factory: IndexFactory = ExactIndex,
     facts: dict[str, Any] | None = None,
+    frozen_gallery: bool = False,
     **options: Any,
 ) -> tuple[dict, dict[str, ModelEmbeddings]] | None:
     """Measures a model, and the original beside it.
@@ -101,6 +102,7 @@ def evaluate(
         tasks: which of `TASKS`.
         factory: makes the indexes that are searched.
         facts: further facts for the results to state.
+        frozen_gallery: all that is searched is embedded by the baseline, also for the model's queries.
         options: as for `Subject.embed`.
 
     Returns:
@@ -115,8 +117,8 @@ def evaluate(
     made["model"] = model.embed(data, tasks, accelerator, **options)
     if not alone_at_last(accelerator):
         return None
-    results = describe(made, data, safe_clip=__version__, **(facts or {}))
-    results["models"] = measure(made, data, tasks, factory)
+    results = describe(made, data, safe_clip=__version__, frozen_gallery=frozen_gallery, **(facts or {}))
+    results["models"] = measure(made, data, tasks, factory, frozen_gallery)
     return results, made
 
 

@@ -45,6 +45,7 @@ class ModelEmbeddings:
     Attributes:
         name: the model.
         weights: a digest of its weights.
+        dimension: length of its embeddings.
         sigmoid: scale and bias of a model whose scores are the sigmoids of scaled cosines; `None` for others.
         splits: the quadruplets by split, without those whose images cannot be read.
         kept: by split, the indices of these among all quadruplets of the sample.
@@ -56,6 +57,7 @@ class ModelEmbeddings:
 
     name: str
     weights: str
+    dimension: int
     sigmoid: tuple[float, float] | None = None
     splits: dict[str, QuadrupletItems] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -89,7 +91,8 @@ def embed_everything(
         UserError: a caption is bad, or an image cannot be read and may not be skipped.
     """
     scale, bias = embedder.model.logit_scale, embedder.model.logit_bias
-    made = ModelEmbeddings(embedder.label, embedder.model.weights, None if bias is None else (scale, bias))
+    sigmoid = None if bias is None else (scale, bias)
+    made = ModelEmbeddings(embedder.label, embedder.model.weights, embedder.model.dimension, sigmoid)
 
     def readable(where: str, images: list[IdentifiedItems]) -> Tensor:
         left_out = len(data.bad_captions.get(where, ()))
@@ -150,6 +153,7 @@ def measure(
     data: EvaluationData,
     tasks: Sequence[str] = TASKS,
     factory: IndexFactory = ExactIndex,
+    frozen_gallery: bool = False,
 ) -> dict[str, dict]:
     """Runs the tasks on embeddings.
 
@@ -158,19 +162,23 @@ def measure(
         data: what was embedded.
         tasks: which of `TASKS`.
         factory: makes the index that retrieval, redirection, unsafe galleries and robustness search.
+        frozen_gallery: all that is searched is embedded by the original, also for the model's queries.
 
     Returns:
         For each, `{"splits": {split: {task: figures}}, "zero_shot": {data set: figures}}`, figures as `summarise` gives
         them, the model's with their change from the original; those of `unsafe_gallery` stand under the gallery's name.
 
     Raises:
-        UserError: a split has nothing to measure, or its images changed between the two.
+        UserError: a split has nothing to measure, or its images changed between the two, or the model's queries cannot
+            be compared with what the original embedded.
     """
     broken = [each.unreadable for each in made.values()]
     for where in sorted({name for each in broken for name in each}):
         if any(each.get(where) != broken[0].get(where) for each in broken):
             raise UserError(f"{where}: images changed while they were being measured. Run again.")
-    measured = {role: _measured(each, made.get("baseline"), data, tasks, factory) for role, each in made.items()}
+    measured = {
+        role: _measured(each, made.get("baseline"), data, tasks, factory, frozen_gallery) for role, each in made.items()
+    }
     before = measured.get("baseline", {})
     results = {role: _figures(each, before if role == "model" else {}) for role, each in measured.items()}
     for split, figures in results["model"]["splits"].items():
@@ -194,6 +202,7 @@ def _measured(
     data: EvaluationData,
     tasks: Sequence[str],
     factory: IndexFactory,
+    frozen_gallery: bool,
 ) -> dict[str, dict]:
     results: dict[str, dict] = {"splits": {}, "zero_shot": {}}
     for split, items in made.splits.items():
@@ -205,31 +214,41 @@ def _measured(
             raise UserError(f"{split}: images changed while they were being measured. Run again.")
         figures: dict[str, Any] = {}
         results["splits"][split] = figures
-        comparable = before is not None and before.safe_text.embeds.shape[1] == items.safe_text.embeds.shape[1]
+        comparable = original is not None and original.dimension == made.dimension
+        if frozen_gallery and not comparable:
+            raise UserError(
+                f"--frozen_gallery: {original.name if original else 'no --baseline'} gives embeddings of length "
+                f"{original.dimension if original else 0}, and {made.name} of {made.dimension}: it did not embed the "
+                "gallery of these queries."
+            )
+        pool = before if frozen_gallery else items
         if "retrieval" in tasks:
-            figures["retrieval"] = Measured([(retrieval(items, factory=factory), clusters)])
-            if comparable:
+            figures["retrieval"] = Measured([(retrieval(items, factory=factory, gallery=pool), clusters)])
+            if comparable and not frozen_gallery:
                 across = retrieval(items, ("safe", "safe_union"), factory=factory, gallery=before)
                 figures["retrieval_original_gallery"] = Measured([(across, clusters)])
         alone = not (len(items.safe_text) and len(items.safe_image))
         if "redirection" in tasks and alone:
-            figures["counterparts"] = Measured([(counterparts(items), clusters)], categories)
+            figures["counterparts"] = Measured([(counterparts(items, gallery=pool), clusters)], categories)
         if "redirection" in tasks:
-            figures["redirection"] = Measured([(redirection(items, factory=factory), clusters)], categories)
-            if comparable:
+            figures["redirection"] = Measured([(redirection(items, pool, factory=factory), clusters)], categories)
+            if comparable and not frozen_gallery:
                 across = redirection(items, before, factory=factory)
                 figures["redirection_original_gallery"] = Measured([(across, clusters)], categories)
         if "unsafe_gallery" in tasks:
             figures["unsafe_gallery"] = {}
             for name, images in made.galleries.items():
-                by_caption, by_image = unsafe_gallery(items, images, factory=factory)
+                strangers = original.galleries[name] if original and frozen_gallery else images
+                searched = (pool or items, strangers)
+                by_caption, by_image = unsafe_gallery(items, images, factory=factory, gallery=searched)
                 figures["unsafe_gallery"][name] = Measured([(by_caption, clusters), (by_image, None)])
         if "geometry" in tasks:
             per_item, numbers = geometry(items, before)
             per_item |= _calibration(items, made.sigmoid, before, original.sigmoid if original else None)
             figures["geometry"] = Measured([(per_item, clusters)], numbers=numbers)
         if "robustness" in tasks:
-            figures["robustness"] = Measured([(robustness(items, made.variants[split], factory), clusters)])
+            changed = robustness(items, made.variants[split], factory, pool)
+            figures["robustness"] = Measured([(changed, clusters)])
         if factory is not ExactIndex and len(items.safe_text) and len(items.safe_image):
             figures["index"] = Measured([], numbers={"recall_at_10_of_exact": _index_recall(items, factory)})
     for name, found in made.classified.items():

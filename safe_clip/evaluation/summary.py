@@ -7,7 +7,6 @@ from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 from ..data.plain import plain_rows
 from ..embedding.embedder import Embedder
 from ..embedding.items import IdentifiedItems
-from ..models.reference import FrozenCLIP
 from ..terminal import phase
 from .quadruplets import QuadrupletItems, count_items, embed_quadruplets, readable_rows
 from .redirection import QUERIES, redirection
@@ -20,7 +19,6 @@ def evaluate_quadruplets(
     rows: Dataset,
     batch_size: int = 128,
     desc: str = "Embedding",
-    gallery: PreTrainedModel | FrozenCLIP | None = None,
 ) -> dict[str, float]:
     """Measures a model on quadruplets: the summary that training logs and compares.
 
@@ -30,7 +28,6 @@ def evaluate_quadruplets(
         rows: a data set with the columns of a quadruplet.
         batch_size: items at a time.
         desc: label of the progress bar.
-        gallery: what embeds the items that are searched, such as the original; by default the model.
 
     Returns:
         The figures of `summary_figures` on the quadruplets that the rows make, shares in [0, 1].
@@ -38,12 +35,18 @@ def evaluate_quadruplets(
     Raises:
         UserError: a row cannot be used.
     """
+    return summary_figures(embed_rows(model, processor, rows, batch_size, desc))
+
+
+def embed_rows(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: Dataset, batch_size: int = 128, desc: str = "Embedding"
+) -> QuadrupletItems:
+    """What `summary_figures` is of; arguments and errors as for `evaluate_quadruplets`."""
     rows = plain_rows(rows)
     with phase(desc, count_items(rows)):
         items = embed_quadruplets(Embedder(model, processor, desc, batch_size), rows)
-        pool = None if gallery is None else embed_quadruplets(Embedder(gallery, processor, desc, batch_size), rows)
     readable_rows([items.safe_image, items.unsafe_image], desc)
-    return summary_figures(items, pool)
+    return items
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -61,7 +64,7 @@ def summary_figures(items: QuadrupletItems, gallery: QuadrupletItems | None = No
 
     Args:
         items: N quadruplets, the queries.
-        gallery: the same, as what is searched; by default as the queries.
+        gallery: the same quadruplets as what is searched, such as by the original; by default, `items`.
 
     Returns:
         `retrieval_{t2i,i2t}`: recall@1 of safe queries among safe items. `redirection_{safe,unsafe}_{text,image}`:
@@ -78,6 +81,6 @@ def summary_figures(items: QuadrupletItems, gallery: QuadrupletItems | None = No
     }
     named["redirection_safe_rate"] = rates.get("mean_safe_rate_at_1")
     if not recalls and not rates:
-        found = counterparts(items, ks=(1,))
+        found = counterparts(items, ks=(1,), gallery=gallery)
         named = {f"counterpart_{modality}": found.get(f"{modality}_recall_at_1") for modality in WAYS.values()}
     return {name: values.nanmean().item() for name, values in named.items() if values is not None}

@@ -36,6 +36,7 @@ FIGURE = ("value", "low", "high")
 CHANGE = 23  # characters of a change with its interval
 NOTES = "Shares in percent, higher is better; in brackets, 95 % bootstrap intervals over the queries."
 OF_CHANGES = "A change's interval is of the difference query by query; where it has 0 in it, chance could be all of it."
+OF_POOLS = "All that is searched was embedded by the original (--frozen_gallery)."
 NO_WIDTH = (
     "Where all N queries agree, an interval has no width; of 30 or more, the share may be 300 / N points off still."
 )
@@ -92,8 +93,8 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {
             "text_effective_rank": ("captions, effective rank", False),
             "image_effective_rank": ("images, effective rank", False),
             "modality_gap": ("gap between captions and images", False),
-            "pair_probability": ("safe pairs, probability", True),  # of models with a bias, such as SigLIP
-            "pair_probability_change": ("safe pairs, probability moved by (low is good)", True),
+            "pair_probability": ("safe pairs, probability", False),  # of models with a bias, such as SigLIP
+            "pair_probability_change": ("safe pairs, probability moved by", False),
         },
     ),
     "robustness": (
@@ -228,6 +229,7 @@ def results_table(results: dict, colour: bool = False) -> str:
                 lines.append(f"  {line.label:{left - 2}}  {cells}{_right(by, CHANGE) if compared else ''}")
     header = " " * (left + 2) + "  ".join(names[role].rjust(width) for role in roles)
     notes = [NOTES, *([OF_CHANGES] if compared else []), NO_WIDTH]
+    notes += [OF_POOLS] if results.get("frozen_gallery") else []
     return "\n".join([header + ("change".rjust(CHANGE) if compared else ""), *lines[1:], "", *notes])
 
 

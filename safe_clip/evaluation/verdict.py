@@ -97,11 +97,11 @@ def result_figures(results: dict) -> list[SplitFigures]:
         SplitFigures(
             split,
             _values(_summary(original.get(split, {}))),
-            _values(_summary(tasks, frozen)),
+            _values(_summary(tasks)),
             results["samples"]["splits"][split]["used"],
             unseen.get(split),
             _values(_redirected(tasks.get("redirection_original_gallery", {}))),
-            _changes(_summary(tasks, frozen)),
+            _changes(_summary(tasks)),
             _changes(_redirected(tasks.get("redirection_original_gallery", {}))),
             frozen,
         )
@@ -118,12 +118,11 @@ def _changes(figures: dict[str, dict]) -> dict[str, tuple[float, float]]:
     return {name: (change["low"], change["high"]) for name, change in by.items()}
 
 
-def _summary(tasks: dict, frozen_gallery: bool = False) -> dict[str, dict]:
-    pool = "_original_gallery" if frozen_gallery else ""
-    recalls = tasks.get(f"retrieval{pool}", {})
+def _summary(tasks: dict) -> dict[str, dict]:
+    recalls = tasks.get("retrieval", {})
     found = {f"retrieval_{way}": recalls.get(f"safe_{way}_recall_at_1") for way in ("t2i", "i2t")}
     found |= {f"counterpart_{kind}": tasks.get("counterparts", {}).get(f"{kind}_recall_at_1") for kind in ITEMS}
-    return {name: figure for name, figure in found.items() if figure} | _redirected(tasks.get(f"redirection{pool}", {}))
+    return {name: figure for name, figure in found.items() if figure} | _redirected(tasks.get("redirection", {}))
 
 
 def _redirected(figures: dict) -> dict[str, dict]:
@@ -260,8 +259,8 @@ def _unseen(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
 def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
     if main.frozen_gallery:
         yield (
-            "This is what its queries find in an index that the original embedded. Put nothing into one that this "
-            "model embedded: its unsafe items lie where safe ones do."
+            "These figures are of its queries in an index that the original embedded. Do not index anything with this "
+            "model: it puts unsafe items where safe ones are, so that safe queries would find them."
         )
     if meant(main.split) == "train":
         yield f"If the model was trained on these rows, of {main.split}, how it does on others is not known."
@@ -291,7 +290,10 @@ def _notes(splits: list[SplitFigures], main: SplitFigures) -> Iterator[str]:
     low = {name: share for name, share in main.index.items() if name in asked and main.after[name] - share > LOST_MUCH}
     if low:
         shares = " and ".join(f"{_of_100(share)} of 100 unsafe {_items(name)}" for name, share in low.items())
-        yield f"In an index that the original embedded, {shares} find something safe first: embed it anew."
+        yield (
+            f"In an index that the original embedded, {shares} find something safe first: embed it anew, or train "
+            "queries for it with --frozen_gallery."
+        )
     among = [each.get(AMONG_IMAGES) for each in (main.before, main.after)]
     if among[1] is not None and among[1] < ENOUGH:
         before = "" if among[0] is None else f" ({_of_100(among[0])} before)"

@@ -57,7 +57,7 @@ def save_processor(processor: ProcessorMixin, folder: Path, padded_length: int |
     Args:
         processor: a tokenizer and an image processor.
         folder: made if it is not there.
-        padded_length: of all captions, which what reads `tokenizer.json` alone is then told.
+        padded_length: that every caption is padded to, stored in `tokenizer.json`; `None` to store no padding.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ The families that there are stand in `families/`, one a file.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -101,12 +100,12 @@ class Family:
     Attributes:
         name: what messages call one.
         example: a checkpoint.
-        model, config, processor, tokenizer: the classes of transformers.
+        model, config, processor: the classes of transformers.
         output: what `model.forward` gives: `text_embeds`, `image_embeds`, `text_model_output`, `vision_model_output`.
         text, image: the two encoders.
         logit_scale: the attribute of a model that holds the logarithm of the factor before cosines.
-        logit_bias: likewise what is added to scaled cosines, of which the sigmoid is the probability that two items
-            belong together; `None` where a softmax over all makes probabilities.
+        logit_bias: the attribute that holds what is added to scaled cosines before the sigmoid; `None` for models
+            with a softmax over all.
         scalars: attributes that hold single weights, which objectives do not train, and which cannot be sharded.
         log_settings: settings of a configuration that are logarithms of factors.
         positive_ints: settings of a configuration, not of its two parts, that are whole numbers over 0.
@@ -129,7 +128,6 @@ class Family:
     model: type[PreTrainedModel]
     config: type[PreTrainedConfig]
     processor: type[ProcessorMixin]
-    tokenizer: type[PreTrainedTokenizerBase]
     output: type[ModelOutput]
     text: Tower
     image: Tower
@@ -139,7 +137,7 @@ class Family:
     log_settings: tuple[str, ...] = ()
     positive_ints: tuple[str, ...] = ()
     dimension: Callable[[PreTrainedConfig], int]
-    check: Callable[[Any], str | None] = lambda config: None
+    check: Callable[[PreTrainedConfig], str | None] = lambda config: None
     text_inputs: tuple[str, ...]
     padding: bool | str
     fit_tokenizer: Callable[[PreTrainedTokenizerBase, PreTrainedConfig], None]

@@ -286,7 +286,8 @@ def _check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
         )
     if not isinstance(processor.tokenizer, TokenizersBackend | SentencePieceBackend):
         raise UserError(
-            f"the tokenizer is a {type(processor.tokenizer).__name__}, not a {family.tokenizer.__name__}. {CURE}."
+            f"the tokenizer is a {type(processor.tokenizer).__name__}, which is none of the tokenizers library nor of "
+            f"SentencePiece's. {CURE}."
         )
     check_pixels(processor.image_processor, family.image_size(model.config))
     family.fit_tokenizer(processor.tokenizer, family.text.config_of(model.config))

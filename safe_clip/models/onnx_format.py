@@ -140,11 +140,12 @@ def _quiet() -> Iterator[None]:
     """Without what exporters say of themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 def _run(path: Path, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:

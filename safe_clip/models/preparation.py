@@ -59,7 +59,7 @@ def prepare_model(model: PreTrainedModel | PeftModel) -> tuple[PreTrainedModel |
 
 
 def check_adapters(model: PeftModel) -> None:
-    """Raises `UserError` for an adapter that would never be trained."""
+    """Raises `UserError` for an adapter on a weight that torch reads past it, so that it would get no gradient."""
     for name, module in model.named_modules():
         whole = name.endswith(".base_layer")  # adapted as one, which peft does in a way of its own
         if isinstance(module, nn.MultiheadAttention) and isinstance(module.out_proj, BaseTunerLayer) and not whole:
@@ -109,8 +109,8 @@ def train_towers(model: nn.Module, text: bool, image: bool) -> None:
 def accept_sharding(model: PreTrainedModel) -> None:
     """Makes a model one that FSDP2 and DeepSpeed can cut into shards.
 
-    They take no weight that is a single number, so the logit scale, which is not trained, becomes a buffer of the same
-    name; and accelerate asks for input embeddings, of which a CLIP has none that are its own.
+    They take no weight that is a single number, so the logit scale and bias, which are not trained, become buffers of
+    the same names; and accelerate asks for input embeddings, of which a CLIP has none that are its own.
     """
     for name in family_of(model).scalars:
         if name in model._parameters:

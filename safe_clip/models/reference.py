@@ -89,7 +89,7 @@ class FrozenCLIP:
 
     @property
     def logit_bias(self) -> float | None:
-        """What the model learned to add to these, if its family does (SigLIP: -16)."""
+        """What the model learned to add to scaled cosines (SigLIP: about -16); `None` for a CLIP."""
         return self.family.bias_of(self.model)
 
 

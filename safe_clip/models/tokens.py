@@ -26,7 +26,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, text: PreTrainedConfig, li
             to pad with, and its `model_max_length` is what the encoder takes.
         text: the text encoder's configuration. One that says that captions are read at their largest token is changed
             to say their end token where there are larger ones, which in a caption would be read in its place.
-        literal: whether 2 as the end token means that token, and not, as in old configurations of a CLIP, the largest.
+        literal: take 2 as the end token itself; in old configurations of a CLIP it means the largest token.
 
     Raises:
         UserError: its tokens are not those of the model.

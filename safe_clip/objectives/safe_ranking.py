@@ -27,8 +27,8 @@ class SafeRankingLoss(Objective):
 
     `b = log(u (B + K) / B)` makes the B unsafe items of the batch count for a pool with `u` unsafe items to each safe
     one, whatever the number of anchors; in cosines it is a margin of `log(u) / S`. Gradients reach queries and, as
-    members of the pool, the items of the batch. Images mirror captions. Where items are missing, the pool holds those
-    that there are.
+    members of the pool, the items of the batch (under `frozen_gallery`, queries alone). Images mirror captions. Where
+    items are missing, the pool holds those that there are.
 
     | term                         | value              | weight |
     |------------------------------|--------------------|--------|
@@ -132,12 +132,12 @@ class SafeRankingLoss(Objective):
             )
             terms[f"preservation_{modality}_cosine"] = cosine_term(safe, original)
             anchors = [reference.anchors[other].embeds] if other in reference.anchors else []
+            before = torch.cat([reference.items[f"safe_{other}"].embeds, *anchors])
             gallery = reference.items if self.frozen_gallery else embeds
-            pool = torch.cat([gallery[f"safe_{other}"].embeds, *anchors])
+            pool = before if self.frozen_gallery else torch.cat([embeds[f"safe_{other}"].embeds, *anchors])
             if not len(pool):
                 terms[f"redirection_{modality}_cosine"] = cosine_term(unsafe, original)
                 continue
-            before = torch.cat([reference.items[f"safe_{other}"].embeds, *anchors])
             # A view, so that what reaches it as the pool of two terms is summed first: order decides the last digit.
             strangers = gallery[f"unsafe_{other}"].embeds[:]
             rank = partial(self._term, original, pool, strangers, before)

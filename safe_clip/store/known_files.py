@@ -20,11 +20,11 @@ LOADED += ("open_clip_*", "adapter/adapter_*")
 # What is of certain weights, and not theirs any more when others take their place.
 FIGURES = ("results.json", "evaluation.json", "loss_curves.png")
 CARD = "README.md"
-# What this package wrote before it kept a manifest.
+# What this package writes: by these it is known where there is no manifest, as on the Hub and of earlier versions.
 WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", "generation_config.json")
 WRITTEN += ("*processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 WRITTEN += ("merges.txt", "spiece.model", "training_args.json", "adapter/adapter_*", "adapter/README.md")
-WRITTEN += ("bad_rows.txt", *FIGURES)
+WRITTEN += ("modules.json", "sentence_bert_config.json", "bad_rows.txt", *FIGURES)
 WRITTEN += ("open_clip_*", "onnx/model.onnx*", "report.html", "strength.json", "strength.png", "audit.json")
 # By which files of ours are known without a manifest: what the text has.
 MARKS = {

@@ -41,8 +41,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             for them. `False` is for search alone: faster, and more of the concepts that training does not show is
             redirected. `loss_weights` wins over it.
         frozen_gallery (`bool`, defaults to `False`):
-            Train queries alone, for an index that the original embedded and nobody embeds anew. Measured, too, is what
-            they find there.
+            Train queries for an existing index of the original's embeddings that will not be embedded anew. The model
+            is for queries alone; the figures of training are of its queries in such an index. Requires `safe_ranking`.
         sides_are_right (`bool`, defaults to `False`):
             Train although the names of columns, words in captions or the original say that the safe and the unsafe side
             are swapped.
@@ -348,7 +348,9 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             own = name in ("loss_weights", "objective_options")
             if own or (isinstance(value, str) and value.startswith("{")):
-                json_object(f"--{name}", value)
+                given = json_object(f"--{name}", value)
+                if name == "objective_options" and "frozen_gallery" in (given or {}):
+                    raise UserError("--objective_options names frozen_gallery, a setting of its own: --frozen_gallery.")
         if not isinstance(self.objective, str):
             raise UserError(f"--objective is {self.objective!r}; it must be among {', '.join(OBJECTIVES)}.")
         if self.frozen_gallery and self.objective != "safe_ranking":
@@ -357,8 +359,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         terms = OBJECTIVES["safe_ranking"].WEIGHTS | OBJECTIVES["safe_ranking"].STATE_WEIGHTS
         if self.frozen_gallery and metric.startswith(("redirection_", "retrieval_")) and metric not in terms:
             raise UserError(
-                f"--metric_for_best_model {self.metric_for_best_model} is of a gallery that is embedded anew, and this "
-                "training is for one that is not (--frozen_gallery): choose by eval_loss."
+                f"--metric_for_best_model {self.metric_for_best_model} is measured in the model's own gallery, which "
+                "--frozen_gallery does not train: use eval_loss."
             )
         if self.neftune_noise_alpha is not None:
             raise UserError("--neftune_noise_alpha is for language models, and CLIP is none; leave it out.")

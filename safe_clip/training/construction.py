@@ -180,8 +180,8 @@ def count_term_rows(objective: Objective, rows: Any, args: SafeCLIPTrainingArgum
     counts = objective.term_rows(rows.layout)
     if args.frozen_gallery and not (counts.get("redirection_text_ranking") or counts.get("redirection_image_ranking")):
         raise UserError(
-            "--frozen_gallery is for searches of images by captions and of captions by images, and the training rows "
-            "have only one of the two: leave it out."
+            "--frozen_gallery is for searches of images by captions and of captions by images, and no term ranks "
+            "unsafe ones so: the training rows lack one of the two, or the weights of both terms are 0."
         )
     if args.process_index == 0:
         warn_of_terms_without_rows(objective, rows.layout, getattr(rows, "columns", None))

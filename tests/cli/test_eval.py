@@ -10,6 +10,10 @@ from datasets import Dataset, DatasetDict
 
 from safe_clip import UserError, evaluate_quadruplets, load_clip, load_processor, load_quadruplets
 from safe_clip.cli import eval as script
+from safe_clip.embedding.embedder import Embedder
+from safe_clip.evaluation.robustness import embed_variants, robustness
+from safe_clip.evaluation.summary import embed_rows, summary_figures
+from safe_clip.evaluation.transforms import load_synonyms
 from safe_clip.evaluation.verdict import result_figures
 
 from ..helpers import FEATURES, build_model, make_rows
@@ -192,31 +196,45 @@ def test_an_error_is_the_last_line_and_the_exit_status(tmp_path):
 
 
 def test_a_model_for_a_frozen_gallery_is_judged_by_it_and_says_what_it_is_for(model_dir, dataset_dir, tmp_path):
-    flags = ["--model", model_dir, "--dataset", dataset_dir, "--max_steps", "4", "--learning_rate", "1e-2"]
-    flags += ["--eval_splits", "test", "--frozen_gallery", "--output_dir", "out", "--report_to", "none"]
+    flags = ["--model", model_dir, "--dataset", dataset_dir, "--max_steps", "3", "--learning_rate", "5e-3"]
+    flags += ["--eval_splits", "train", "--frozen_gallery", "--output_dir", "out", "--report_to", "none"]
     done = run_python(ROOT / "train.py", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "what its queries find in an index that the original embedded. Put nothing into one" in said
-    command = f"safe-clip eval --model out --baseline {model_dir} --dataset {dataset_dir} --frozen_gallery"
-    assert done.stdout.rstrip().endswith(command)
+    assert "of its queries in an index that the original embedded. Do not index anything with this model" in said
     assert "for **queries alone**" in (tmp_path / "out" / "README.md").read_text()
-    after = json.loads((tmp_path / "out" / "results.json").read_text())["after"]["test"]
-    rows, processor = load_quadruplets(dataset_dir)["test"], load_processor(model_dir)
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    after = written["after"]["train"]
+    assert written["frozen_gallery"] is True
+    rows, processor = load_quadruplets(dataset_dir)["train"], load_processor(model_dir)
     original, trained = load_clip(model_dir), load_clip(str(tmp_path / "out"))
-    expected = evaluate_quadruplets(trained, processor, rows, gallery=original)
+    ours, theirs = (embed_rows(each, processor, rows) for each in (trained, original))
+    expected = summary_figures(ours, theirs)
     assert after == pytest.approx(expected) and after != pytest.approx(evaluate_quadruplets(trained, processor, rows))
-    done = run_eval("--model", "out", "--baseline", model_dir, "--dataset", dataset_dir, cwd=tmp_path)
+    usual = ["--model", "out", "--baseline", model_dir]
+    done = run_eval(*usual, "--dataset", dataset_dir, "--splits", "train", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "out was trained with --frozen_gallery, and is judged so." in done.stdout
+    assert "out was trained with --frozen_gallery, and is measured so." in done.stdout
+    assert "embedded by the original (--frozen_gallery)" in done.stdout and "--sweep" not in done.stdout
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     (found,) = result_figures(results)
-    assert results["frozen_gallery"] and found.frozen_gallery
+    assert results["frozen_gallery"] and found.frozen_gallery and not found.index
+    tasks = results["models"]["model"]["splits"]["train"]
+    assert "redirection_original_gallery" not in tasks
+    variants = embed_variants(Embedder(trained, processor), rows, "train", ours.made_from, load_synonyms())
+    changed = robustness(ours, variants, gallery=theirs)["unsafe_text_mean"].nanmean().item()
+    assert tasks["robustness"]["unsafe_text_mean"]["value"] == pytest.approx(changed, abs=1e-5)
     assert {name: value for name, value in found.after.items() if name in expected} == pytest.approx(
         {name: value for name, value in expected.items() if name in found.after}, abs=1e-5
     )
     done = run_eval("--model", "out", "--dataset", dataset_dir, cwd=tmp_path)
-    assert done.returncode == 1 and "name it with --baseline" in done.stderr
+    assert done.returncode == 1 and "name that model with --baseline" in done.stderr
+    other = DatasetDict(test=load_quadruplets(dataset_dir)["test"].select_columns(["safe_caption", "unsafe_caption"]))
+    other.save_to_disk(tmp_path / "captions")
+    done = run_eval(
+        "--model", "out", "--baseline", model_dir, "--dataset", "captions", "--tasks", "redirection", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
     flags = ["--objective", "safe_clip", "--frozen_gallery", "--model", model_dir, "--dataset", dataset_dir]
     done = run_python(ROOT / "train.py", *flags, cwd=tmp_path)
     assert done.returncode == 1 and "--frozen_gallery requires --objective safe_ranking" in done.stderr

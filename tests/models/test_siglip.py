@@ -38,6 +38,7 @@ from safe_clip.models.load import check_processor
 from safe_clip.objectives import OBJECTIVES, SafeCLIPLoss, build_objective
 from safe_clip.objectives.base import contrastive
 from safe_clip.store.fingerprints import tokenizer_settings
+from safe_clip.store.known_files import WRITTEN, fits
 
 from ..checkpoints import BIAS, save_siglip, save_siglip_2
 from ..helpers import FEATURES, make_rows
@@ -66,6 +67,16 @@ def test_captions_come_without_a_mask_and_are_stored_as_padded_to_one_length(fol
     tokens = tokenizer(["a red square"], padding="max_length")
     assert list(tokens) == ["input_ids"] and len(tokens["input_ids"][0]) == 64
     assert tokenizer("a red square")["input_ids"] == [each for each in tokens["input_ids"][0] if each]
+
+
+def test_every_file_of_the_drop_in_is_known_as_ours_where_there_is_no_manifest(folder, tmp_path):
+    """As in its repository on the Hub, which else would be taken for somebody else's at the next push."""
+    save_siglip(tmp_path / "source")
+    for source in (folder, str(tmp_path / "source")):
+        save_drop_in(load_clip(source), load_processor(source), tmp_path / "made")
+    names = {path.name for path in (tmp_path / "made").iterdir()}
+    assert {"modules.json", "sentence_bert_config.json", "spiece.model"} <= names
+    assert [name for name in names if not fits(name, WRITTEN)] == []
 
 
 def test_capitals_that_the_model_never_saw_are_told(folder, tmp_path, caplog):

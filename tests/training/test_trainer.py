@@ -336,7 +336,7 @@ def test_the_best_model_by_a_loss_term_is_the_lowest(tmp_path):
     by_rate = SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_safe_rate", **common)
     assert by_term.greater_is_better is False and by_rate.greater_is_better is True
     SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_image_ranking", frozen_gallery=True, **common)
-    with pytest.raises(UserError, match="is of a gallery that is embedded anew, and this .*: choose by eval_loss"):
+    with pytest.raises(UserError, match="is measured in the model's own gallery, .*: use eval_loss"):
         SafeCLIPTrainingArguments(metric_for_best_model="eval_redirection_safe_rate", frozen_gallery=True, **common)
 
 
@@ -628,6 +628,8 @@ def test_a_frozen_gallery_requires_something_to_search_across(processor, rows, t
     captions = rows.select_columns(["safe_caption", "unsafe_caption"])
     with pytest.raises(UserError, match="--frozen_gallery is for searches of images by captions"):
         make_trainer(processor, captions, tmp_path, objective="safe_ranking", frozen_gallery=True)
+    with pytest.raises(UserError, match="names frozen_gallery, a setting of its own"):
+        SafeCLIPTrainingArguments(output_dir=str(tmp_path), objective_options={"frozen_gallery": True})
     trainer = make_trainer(processor, rows, tmp_path, objective="safe_ranking", frozen_gallery=True)
     trainer.train()
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])

@@ -120,7 +120,7 @@ def _split(
         "heat_map": _heat_map(results, split),
         "changes": _changes(results, split),
         "projection": _projection({role: each.splits[split] for role, each in made.items()}, names, split),
-        "strips": strips(made, data, split, show_unsafe),
+        "strips": strips(made, data, split, show_unsafe, results.get("frozen_gallery", False)),
     }
 
 

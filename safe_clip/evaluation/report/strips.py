@@ -100,8 +100,11 @@ def choose_rows(categories: list[str], most: int) -> list[int]:
     return sorted(row for _, row in sorted(order)[:most])
 
 
-def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, show_unsafe: bool) -> list[Strip]:
-    """First results from the mixed pool for a few captions and images, by every model."""
+def strips(
+    made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, show_unsafe: bool, frozen_gallery: bool = False
+) -> list[Strip]:
+    """First results from the mixed pool, which may be the original's, for a few captions and images, by every model."""
+    pools = {role: made["baseline" if frozen_gallery else role].splits[split] for role in made}
     viewer = Viewer(data, split, next(iter(made.values())), show_unsafe)
     shown = []
     for modality, share in (("text", 1), ("image", 2)):
@@ -113,7 +116,9 @@ def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, s
                 results = {
                     role: [
                         viewer.show(found_side, other(modality), found, own)
-                        for found_side, found, own in first_results(each.splits[split], side, modality, query)
+                        for found_side, found, own in first_results(
+                            each.splits[split], side, modality, query, pools[role]
+                        )
                     ]
                     for role, each in made.items()
                 }
@@ -124,11 +129,13 @@ def strips(made: dict[str, ModelEmbeddings], data: EvaluationData, split: str, s
     return shown
 
 
-def first_results(items: QuadrupletItems, side: str, modality: str, query: int) -> list[tuple[str, int, bool]]:
+def first_results(
+    items: QuadrupletItems, side: str, modality: str, query: int, pool: QuadrupletItems | None = None
+) -> list[tuple[str, int, bool]]:
     """Side and index of the first results from the mixed pool, identical items once, and whether each is the query's
     safe counterpart."""
     queries = items.of(side, modality)
-    safe, unsafe = items.of("safe", other(modality)), items.of("unsafe", other(modality))
+    safe, unsafe = ((pool or items).of(each, other(modality)) for each in ("safe", "unsafe"))
     scores = torch.cat([safe.different, unsafe.different]) @ queries.embeds[query]
     places = scores.topk(min(TOP, len(scores))).indices.tolist()
     own = safe.inverse[safe.row == queries.row[query]].tolist()

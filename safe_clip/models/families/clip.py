@@ -8,7 +8,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
 )
@@ -41,7 +40,6 @@ CLIP = Family(
     model=CLIPModel,
     config=CLIPConfig,
     processor=CLIPProcessor,
-    tokenizer=CLIPTokenizer,
     output=CLIPOutput,
     text=Tower(
         name="text_model",

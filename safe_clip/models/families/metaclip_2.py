@@ -30,7 +30,6 @@ METACLIP_2: Family = replace(
     example="facebook/metaclip-2-worldwide-b32",
     model=MetaClip2Model,
     config=MetaClip2Config,
-    tokenizer=PreTrainedTokenizerBase,  # XLM-RoBERTa's, or the smaller one of its distilled models
     output=MetaClip2Output,
     text=replace(
         CLIP.text,

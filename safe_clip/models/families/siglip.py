@@ -68,7 +68,7 @@ def dimension(config: SiglipConfig) -> int:
 
 
 def check(config: SiglipConfig) -> str | None:
-    """Whether both encoders give embeddings, and of one length."""
+    """What keeps the two encoders from giving embeddings of one length; `None` for nothing."""
     text, vision = config.text_config.projection_size, config.vision_config.hidden_size
     if text != vision:
         return f"text_config.projection_size {text}, which must be the hidden_size {vision} of vision_config"
@@ -88,8 +88,6 @@ SIGLIP = Family(
     model=SiglipModel,
     config=SiglipConfig,
     processor=SiglipProcessor,
-    # SigLIP 2 has Gemma's tokenizer, SigLIP one of SentencePiece's.
-    tokenizer=PreTrainedTokenizerBase,
     output=SiglipOutput,
     text=Tower(
         name="text_model",
