@@ -89,13 +89,16 @@ class ComparedArguments(DataArguments):
 
 def of_the_demo_model(folder: Path) -> bool:
     """Whether a model has the bundled demo model's shape."""
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
+    from ..models.families import CLIP
     from ..models.load import resolve_model
 
+    if PreTrainedConfig.get_config_dict(folder)[0].get("model_type") != CLIP.config.model_type:
+        return False
     sizes = [
         [getattr(tower, name) for tower in (config.text_config, config.vision_config) for name in SHAPE]
-        for config in map(AutoConfig.from_pretrained, (folder, resolve_model("demo")))
+        for config in map(CLIP.config.from_pretrained, (folder, resolve_model("demo")))
     ]
     return sizes[0] == sizes[1]
 

@@ -151,7 +151,7 @@ class EvaluationArguments(ComparedArguments):
 
     def check_gallery(self) -> None:
         """Raises `UserError` where nothing is left to be judged by."""
-        searched = set(self.tasks) - {"zero_shot", "geometry"}
+        searched = set(self.tasks) - {"zero_shot"}
         if self.frozen_gallery and self.baseline is None and searched:
             raise UserError(
                 f"--frozen_gallery, by which {self.model} is to be measured or was trained, is for an index of another "

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from ..embedding.items import figure
-from ..items import pairs
+from ..items import MODALITIES, pairs
 from ..metrics import scores
 from .quadruplets import QuadrupletItems
 
-MODALITIES = ("text", "image")
 NEIGHBOURS = 10
 
 

@@ -8,12 +8,13 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
+from ..items import MODALITIES
+from ..store.fingerprints import backend_of
 from .families import family_of
-from .tokens import backend_of, unset_padding
+from .tokens import unset_padding
 
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
-MODALITIES = ("text", "image")
 _FEATURES = {name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in MODALITIES}
 # sentence-transformers pads captions to the longest, unless it is told otherwise.
 SENTENCE_TRANSFORMERS = {
@@ -45,8 +46,9 @@ def save_drop_in(
     family = family_of(model)
     family.fix_projection_dim(model)
     model.save_pretrained(folder)
-    save_processor(processor, folder, family.padded_length(model.config))
-    if family.padding == "max_length":
+    length = family.padded_length(model.config)
+    save_processor(processor, folder, length)
+    if length is not None:
         for file, content in SENTENCE_TRANSFORMERS.items():
             _write(Path(folder) / file, content)
 
@@ -64,18 +66,20 @@ def save_processor(processor: ProcessorMixin, folder: Path, padded_length: int |
     tokenizer = processor.tokenizer
     unset_padding(tokenizer)
     backend = backend_of(tokenizer)
-    if backend is not None and padded_length is not None:
+    padded = backend is not None and padded_length is not None
+    if padded:
         backend.enable_truncation(padded_length)
         pad = {"pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token, "direction": tokenizer.padding_side}
         backend.enable_padding(length=padded_length, **pad)
     processor.save_pretrained(folder)
+    unset_padding(tokenizer)
     processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
     if "merges_file" in tokenizer.vocab_files_names:
         backend.model.save(str(folder))  # vocab.json, merges.txt
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     _write(folder / SPECIAL_TOKENS, special)
     settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
-    if backend is not None and padded_length is not None:
+    if padded:
         # For Gemma's tokenizer of transformers 4, which goes by these alone.
         around = tokenizer("")["input_ids"]
         settings |= {f"add_{end}_token": getattr(tokenizer, f"{end}_token_id") in around for end in ("bos", "eos")}

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterator
 from itertools import chain
 
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..store.fingerprints import backend_of
 
 logger = logging.getLogger(__name__)
 LARGEST = 2  # as eos_token_id: a caption is read at its largest token, which is how old configurations say it
@@ -105,11 +105,6 @@ def unset_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     if (backend := backend_of(tokenizer)) is not None:
         backend.no_padding()
         backend.no_truncation()
-
-
-def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """What of the `tokenizers` library does the work; `None` where it is another, such as SentencePiece."""
-    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def two_captions(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -14,6 +14,7 @@ import xxhash
 from .. import __version__
 
 if TYPE_CHECKING:  # slow to import
+    from tokenizers import Tokenizer
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -139,9 +140,14 @@ def processor_settings(processor: "ProcessorMixin") -> list[str]:
     ]
 
 
+def backend_of(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
+    """What of the `tokenizers` library does a tokenizer's work; `None` where it is another, such as SentencePiece."""
+    return getattr(tokenizer, "backend_tokenizer", None)
+
+
 def tokenizer_settings(tokenizer: "PreTrainedTokenizerBase") -> str:
     """All that tells what a tokenizer makes of texts, but for padding and cuts."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = backend_of(tokenizer)
     if backend is None:  # one of SentencePiece's
         words = sorted(tokenizer.get_vocab().items())
         settings = [str(tokenizer.init_kwargs.get(name)) for name in ("do_lower_case", "sp_model_kwargs")]

@@ -238,3 +238,11 @@ def test_a_model_for_a_frozen_gallery_is_judged_by_it_and_says_what_it_is_for(mo
     flags = ["--objective", "safe_clip", "--frozen_gallery", "--model", model_dir, "--dataset", dataset_dir]
     done = run_python(ROOT / "train.py", *flags, cwd=tmp_path)
     assert done.returncode == 1 and "--frozen_gallery requires --objective safe_ranking" in done.stderr
+
+
+@pytest.mark.parametrize("settings", ["{}", '{"model_type": "vit", "hidden_size": 32}', '{"model_type": "siglip"}'])
+def test_a_folder_of_another_model_is_not_taken_for_the_demos(settings, tmp_path):
+    (tmp_path / "safe-clip").mkdir()
+    (tmp_path / "safe-clip" / "config.json").write_text(settings)
+    done = run_eval(cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: safe-clip/ was not trained from the bundled demo")
