@@ -1,5 +1,7 @@
 """A model and its original, and the data that they are compared on: the settings that eval and generate share."""
 
+import json
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ..evaluation.run import Subject
 
 DEFAULT_MODEL = Path("safe-clip")  # where training leaves what it made
+TRAINING_ARGUMENTS = "training_args.json"
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 MODELS = "model model_revision baseline baseline_revision strength"  # a group of `--help`
@@ -101,6 +104,28 @@ def of_the_demo_model(folder: Path) -> bool:
         for config in map(CLIP.config.from_pretrained, (folder, resolve_model("demo")))
     ]
     return sizes[0] == sizes[1]
+
+
+def for_frozen_galleries(name: str, revision: str | None) -> bool:
+    """Whether a model says that it was trained so, in its `training_args.json`."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from ..models.load import resolve_model
+    from ..models.weights import find_file
+
+    try:
+        found = find_file(resolve_model(name), TRAINING_ARGUMENTS, revision=revision)
+        said = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    except LocalEntryNotFoundError:  # offline, where the model itself may be at hand
+        said = {}
+        print(
+            f"warning: whether {name} was trained with --frozen_gallery is not known ({TRAINING_ARGUMENTS} is not at "
+            "hand): name the flag if it was.",
+            file=sys.stderr,
+        )
+    except Exception:  # what is wrong with the model is said where it is opened
+        return False
+    return isinstance(said, dict) and said.get("frozen_gallery") is True
 
 
 def begin(args: ComparedArguments, data: str) -> "tuple[Subject, Subject | None, Accelerator]":

@@ -10,7 +10,6 @@ them, and flags after it win.
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ from ..generation.arguments import GenerationArguments
 from ..outputs import OutputFolder
 from ..ranges import SHARE, Range, check_ranges
 from ..terminal import command_line, in_colour, quiet_libraries
-from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments, begin
+from .compared import DATA, DEFAULT_MODEL, MODELS, ComparedArguments, begin, for_frozen_galleries
 from .help import Help, settings_of
 from .launch import GROUP, LAUNCH, launch
 
@@ -32,7 +31,6 @@ from .launch import GROUP, LAUNCH, launch
 SAME_FIGURES = {"model", "model_revision", "baseline", "dataset", "update_card", "cache_dir", "output_dir"}
 SAME_FIGURES |= {"overwrite_output_dir"}
 SAME_FIGURES |= {"batch_size", "num_workers", "show_unsafe", "strength", "sweep", "strengths"}
-TRAINING_ARGUMENTS = "training_args.json"
 LISTED = 10  # rows and images that were left out, of each set, that the terminal names
 GROUPS = {
     "What is compared": f"{MODELS} frozen_gallery sweep strengths",
@@ -159,28 +157,6 @@ class EvaluationArguments(ComparedArguments):
             )
         if self.frozen_gallery and self.sweep:
             raise UserError("--sweep searches each model's own embeddings, and --frozen_gallery the baseline's.")
-
-
-def for_frozen_galleries(name: str, revision: str | None) -> bool:
-    """Whether a model says that it was trained so, in its `training_args.json`."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    from ..models.load import resolve_model
-    from ..models.weights import find_file
-
-    try:
-        found = find_file(resolve_model(name), TRAINING_ARGUMENTS, revision=revision)
-        said = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
-    except LocalEntryNotFoundError:  # offline, where the model itself may be at hand
-        said = {}
-        print(
-            f"warning: whether {name} was trained with --frozen_gallery is not known ({TRAINING_ARGUMENTS} is not at "
-            "hand): name the flag if it was.",
-            file=sys.stderr,
-        )
-    except Exception:  # what is wrong with the model is said where it is opened
-        return False
-    return isinstance(said, dict) and said.get("frozen_gallery") is True
 
 
 def refuse_generation(flags: list[str]) -> None:

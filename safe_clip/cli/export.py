@@ -14,6 +14,7 @@ from pathlib import Path
 from ..config import OneLineParser
 from ..errors import UserError
 from ..outputs import REPLACED, OutputFolder
+from .compared import for_frozen_galleries
 from .help import usage
 
 FORMATS = ("transformers", "open_clip", "onnx")  # of `models.export`, which is slow to import
@@ -76,3 +77,5 @@ def main(argv: list[str]) -> None:
     with output.staged() as stage:
         WRITERS[args.format](model, processor, stage)
     print(f"{args.model} is in {output_dir}/ for {args.format}.")
+    if for_frozen_galleries(args.model, args.revision):  # which the copy does not say of itself
+        print("It was trained with --frozen_gallery: it is for queries alone, and nothing is to be indexed with it.")

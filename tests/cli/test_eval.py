@@ -227,6 +227,10 @@ def test_a_model_for_a_frozen_gallery_is_judged_by_it_and_says_what_it_is_for(mo
     assert {name: value for name, value in found.after.items() if name in expected} == pytest.approx(
         {name: value for name, value in expected.items() if name in found.after}, abs=1e-5
     )
+    for model, told in (("out", True), (model_dir, False)):
+        export = ["export", "--model", model, "--format", "transformers", "--output_dir", f"copy-{told}"]
+        done = run_python("-m", "safe_clip", *export, cwd=tmp_path)
+        assert done.returncode == 0 and ("it is for queries alone" in done.stdout) == told, done.stderr
     done = run_eval("--model", "out", "--dataset", dataset_dir, cwd=tmp_path)
     assert done.returncode == 1 and "name that model with --baseline" in done.stderr
     other = DatasetDict(test=load_quadruplets(dataset_dir)["test"].select_columns(["safe_caption", "unsafe_caption"]))
