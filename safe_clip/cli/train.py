@@ -50,7 +50,6 @@ GROUPS = {
 
 # The Trainer's settings among these, in our words.
 SAID = {
-    "num_train_epochs": "How often training goes through all rows.",
     "max_steps": "Optimizer steps, in place of --num_train_epochs; -1 for none. --streaming requires it.",
     "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
     "weight_decay": "Weight decay of the optimizer.",
@@ -88,7 +87,7 @@ class ScriptArguments(DataArguments):
     )
     full_finetuning: bool = field(
         default=False,
-        metadata={"help": "Train all weights instead of LoRA adapters. Lower --learning_rate to about 1e-5 then."},
+        metadata={"help": "Train all weights instead of LoRA adapters."},
     )
     sides_are_right: bool = field(default=False, init=False)  # a setting of training
     lora_r: int = field(default=16, metadata={"help": "The rank of the adapters."})

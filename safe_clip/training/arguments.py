@@ -14,6 +14,7 @@ from ..names import redact_paths
 from ..objectives import OBJECTIVES, Objective, build_objective
 from ..objectives.hidden_states import HIDDEN_STATE_NEEDS
 from ..ranges import AMOUNT, COUNT, DROPPED, HUGE, POSITIVE, SEED, Range, check_ranges, shown
+from .devices import fast_in_bfloat16, workers
 from .optional import check_optional
 from .setting_kinds import check_compile, check_optimizer_args, enums, restated, wrong_kind
 
@@ -71,9 +72,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         overwrite_output_dir (`bool`, defaults to `False`):
             Write into a folder that holds what this package did not write: files of the same names, and those that
             would change what others load, are moved into its folder `replaced/`, others left alone.
-        learning_rate (`float`, defaults to 2e-4):
-            Customary for LoRA on models of CLIP's size; the bundled model of 1.5 million parameters requires
-            twenty times as much (the recipe `demo`).
+        num_train_epochs (`float`, *optional*):
+            Times that all rows are gone through. By default 3, or as many, up to 30, as make 500 steps.
+        learning_rate (`float`, *optional*):
+            The highest. By default 1.2 / steps for the usual adapter, so that training goes equally far, and at most
+            0.005 / sqrt(layers); without an adapter 16 / width of that.
         lr_scheduler_type (`str`, defaults to `"cosine"`), warmup_steps (`float`, defaults to 0.05):
             The rate rises over the first twentieth of the steps and then falls to 0.
         max_grad_norm (`float`, defaults to 0):
@@ -143,9 +146,17 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
     )
-    learning_rate: float = field(
-        default=2e-4,
-        metadata={"help": "The highest learning rate. The default suits LoRA; --full_finetuning requires far less."},
+    # pyrefly: ignore [bad-override]: a number once a trainer has them, as transformers has it
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Times that all rows are gone through. By default 3, or as many, up to 30, as make 500 steps."
+        },
+    )
+    # pyrefly: ignore [bad-override]: a number once a trainer has them, as transformers has it
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "The highest learning rate. By default the higher, the fewer steps there are."},
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate changes over the steps."})
     warmup_steps: float = field(
@@ -291,21 +302,17 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             # Where the default is one of these two words, the command line's parser makes nothing of it.
             if value or type(self).__dataclass_fields__[name].default not in ("", "no")
         }
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and any(
-            metric in objective.WEIGHTS | objective.STATE_WEIGHTS for objective in OBJECTIVES.values()
-        ):
+        if self.greater_is_better is None and any(self._is_term(objective) for objective in OBJECTIVES):
             self.greater_is_better = False  # a loss term, which the Trainer knows only by the name "loss"
         float32 = self.bf16 is False and not self.fp16
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"  # by `accelerate launch`
-            self.bf16 = not self.fp16 and not asked and _fast_in_bfloat16(on_cpu)
+            self.bf16 = not self.fp16 and not asked and fast_in_bfloat16(on_cpu)
         if self.bf16 and on_cpu:
             self.use_cpu = True  # without which bf16 is taken for a GPU's
         if self.dataloader_num_workers is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            self.dataloader_num_workers = 0 if on_cpu else min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            self.dataloader_num_workers = 0 if on_cpu else workers()
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
         if self.accelerator_config is None and not on_cpu:
             self.accelerator_config = {"non_blocking": True}
@@ -355,9 +362,8 @@ class SafeCLIPTrainingArguments(TrainingArguments):
             raise UserError(f"--objective is {self.objective!r}; it must be among {', '.join(OBJECTIVES)}.")
         if self.frozen_gallery and self.objective != "safe_ranking":
             raise UserError(f"--frozen_gallery requires --objective safe_ranking, not {self.objective}.")
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        terms = OBJECTIVES["safe_ranking"].WEIGHTS | OBJECTIVES["safe_ranking"].STATE_WEIGHTS
-        if self.frozen_gallery and metric.startswith(("redirection_", "retrieval_")) and metric not in terms:
+        figure = (self.metric_for_best_model or "").removeprefix("eval_").startswith(("redirection_", "retrieval_"))
+        if self.frozen_gallery and figure and not self._is_term("safe_ranking"):
             raise UserError(
                 f"--metric_for_best_model {self.metric_for_best_model} is measured in the model's own gallery, which "
                 "--frozen_gallery does not train: use eval_loss."
@@ -367,6 +373,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         check_optimizer_args(self.optim_args)
         check_compile(self.torch_compile_backend, self.torch_compile_mode)
         check_optional(self, self.use_cpu or not torch.accelerator.is_available())
+
+    def _is_term(self, objective: str) -> bool:
+        """Whether the best model is told by a loss term of an objective."""
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        return metric in OBJECTIVES[objective].WEIGHTS | OBJECTIVES[objective].STATE_WEIGHTS
 
     def _cut_into_chunks(self, devices: int) -> None:
         """Sets how many batches of each device make up a contrastive batch."""
@@ -387,11 +398,3 @@ class SafeCLIPTrainingArguments(TrainingArguments):
                 f"optimizer step takes one contrastive batch, here of {chunks} chunks; leave it out."
             )
         self.gradient_accumulation_steps = chunks
-
-
-def _fast_in_bfloat16(on_cpu: bool) -> bool:
-    """Whether the device computes faster in bfloat16 than in float32."""
-    if not on_cpu:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))

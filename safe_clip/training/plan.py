@@ -1,8 +1,8 @@
 """Whether a training that was asked for would train anything, asked before it and after."""
 
 import contextlib
+import copy
 import logging
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..models.patches import cached_casts
 from ..objectives.base import Objective
 from ..store.fingerprints import weights_digest
 from .arguments import SafeCLIPTrainingArguments
+from .pace import planned_steps
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ def check_plan(args: Any, rows: Any, eval_rows: Any) -> None:
         steps = args.max_steps
     else:
         steps = planned_steps(args, len(rows))
+    if args.learning_rate is None:
+        args = copy.copy(args)
+        args.learning_rate = 1e-5  # to see what can be made, any will do
     _check_optimizer(args)
     schedule, options = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
     try:  # one that is thrown away
@@ -79,26 +83,6 @@ def _check_optimizer(args: SafeCLIPTrainingArguments) -> None:
     except Exception as error:  # each optimizer has arguments, and errors, of its own
         given = f" with --optim_args {args.optim_args}" if args.optim_args else ""
         raise UserError(f"--optim {args.optim.value}{given}: {first_line(error)}") from error
-
-
-def planned_steps(args: SafeCLIPTrainingArguments, count: int) -> int:
-    """Optimizer steps on so many rows.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not count:
-        raise UserError("there is no training row; nothing can be trained.")
-    size, devices = args.train_batch_size, args.world_size
-    if args.dataloader_drop_last and count < size * devices:
-        raise UserError(
-            f"--dataloader_drop_last leaves no batch: there are {count:,} rows, and a step takes {size * devices:,} "
-            f"({size:,} on each of {devices} devices). Leave it out, or lower --per_device_train_batch_size."
-        )
-    if args.max_steps > 0:
-        return args.max_steps
-    batches = (count // (size * devices)) if args.dataloader_drop_last else math.ceil(count / (size * devices))
-    return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / args.gradient_accumulation_steps)))
 
 
 def warn_of_terms_without_rows(objective: Objective, layout: Layout, columns: list[str] | None) -> None:

@@ -31,6 +31,7 @@ from .arguments import SafeCLIPTrainingArguments
 from .caching import compute_once
 from .hub import login_explained, push_checkpoint, push_explained, upload
 from .hub_folder import HubFolder, look
+from .pace import paced
 from .plan import check_plan, checked_training
 from .progress import report_progress
 from .resuming import Run, step_at
@@ -50,10 +51,9 @@ class SafeCLIPTrainer(Trainer):
         model: `"demo"` for the bundled demo model, a Hub id, a folder, a `CLIPModel`, or a `PeftModel` of one. It is
             trained in float32, and saved in the type that it has.
         args: the settings.
-        train_dataset, eval_dataset: rows with some of the columns `safe_caption`, `safe_image`,
-            `unsafe_caption`, `unsafe_image`, as for `QuadrupletRows`; a dictionary of several is allowed for
-            evaluation. Training rows must read the same each time: the original embeds them once, before training.
-            A `datasets.IterableDataset`, or a `QuadrupletStream` of one, is embedded as it comes.
+        train_dataset, eval_dataset: rows with some of the columns `safe_caption`, `safe_image`, `unsafe_caption`,
+            `unsafe_image`, as for `QuadrupletRows`; for evaluation, also a dictionary of several. Training rows must
+            read the same each time, since the original embeds them once; streams of them are embedded as they come.
         processing_class: the model's `CLIPProcessor`; loaded from where the model came by default.
         peft_config: the adapter to train: by default the LoRA of `lora_config()`; `None` for full fine-tuning.
         **kwargs: `compute_metrics`, `callbacks`, `optimizers` and so on, as in `Trainer`.
@@ -102,6 +102,7 @@ class SafeCLIPTrainer(Trainer):
         train_dataset = construction.as_trained(train_dataset, args)
         check_plan(args, train_dataset, eval_dataset)
         model, processing_class, self.stored_dtype = construction.open_model(model, processing_class, peft_config, args)
+        args = paced(args, model, train_dataset)
         mixed = construction.train_what_rows_show(model, train_dataset, args)
         self.patches = training_patches(model, args.device)  # entered wherever the model is run, and left afterwards
         with self.patches:  # which a copy keeps

@@ -10,7 +10,8 @@ from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from safe_clip import QuadrupletRows, SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
-from safe_clip.training.plan import check_plan, planned_steps
+from safe_clip.training.pace import planned_steps
+from safe_clip.training.plan import check_plan
 
 from ..helpers import make_trainer
 
@@ -95,11 +96,12 @@ def test_other_settings_are_told_before_the_model_is_loaded(args, rows):
 @pytest.mark.parametrize(
     ("settings", "rows", "steps"),
     [
-        ({}, 40, 15),  # 5 batches of 8, 3 epochs
+        ({}, 40, 150),  # 5 batches of 8, 30 times
+        ({"num_train_epochs": 3}, 40, 15),
         ({"num_train_epochs": 0.2}, 40, 1),
         ({"num_train_epochs": 0.001}, 1, 1),
-        ({"gradient_accumulation_steps": 3}, 40, 6),
-        ({"dataloader_drop_last": True}, 15, 3),
+        ({"gradient_accumulation_steps": 3, "num_train_epochs": 3}, 40, 6),
+        ({"dataloader_drop_last": True, "num_train_epochs": 3}, 15, 3),
         ({"max_steps": 7}, 3, 7),
     ],
 )
