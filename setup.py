@@ -83,6 +83,7 @@ setup(
     ],
     extras_require={
         "faiss": ["faiss-cpu>=1.9"],
+        "index": ["faiss-cpu>=1.9"],
         "energy": ["codecarbon>=3"],
         "baselines": ["concept-erasure>=0.2"],
         "torchvision": ["torchvision>=0.26"],

@@ -23,6 +23,7 @@ _HOMES = {
     "ShieldCLIPLoss": "objectives.shield_clip",
     "SafeCLIPTrainingArguments": "training.arguments",
     "SafeCLIPTrainer": "training.trainer",
+    "open_index": "embedding.index",
     "load_metric": "metrics",
     "evaluate_quadruplets": "evaluation.summary",
     "compute_metrics": "evaluation.summary",

@@ -10,6 +10,8 @@ from ..errors import UserError, run
 VERBS = {
     "train": "make a CLIP or SigLIP safe",
     "eval": "measure a model, beside its original",
+    "embed": "embed a folder of images, or a data set, into an index",
+    "search": "search an index by a text or an image",
     "generate": "see what Stable Diffusion draws, or LLaVA says, with a safe CLIP in it",
     "audit": "look at data before anything is trained on them",
     "fetch": "fetch the images behind a column of addresses",

@@ -128,16 +128,20 @@ def for_frozen_galleries(name: str, revision: str | None) -> bool:
     return isinstance(said, dict) and said.get("frozen_gallery") is True
 
 
-def begin(args: ComparedArguments, data: str) -> "tuple[Subject, Subject | None, Accelerator]":
-    """The model, its original if there is one, and who shares the work; says what is measured, on what data."""
+def sharing() -> "Accelerator":
+    """Who shares the work, and waits for long: what one process embeds or draws of a large set can take hours."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+
+
+def begin(args: ComparedArguments, data: str) -> "tuple[Subject, Subject | None, Accelerator]":
+    """The model, its original if there is one, and who shares the work; says what is measured, on what data."""
     from ..evaluation.run import Subject
 
     baseline = Subject(args.baseline, args.baseline_revision) if args.baseline else None
     model = Subject(args.model, args.model_revision, baseline, args.strength)
-    # What one process embeds or draws of a large set can keep the others waiting for hours.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    accelerator = sharing()
     say = accelerator.print
     say(f"Measuring {model.label}" + (f" against {args.baseline}" if args.baseline else "") + f" on {data}.")
     if accelerator.num_processes > 1:

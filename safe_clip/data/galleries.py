@@ -46,7 +46,7 @@ def load_images(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, l
         if path.is_file():
             raise UserError(f"{option} {name} is neither a folder nor a list, whose name ends in {LIST_SUFFIXES}.")
         missing = []
-        files = _image_files(path)
+        files = image_files(path)
         if files:
             rows = Dataset.from_dict({"image": [storable(file) for file in files]}).cast_column("image", Image())
         else:
@@ -58,7 +58,7 @@ def load_images(name: str, option: str = "--unsafe_gallery") -> tuple[Dataset, l
     return rows, missing
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The images in a folder at any depth, whatever else lies there; none in a saved data set."""
     if not folder.is_dir() or any((folder / name).exists() for name in SAVED):
         return []
