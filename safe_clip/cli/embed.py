@@ -88,7 +88,8 @@ def main(argv: list[str]) -> None:
 
     from ..data.indexed import DEMO, load_parts
     from ..embedding.embedder import Embedder
-    from ..embedding.index import FACTS, FAISS, LEFT_OUT, TABLE, import_faiss, index_facts, write_faiss, write_index
+    from ..embedding.index import FACTS, TABLE
+    from ..embedding.indexing import FAISS, LEFT_OUT, import_faiss, index_facts, write_faiss, write_index
     from ..models.load import check_processor, load_clip, load_processor, resolve_model
     from ..store.folders import folder_of
 
@@ -133,6 +134,6 @@ def main(argv: list[str]) -> None:
     marked = f", {made['unsafe']:,} of them labelled unsafe" if made["unsafe"] else ""
     kinds = " and ".join({"image": "images", "text": "captions"}[kind] for kind in made["items"])
     print(
-        f"{folder.path / TABLE} holds embeddings of {made['count']:,} {kinds}{marked}, of dimension {made['dimension']}. "
-        f"Search it:\n\n  {command_line('search', '--index', args.output_dir, 'a dog on a sofa')}"
+        f"{folder.path / TABLE} holds embeddings of {made['count']:,} {kinds}{marked}, of dimension "
+        f"{made['dimension']}. Search it:\n\n  {command_line('search', '--index', args.output_dir, 'a dog on a sofa')}"
     )

@@ -65,11 +65,7 @@ def main(argv: list[str]) -> None:
             f"--index {args.index} names the model that made it, which cannot be opened: {error}"
         ) from error
     embedder = Embedder(model.to(PartialState().device), processor, name, progress=False)
-    if embedder.model.dimension != index.dimension:
-        raise UserError(
-            f"--model {name} gives embeddings of dimension {embedder.model.dimension}, and --index {args.index} was made "
-            f"by {index.facts['model']} with {index.dimension}: search with that model, or with one trained from it."
-        )
+    _check(embedder, index, name)
     note = _note(embedder, index, name, own=args.model is None, revision=revision)
     query = embedder.texts([args.text]).embeds if args.image is None else _embedded(embedder, args.image)
     (found,) = index.search(query, args.k)
@@ -92,6 +88,18 @@ def _embedded(embedder, file: str):
     return items.embeds
 
 
+def _check(embedder, index, name: str) -> None:
+    """Raises `UserError` for a model whose embeddings cannot be compared with those of the index."""
+    made_by, kind = index.facts["model"], type(embedder.model.model).__name__
+    if embedder.model.dimension != index.dimension:
+        why = f"gives embeddings of dimension {embedder.model.dimension}, and those of the index have {index.dimension}"
+    elif kind != index.facts["model_class"]:
+        why = f"is a {kind}, and the index was made by a {index.facts['model_class']}"
+    else:
+        return
+    raise UserError(f"--model {name} {why}: search with {made_by}, or with a model that was trained from it.")
+
+
 def _note(embedder, index, name: str, own: bool, revision: str | None) -> str | None:
     """What to know of a query's model that is not the one that made the index."""
     from ..embedding.index import index_settings
@@ -109,8 +117,8 @@ def _note(embedder, index, name: str, own: bool, revision: str | None) -> str | 
     meant = (
         "which is what training with --frozen_gallery is for."
         if for_frozen_galleries(name, revision)
-        else "meant for a model that was trained from it; without --frozen_gallery it protects less than in an index of "
-        "its own, and with an unrelated model results mean nothing."
+        else "meant for a model that was trained from it; without --frozen_gallery it protects less than in an index "
+        "of its own, and with an unrelated model results mean nothing."
     )
     return f"note: the index is of another model, {made_by}: queries by {name} search it, {meant}"
 

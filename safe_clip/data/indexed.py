@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..store.fingerprints import digest
 from .cells import is_inline, storable
 from .column_names import folded, modality
+from .columns import numbered
 from .confinement import confined_images, local_images
 from .galleries import image_files
 from .indexed_arguments import IndexedArguments
@@ -157,9 +158,8 @@ def _of_table(rows: Dataset, split: str, kind: str, args: IndexedArguments) -> P
         rows = rows.rename_column(CAPTION_COLUMNS[0], caption)
     column = image if kind == "images" else caption
     assert column is not None  # one of the two has raised otherwise
-    there = np.flatnonzero(items_there(rows, column))
-    rows = rows.select(there)
-    known: dict[str, Any] = {"row": rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else there.tolist()}
+    rows = numbered(rows).select(np.flatnonzero(items_there(rows, column)))
+    known: dict[str, Any] = {"row": rows[ROW_COLUMN]}
     place = find_place(part_off(args.dataset)[0])
     if kind == "images":
         known["path"] = _paths(rows, column, place.home)
@@ -168,7 +168,7 @@ def _of_table(rows: Dataset, split: str, kind: str, args: IndexedArguments) -> P
         known["caption"] = [cell if isinstance(cell, str) else None for cell in rows[caption]]
     if unsafe := _unsafe_column(rows, args, where):
         known["unsafe"] = _verdicts(rows, unsafe)
-    kept = rows.select_columns([name for name in (column, ROW_COLUMN) if name in rows.column_names])
+    kept = rows.select_columns([column, ROW_COLUMN])
     about = _about(len(rows), split=[split] * len(rows), column=[column] * len(rows), **known)
     return Part(kept, column, "image" if kind == "images" else "text", about)
 
@@ -221,10 +221,8 @@ def _of_sides(rows: Dataset, split: str, kind: str) -> Iterator[Part]:
     for column, caption in zip(columns, CAPTION_COLUMNS, strict=True):
         if column not in rows.column_names:
             continue
-        there = np.flatnonzero(items_there(rows, column))
-        some = rows.select(there)
-        numbers = some[ROW_COLUMN] if ROW_COLUMN in rows.column_names else there.tolist()
-        known: dict[str, Any] = {"row": numbers, "split": [split] * len(some), "column": [column] * len(some)}
+        some = numbered(rows).select(np.flatnonzero(items_there(rows, column)))
+        known: dict[str, Any] = {"split": [split] * len(some), "row": some[ROW_COLUMN], "column": [column] * len(some)}
         if kind == "images":
             known["path"] = _paths(some, column, None)
         if caption in rows.column_names:
@@ -234,7 +232,7 @@ def _of_sides(rows: Dataset, split: str, kind: str) -> Iterator[Part]:
         if label in rows.column_names:
             labels = [read_label(cell, row, label, rows.features[label]) for row, cell in enumerate(some[label])]
             known["unsafe"] = [side if each == UNKNOWN else each == UNSAFE for each in labels]
-        kept = some.select_columns([name for name in (column, ROW_COLUMN) if name in rows.column_names])
+        kept = some.select_columns([column, ROW_COLUMN])
         yield Part(kept, column, "image" if kind == "images" else "text", _about(len(some), **known))
 
 

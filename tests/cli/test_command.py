@@ -15,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from safe_clip import SafeCLIPTrainingArguments, UserError, __version__
 from safe_clip.cli import VERBS, main
 from safe_clip.cli import audit as audit_verb
+from safe_clip.cli import embed as embed_verb
 from safe_clip.cli import eval as eval_verb
 from safe_clip.cli import export as export_verb
 from safe_clip.cli import generate as generate_verb
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 DATACLASSES = {
     "train": [train_verb.ScriptArguments, SafeCLIPTrainingArguments],
     "eval": [eval_verb.EvaluationArguments],
+    "embed": [embed_verb.EmbedArguments],
     "generate": [generate_verb.ComparedGenerators, GenerationArguments],
     "audit": [audit_verb.AuditArguments],
 }
@@ -95,7 +97,7 @@ def test_own_settings_come_first_and_all_of_them_stand_in_a_group(capsys):
     own = help_page.training_settings()[0].keys() | help_page.settings_of(train_verb.ScriptArguments).keys()
     grouped = {name for members in train_verb.GROUPS.values() for name in members.split()}
     assert own <= grouped
-    for verb in ("eval", "generate", "audit"):
+    for verb in ("eval", "embed", "generate", "audit"):
         groups = importlib.import_module(f"safe_clip.cli.{verb}").GROUPS
         settings = help_page.settings_of(*DATACLASSES[verb]).keys() | (set() if verb == "audit" else launching.LAUNCH)
         assert {name for members in groups.values() for name in members.split()} == settings
@@ -139,6 +141,7 @@ def test_a_misspelt_flag_is_answered_before_anything_slow():
             "--format: it must be among 'transformers', 'open_clip', 'onnx', not 'pickle'. 2 set()",
         ),
         ("fetch rows.csv --output_dir x", "the following arguments are required: --column."),
+        ("search --index x --kk 3 dog", "--kk is no setting."),
         ("cache --older_than soon", "--older_than: it must be a number, not 'soon'. 2 set()"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=ROOT, capture_output=True, text=True)
@@ -167,7 +170,10 @@ def test_the_command_alone_lists_its_verbs_and_two_commands_to_paste(capsys):
     ("words", "said"),
     [
         (["trian"], r"safe-clip trian: there is no such command. Did you mean 'safe-clip train'\?"),
-        (["pictures"], "safe-clip pictures: there is no such command. It must be among train, eval, generate, audit"),
+        (
+            ["pictures"],
+            "safe-clip pictures: there is no such command. It must be among train, eval, embed, search, generate",
+        ),
         (["--model", "x"], "safe-clip --model: there is no such command"),
         (["generate"], "safe-clip generate requires a task: text_to_image or image_to_text comes first"),
         (["generate", "text2image"], r"there is no such task. Did you mean 'text_to_image'\?"),
