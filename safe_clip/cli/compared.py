@@ -1,6 +1,7 @@
 """A model and its original, and the data that they are compared on: the settings that eval and generate share."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -130,9 +131,12 @@ def for_frozen_galleries(name: str, revision: str | None) -> bool:
 
 def sharing() -> "Accelerator":
     """Who shares the work, and waits for long: what one process embeds or draws of a large set can take hours."""
+    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    # Without a device, accelerate has processes work alone unless it is told that they are on CPUs.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
 
 
 def begin(args: ComparedArguments, data: str) -> "tuple[Subject, Subject | None, Accelerator]":

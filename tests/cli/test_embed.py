@@ -85,6 +85,14 @@ def test_a_folder_becomes_stock_embeddings_with_their_paths(save, photos, model_
     assert str(kind.value_type) == "float" and kind.list_size == found.shape[1]
 
 
+def test_lengths_are_1_in_half_precision_too(photos, model_dir):
+    exact, half = (
+        vectors(embed(model_dir, "photos")),
+        vectors(embed(model_dir, "photos", "--precision", "bfloat16", out="x")),
+    )
+    assert (half.norm(dim=1) - 1).abs().max() < 1e-6 and 1e-5 < (half - exact).abs().max() < 0.1
+
+
 def test_facts_stand_in_the_schema_and_beside(photos, model_dir, processor):
     table = embed(model_dir, "photos")
     inside, beside = json.loads(table.schema.metadata[b"safe_clip"]), json.loads(Path("index/index.json").read_text())
@@ -179,13 +187,15 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(photos, model_dir, ca
         embed(model_dir, "photos", "--on_bad_row", "skip")
 
 
-def test_a_model_for_queries_alone_embeds_no_index(photos, model_dir, tmp_path):
+def test_a_model_for_queries_alone_embeds_no_index(photos, model_dir, other_dir, tmp_path, capsys):
     shutil.copytree(model_dir, tmp_path / "queries")
     (tmp_path / "queries/training_args.json").write_text('{"objective": "safe_ranking", "frozen_gallery": true}')
     with pytest.raises(UserError, match="--model queries was trained with --frozen_gallery, for queries alone"):
         embed("queries", "photos")
     embed(model_dir, "photos")
-    search(["--model", "queries", "a red square"])
+    shutil.copy(f"{other_dir}/model.safetensors", "queries")
+    said = found(capsys, "--model", "queries", "a red square")[3]
+    assert said.endswith("queries search it, which is what training with --frozen_gallery is for.\n")
 
 
 @pytest.mark.parametrize(
