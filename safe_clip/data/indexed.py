@@ -1,7 +1,7 @@
 """What an index is made of: the images or captions of a folder, a table or a data set, and what is known of each."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,6 +19,7 @@ from .confinement import confined_images, local_images
 from .galleries import image_files
 from .indexed_arguments import IndexedArguments
 from .items import (
+    ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     ITEM_COLUMNS,
@@ -78,16 +79,16 @@ def load_parts(args: IndexedArguments) -> list[Part]:
     """
     files = [] if args.dataset == DEMO else _files_alone(args.dataset)
     if files:
-        parts = [_of_files(Path(args.dataset), files)] if "images" in args.items else []
+        parts = [_of_files(Path(args.dataset).expanduser(), files)] if "images" in args.items else []
     else:
-        splits = _splits(args)
-        quadruplets = splits is None
-        if splits is None:
-            splits = args.load(hold_out=False, choose=lambda found: _chosen(found, args))
-        parts = []
+        splits, parts = _splits(args), []
         for kind in args.items:
-            for split, rows in splits.items():
-                parts += _of_sides(rows, split, kind) if quadruplets else [_of_table(rows, split, kind, args)]
+            # An image with several captions is one image.
+            once = kind == "images" and args.caption_lists == "spread"
+            asked = replace(args, caption_lists="first") if once else args
+            found = splits or asked.load(hold_out=False, choose=lambda there: _chosen(there, args))
+            for split, rows in found.items():
+                parts += [_of_table(rows, split, kind, asked)] if splits else _of_sides(rows, split, kind)
     parts = [part for part in parts if len(part)]
     if not parts:
         raise UserError(f"--dataset {args.dataset} holds no {' or '.join(args.items)} to embed.")
@@ -150,14 +151,16 @@ def _chosen(splits: Any, args: IndexedArguments) -> list[str]:
 def _of_table(rows: Dataset, split: str, kind: str, args: IndexedArguments) -> Part:
     """The images or the captions of rows that are no quadruplets."""
     where = f"split '{split}' of {args.dataset}"
-    rows = plain_rows(rows, where)
     image = _named(rows, "image", args.image_column, where, kind == "images")
     caption = _named(rows, "caption", args.caption_column, where, kind == "captions")
-    if caption:  # known by the name that minors are looked for under
-        rows = refuse_minors(rows.rename_column(caption, CAPTION_COLUMNS[0]), where)
-        rows = rows.rename_column(CAPTION_COLUMNS[0], caption)
+    unsafe = _unsafe_column(rows, args, where)
     column = image if kind == "images" else caption
-    assert column is not None  # one of the two has raised otherwise
+    assert column is not None  # `_named` has raised otherwise
+    used = {column, caption, unsafe, ROW_COLUMN, *ABOUT_COLUMNS}
+    rows = rows.select_columns([name for name in rows.column_names if name in used])
+    if caption:  # known by the name under which captions are looked at
+        rows = refuse_minors(rows.rename_column(caption, CAPTION_COLUMNS[0]), where)
+        rows = plain_rows(rows, where, args.caption_lists).rename_column(CAPTION_COLUMNS[0], caption)
     rows = numbered(rows).select(np.flatnonzero(items_there(rows, column)))
     known: dict[str, Any] = {"row": rows[ROW_COLUMN]}
     place = find_place(part_off(args.dataset)[0])
@@ -166,7 +169,7 @@ def _of_table(rows: Dataset, split: str, kind: str, args: IndexedArguments) -> P
         rows = local_images(rows, column, place.home) if place.home else confined_images(rows, column, place.name)
     if caption:
         known["caption"] = [cell if isinstance(cell, str) else None for cell in rows[caption]]
-    if unsafe := _unsafe_column(rows, args, where):
+    if unsafe:
         known["unsafe"] = _verdicts(rows, unsafe)
     kept = rows.select_columns([column, ROW_COLUMN])
     about = _about(len(rows), split=[split] * len(rows), column=[column] * len(rows), **known)
@@ -204,7 +207,7 @@ def _unsafe_column(rows: Dataset, args: IndexedArguments, where: str) -> str | N
 def _verdicts(rows: Dataset, column: str) -> list[bool | None]:
     """Whether each row is unsafe, of a column that says so; `None` where its cell is empty."""
     feature, found = rows.features[column], []
-    for row, cell in enumerate(rows[column]):
+    for row, cell in zip(rows[ROW_COLUMN], rows[column], strict=True):
         word = feature.int2str(cell) if hasattr(feature, "int2str") and cell is not None else cell
         label = read_label(cell, row, column, feature)
         said = isinstance(word, str) and word.strip().casefold() in ("safe", "unsafe")  # which means what it says
@@ -230,7 +233,8 @@ def _of_sides(rows: Dataset, split: str, kind: str) -> Iterator[Part]:
         side, label = column == columns[1], LABEL_COLUMNS[ITEM_COLUMNS.index(column)]
         known["unsafe"] = [side] * len(some)
         if label in rows.column_names:
-            labels = [read_label(cell, row, label, rows.features[label]) for row, cell in enumerate(some[label])]
+            cells = zip(some[ROW_COLUMN], some[label], strict=True)
+            labels = [read_label(cell, row, label, rows.features[label]) for row, cell in cells]
             known["unsafe"] = [side if each == UNKNOWN else each == UNSAFE for each in labels]
         kept = some.select_columns([column, ROW_COLUMN])
         yield Part(kept, column, "image" if kind == "images" else "text", _about(len(some), **known))

@@ -33,7 +33,7 @@ class Index:
     """An index of embeddings, as `safe-clip embed` writes it, opened to be searched.
 
     Args:
-        folder: holds `index.parquet`.
+        folder: holds `index.parquet`; or that file.
 
     Attributes:
         facts: what it says of itself: `model` and `model_revision`, by which it was embedded, `weights`, their digest,
@@ -44,7 +44,7 @@ class Index:
     """
 
     def __init__(self, folder: str | Path):
-        self.path = Path(folder) / TABLE
+        self.path = Path(folder) if Path(folder).is_file() else Path(folder) / TABLE
         if not self.path.is_file():
             begun = (Path(folder) / FACTS).is_file()
             cure = "it was begun and is not whole: give the command that began it again"

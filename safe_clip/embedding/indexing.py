@@ -161,8 +161,12 @@ def _tables(
                 kept, faults = items.row.tolist(), list(items.unreadable.values())
             else:
                 good = [place for place in places if place not in bad]
-                items = embedder.texts([part.rows[part.column][place] for place in good])
-                kept, faults = [place - start for place in good], [bad[place] for place in places if place in bad]
+                faults = [bad[place] for place in places if place in bad]
+                if not good:
+                    yield schema.empty_table(), faults
+                    continue
+                items = embedder.texts(part.rows.select(good)[part.column])
+                kept = [place - start for place in good]
             # In half precision, lengths are 1 to a thousandth.
             vectors = pa.array(normalize(items.embeds.float(), dim=1).flatten().numpy())
             columns = {
@@ -178,10 +182,12 @@ def _tables(
 
 def _bad_captions(part: Part) -> dict[int, str]:
     """By place, what is wrong with captions that cannot be embedded."""
-    found = {}
-    for place, text in enumerate(part.rows[part.column] if part.modality == "text" else ()):
+    found: dict[int, str] = {}
+    if part.modality != "text":
+        return found
+    for place, (row, text) in enumerate(zip(part.about["row"].to_pylist(), part.rows[part.column], strict=True)):
         try:
-            check_caption(text, part.about["row"][place].as_py(), part.column)
+            check_caption(text, row, part.column)
         except UserError as error:
             found[place] = str(error)
     return found

@@ -126,6 +126,56 @@ def test_a_table_of_images_keeps_its_paths_captions_and_labels(photos, model_dir
         embed(model_dir, "rows.csv", "--image_column", "picture", out="x")
 
 
+def test_several_captions_make_no_image_twice(photos, model_dir):
+    lines = [{"image": f"photos/0{number}.png", "captions": [f"a {number}", "a square"]} for number in (0, 2)]
+    Path("rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    both = embed(model_dir, "rows.jsonl", "--items", "images", "captions")
+    assert both["caption"].to_pylist() == ["a 0", "a 2", "a 0", "a square", "a 2", "a square"]
+    assert both["modality"].to_pylist() == ["image"] * 2 + ["text"] * 4 and both["row"].to_pylist() == [
+        0,
+        1,
+        0,
+        0,
+        1,
+        1,
+    ]
+    sides = [{"safe_image": line["image"], "safe_caption": line["captions"]} for line in lines]
+    Path("sides.jsonl").write_text("\n".join(json.dumps(line) for line in sides))
+    table = embed(model_dir, "sides.jsonl", out="sides")
+    assert (
+        table["path"].to_pylist() == ["photos/00.png", "photos/02.png"] and table["unsafe"].to_pylist() == [False] * 2
+    )
+    assert torch.equal(vectors(table), vectors(both)[:2])
+
+
+def test_labels_are_read_as_they_are_written(photos, model_dir):
+    lines = ["image,unsafe"] + [f"photos/00.png,{word}" for word in ("unsafe", "safe", "unsafe")]
+    Path("rows.csv").write_text("\n".join(lines) + "\n")
+    assert embed(model_dir, "rows.csv")["unsafe"].to_pylist() == [True, False, True]
+    Path("rows.csv").write_text("image,nsfw\nphotos/00.png,1\nphotos/02.png,0\n")
+    found = embed(model_dir, "rows.csv", "--unsafe_column", "nsfw", out="x")["unsafe"].to_pylist()
+    assert found == [True, False]
+    Path("rows.csv").write_text("image,nsfw\nphotos/00.png,maybe\n")
+    with pytest.raises(UserError, match="row 0, column 'nsfw': a label must be true, false or empty, not 'maybe'"):
+        embed(model_dir, "rows.csv", "--unsafe_column", "nsfw", out="y")
+
+
+def test_captions_that_cannot_be_used_are_counted(model_dir):
+    texts = ["a red square"] * 30 + ["", "  "]
+    Dataset.from_dict({"caption": texts}).to_json("rows.jsonl")
+    with pytest.raises(UserError, match="row 30, column 'caption': .*--on_bad_row skip"):
+        embed(model_dir, "rows.jsonl", "--items", "captions")
+    table = embed(model_dir, "rows.jsonl", "--items", "captions", "--on_bad_row", "skip", "--max_bad_fraction", "0.1")
+    assert table["id"].to_pylist() == list(range(30)) and len(Path("index/bad_rows.txt").read_text().splitlines()) == 2
+
+
+def test_rows_that_sexualise_minors_are_in_no_index(photos, model_dir, monkeypatch):
+    Path("rows.csv").write_text("image,caption\nphotos/00.png,a red one\nphotos/02.png,REFUSED\n")
+    monkeypatch.setattr("safe_clip.data.minors.sexualises_minors", lambda texts: "REFUSED" in list(texts))
+    for items in (["images"], ["captions"]):
+        assert embed(model_dir, "rows.csv", "--items", *items, out=items[0])["caption"].to_pylist() == ["a red one"]
+
+
 # ---- Interruptions ----
 
 
