@@ -133,6 +133,7 @@ def main(argv: list[str]) -> None:
         )
     marked = f", {made['unsafe']:,} of them labelled unsafe" if made["unsafe"] else ""
     kinds = " and ".join({"image": "images", "text": "captions"}[kind] for kind in made["items"])
+    kinds = kinds.removesuffix("s") if made["count"] == 1 else kinds
     print(
         f"{folder.path / TABLE} holds embeddings of {made['count']:,} {kinds}{marked}, of dimension "
         f"{made['dimension']}. Search it:\n\n  {command_line('search', '--index', args.output_dir, 'a dog on a sofa')}"

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Image
 
 from ..errors import UserError
 from ..store.fingerprints import digest
+from ..store.folders import folder_of
 from .cells import is_inline, storable
 from .column_names import folded, modality
 from .columns import numbered
@@ -88,7 +89,7 @@ def load_parts(args: IndexedArguments) -> list[Part]:
             asked = replace(args, caption_lists="first") if once else args
             found = splits or asked.load(hold_out=False, choose=lambda there: _chosen(there, args))
             for split, rows in found.items():
-                parts += [_of_table(rows, split, kind, asked)] if splits else _of_sides(rows, split, kind)
+                parts += [_of_table(rows, split, kind, asked)] if splits else _of_sides(rows, split, kind, _home(args))
     parts = [part for part in parts if len(part)]
     if not parts:
         raise UserError(f"--dataset {args.dataset} holds no {' or '.join(args.items)} to embed.")
@@ -163,9 +164,9 @@ def _of_table(rows: Dataset, split: str, kind: str, args: IndexedArguments) -> P
         rows = plain_rows(rows, where, args.caption_lists).rename_column(CAPTION_COLUMNS[0], caption)
     rows = numbered(rows).select(np.flatnonzero(items_there(rows, column)))
     known: dict[str, Any] = {"row": rows[ROW_COLUMN]}
-    place = find_place(part_off(args.dataset)[0])
     if kind == "images":
-        known["path"] = _paths(rows, column, place.home)
+        place = find_place(part_off(args.dataset)[0])
+        known["path"] = _paths(rows, column, _home(args))
         rows = local_images(rows, column, place.home) if place.home else confined_images(rows, column, place.name)
     if caption:
         known["caption"] = [cell if isinstance(cell, str) else None for cell in rows[caption]]
@@ -218,7 +219,7 @@ def _verdicts(rows: Dataset, column: str) -> list[bool | None]:
 # ---- Quadruplets ----
 
 
-def _of_sides(rows: Dataset, split: str, kind: str) -> Iterator[Part]:
+def _of_sides(rows: Dataset, split: str, kind: str, home: Path | None) -> Iterator[Part]:
     """The images, or the captions, of the safe side and then of the unsafe one."""
     columns = IMAGE_COLUMNS if kind == "images" else CAPTION_COLUMNS
     for column, caption in zip(columns, CAPTION_COLUMNS, strict=True):
@@ -227,7 +228,7 @@ def _of_sides(rows: Dataset, split: str, kind: str) -> Iterator[Part]:
         some = numbered(rows).select(np.flatnonzero(items_there(rows, column)))
         known: dict[str, Any] = {"split": [split] * len(some), "row": some[ROW_COLUMN], "column": [column] * len(some)}
         if kind == "images":
-            known["path"] = _paths(some, column, None)
+            known["path"] = _paths(some, column, home)
         if caption in rows.column_names:
             known["caption"] = [cell if isinstance(cell, str) else None for cell in some[caption]]
         side, label = column == columns[1], LABEL_COLUMNS[ITEM_COLUMNS.index(column)]
@@ -248,6 +249,12 @@ def _about(count: int, **known: Any) -> pa.Table:
     return pa.table(columns, schema=ABOUT)
 
 
+def _home(args: IndexedArguments) -> Path | None:
+    """The folder from which paths are meant; `None` for data from elsewhere."""
+    name, _ = part_off(args.dataset)
+    return None if name == DEMO else find_place(name).home
+
+
 def _paths(rows: Dataset, column: str, home: Path | None) -> list[str | None]:
     """How each image is called where it is stored: below `home` from there; `None` where it has no name."""
     found: list[str | None] = []
@@ -257,9 +264,11 @@ def _paths(rows: Dataset, column: str, home: Path | None) -> list[str | None]:
             cells = pc.struct_field(cells, "path")
         texts = pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)
         found += cells.to_pylist() if texts else [None] * len(cells)
-    return [None if path is None or is_inline(path) else _below(path, home) for path in found]
+    links = folder_of("links")
+    return [None if path is None or is_inline(path) else _below(PurePath(path), home, links) for path in found]
 
 
-def _below(path: str, home: Path | None) -> str:
-    inside = home is not None and PurePath(path).is_relative_to(home)
-    return PurePath(path).relative_to(home).as_posix() if inside else path
+def _below(path: PurePath, home: Path | None, links: Path) -> str:
+    if path.is_relative_to(links):  # under which `datasets` read it: a key, the folder's name, and what is in it
+        return PurePath(*path.relative_to(links).parts[2:]).as_posix()
+    return path.relative_to(home).as_posix() if home is not None and path.is_relative_to(home) else str(path)

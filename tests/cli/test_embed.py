@@ -126,6 +126,17 @@ def test_a_table_of_images_keeps_its_paths_captions_and_labels(photos, model_dir
         embed(model_dir, "rows.csv", "--image_column", "picture", out="x")
 
 
+def test_paths_are_meant_from_where_the_data_lie(photos, model_dir, tmp_path):
+    (photos / "metadata.csv").write_text("file_name,caption\n00.png,a red one\nmore/01.png,a blue one\n")
+    (photos / "sides.csv").write_text("safe_image,unsafe_image\n00.png,more/01.png\n")
+    assert embed(model_dir, tmp_path / "photos/sides.csv")["path"].to_pylist() == ["00.png", "more/01.png"]
+    (photos / "sides.csv").unlink()
+    table = embed(model_dir, photos, out="x")
+    assert (
+        sorted(table["path"].to_pylist()) == ["00.png", "more/01.png"] and "a blue one" in table["caption"].to_pylist()
+    )
+
+
 def test_several_captions_make_no_image_twice(photos, model_dir):
     lines = [{"image": f"photos/0{number}.png", "captions": [f"a {number}", "a square"]} for number in (0, 2)]
     Path("rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
