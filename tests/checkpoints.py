@@ -9,6 +9,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPImageProcessor,
     CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     GemmaTokenizer,
     MetaClip2Config,
@@ -108,6 +111,27 @@ def _tower(layers: int) -> dict[str, int]:
 
 def _square_images() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+
+
+def save_pipeline(folder: Path, layers: int = 2) -> None:
+    """The text encoders of a pipeline of diffusers, as of SD 3: two of CLIPs, and one that is none."""
+    parts = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    for name, kind in parts.items():
+        tokenizer = CLIPTokenizer(model_max_length=77).train_new_from_iterator(
+            TEXTS, vocab_size=600, show_progress=False
+        )
+        if name == "text_encoder_2":
+            tokenizer.pad_token = "!"  # noqa: S105 (of captions)
+        torch.manual_seed(0)
+        ends = {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
+        config = CLIPTextConfig(
+            **_tower(layers) | ends, vocab_size=len(tokenizer), projection_dim=20, initializer_factor=2.0
+        )
+        kind(config).save_pretrained(Path(folder, name))
+        tokenizer.save_pretrained(Path(folder, name.replace("text_encoder", "tokenizer")))
+    index = {name: ["transformers", kind.__name__] for name, kind in parts.items()}
+    index |= {"_class_name": "StableDiffusion3Pipeline", "text_encoder_3": ["transformers", "T5EncoderModel"]}
+    Path(folder, "model_index.json").write_text(json.dumps(index))
 
 
 SAVE = {"clip": save_clip, "metaclip_2": save_metaclip_2, "siglip": save_siglip, "siglip_2": save_siglip_2}

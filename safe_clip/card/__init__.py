@@ -18,6 +18,7 @@ from ..config import as_words
 from ..data.arguments import SOURCES
 from ..errors import UserError, first_line, hub_trouble
 from ..evaluation.verdict import SplitFigures, held_out_alone
+from ..models.pipelines import split_name
 from ..names import redact_paths
 from ..outputs import OutputFolder
 from .results import combine, eval_results, results_section, training_section, training_worst_case, worst_cases
@@ -68,9 +69,11 @@ def write_model_card(
     # pyrefly: ignore [missing-attribute]: a SafeCLIPTrainer, which is made in a room after this one
     family = trainer.reference.family
     model = trainer.hub_model_id or trainer.args.hub_model_id or folder.resolve().name
+    # pyrefly: ignore [missing-attribute]: likewise
+    kind = family.class_of(trainer.reference.config).__name__
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag="zero-shot-image-classification" if family.image else "feature-extraction",
         license=facts.base.licence.lower() if facts.base.licence else None,
         base_model=facts.base.page,
         base_model_relation="finetune" if facts.base.page else None,
@@ -78,7 +81,9 @@ def write_model_card(
         tags=[family.config.model_type, "safe-clip", "safety", *metadata.pop("tags", ())],
         model_name=model,
     )
-    card = ModelCard.from_template(data, str(TEMPLATE), model=model, facts=facts, curves=CURVES_FILE, family=family)
+    shown = {"model": model, "facts": facts, "curves": CURVES_FILE, "family": family, "kind": kind}
+    shown["pipeline"] = split_name(facts.base.name) or ("PIPELINE", "text_encoder")
+    card = ModelCard.from_template(data, str(TEMPLATE), **shown)
     if path.exists():
         card = _renewed(_read(path), card)
     card.data.__dict__.update(metadata)

@@ -24,6 +24,7 @@ from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..evaluation.unseen import CONCEPT_COLUMN
 from ..models.load import DEMO_DIR, public_name
+from ..models.pipelines import split_name
 from ..names import redact_paths
 
 MOST_CONCEPTS = 30  # of a category, that are named
@@ -68,13 +69,14 @@ def base_source(trainer: Trainer) -> Source:
         return Source(DEMO, "The bundled demo model of safe-clip", licence="Apache-2.0")
     if not name:
         return Source("ORIGINAL", "A model that was given in Python and has no name")
-    if Path(name).exists():
+    page = (split_name(name) or (name,))[0]  # of a text encoder, the pipeline that it lies in
+    if Path(page).exists():
         return Source(public_name(name))
     try:
-        licence = _listed(ModelCard.load(name, ignore_metadata_errors=True).data.get("license"))
+        licence = _listed(ModelCard.load(page, ignore_metadata_errors=True).data.get("license"))
     except Exception:  # no card, no connection: whatever it is, the licence is not known
         licence = None
-    return Source(name, None, name, getattr(config, "_commit_hash", None), licence)
+    return Source(name, None, page, getattr(config, "_commit_hash", None), licence)
 
 
 def data_source(name: str | None) -> Source:
@@ -262,6 +264,8 @@ def _energy(trainer: Trainer) -> str:
 
 
 def _images(processor: ProcessorMixin) -> str:
+    if processor.image_processor is None:
+        return "none, captions alone"
     name = type(processor.image_processor).__name__
     if name.endswith("Pil"):
         return f"Pillow {importlib.metadata.version('pillow')} (`{name}`)"

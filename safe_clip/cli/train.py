@@ -138,12 +138,13 @@ def main(argv: list[str]) -> None:
         config = DEMO_CONFIG
     # Slow to import, and the line above should be the first thing seen.
     from ..card import check_card
+    from ..models.load import resolve_model
 
     script, args = parse_arguments([ScriptArguments, safe_clip.SafeCLIPTrainingArguments], flags, config)
     script.sides_are_right = args.sides_are_right
     print(f"Fine-tuning {script.model} on {script.dataset}; settings from {config or 'flags'}.", flush=True)
     output = OutputFolder(args.output_dir)
-    output.check(args.overwrite_output_dir, [script.model, script.dataset])
+    output.check(args.overwrite_output_dir, [resolve_model(script.model), script.dataset])
     if Path(args.output_dir).is_dir():
         check_card(args.output_dir)
     with output.lock() if args.process_index == 0 else contextlib.nullcontext():
@@ -254,6 +255,7 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     """What a training ends with: the verdict, the table, and the command to go on with."""
     from ..evaluation.table import before_after_table, verdict_text
     from ..evaluation.verdict import held_out_alone, verdict
+    from ..models.pipelines import split_name
 
     colour, said = in_colour(), verdict(splits)
     if steps < USUAL_STEPS and said.outcome != "safer":
@@ -264,8 +266,10 @@ def ending(splits: list[Any], folder: Path, script: ScriptArguments, steps: int)
     words += as_words(({"baseline_revision": script.model_revision} if script.model_revision else {}) | script.sources)
     if script.eval_splits is None and held_out_alone(splits):
         words += ["--splits", "validation"]  # held out of the training, which else would be what is measured
-    drawing = ""
-    if not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):
+    drawing, part = "", split_name(script.model)
+    if part:
+        drawing = f"It goes back into {part[0]} as its {part[1]}: {folder}/README.md says how.\n\n"
+    elif not any(name.endswith("image") or name.startswith("retrieval") for each in splits for name in each.after):
         command = command_line("generate", "text_to_image", *words, "--generator", "GENERATOR")
         drawing = (
             f"This draws with it, by a pipeline such as stable-diffusion-v1-5/stable-diffusion-v1-5:\n\n  {command}\n\n"

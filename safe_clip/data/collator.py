@@ -10,11 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from ..errors import UserError
 from ..items import Layout
 from ..store.fingerprints import content_id, processor_settings, short_digest
 from .beginnings import beginnings
 from .items import CAPTION_COLUMNS, IMAGE_COLUMNS, ITEM_COLUMNS
 from .pixels import from_levels
+
+
+def check_sees(processor: ProcessorMixin) -> None:
+    """Raises `UserError` where there are images, and a processor is that of a text encoder alone."""
+    if processor.image_processor is None:
+        raise UserError(
+            "the model is a text encoder alone, which sees no images: leave them out with "
+            """--column_mapping '{"safe_image": null, "unsafe_image": null}', in Python with rows.select_columns."""
+        )
 
 
 @dataclass
@@ -82,6 +92,7 @@ class QuadrupletCollator:
         return {name: F.pad(tokens[name], sides, value=filler) for name, filler in fillers.items()}
 
     def _pixels(self, images: list[Any]) -> Tensor:
+        check_sees(self.processor)
         if isinstance(images[0], Tensor):
             return from_levels(images, self.processor.image_processor)
         return self.processor.image_processor(images, return_tensors="pt")["pixel_values"]

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor, ProcessorMixin
 from transformers.utils import ModelOutput
 
-from ..data.collator import model_inputs
+from ..data.collator import check_sees, model_inputs
 from ..data.content import column_digest
 from ..data.features import stored_images
 from ..data.images import open_image
@@ -164,6 +164,7 @@ class Embedder:
             desc: label of the progress bar.
             transform: applied to the decoded image; a function of a module, which the cache knows by name and code.
         """
+        check_sees(self.processor)
         images = _Images(rows, column, transform, self.processor.image_processor)
         key = "picture", column_digest(images.rows, column), column, transform and _source(transform)
 

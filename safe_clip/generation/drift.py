@@ -62,5 +62,5 @@ def _states(
         read = family.text.of(clip)(input_ids=tokens["input_ids"].to(clip.device), output_hidden_states=True)
         return family.text.states(read)
     pixels = processor([item.image.open() for item in items], return_tensors="pt")["pixel_values"]
-    read = family.image.of(clip)(pixel_values=pixels.to(clip.device), output_hidden_states=True)
-    return family.image.states(read)
+    read = family.image_tower.of(clip)(pixel_values=pixels.to(clip.device), output_hidden_states=True)
+    return family.image_tower.states(read)

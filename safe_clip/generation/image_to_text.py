@@ -53,7 +53,7 @@ def open_captioner(name: str, dtype: torch.dtype, revision: str | None = None) -
 def warn_of_another_original(model: PreTrainedModel, original: PreTrainedModel, names: tuple[str, str]) -> None:
     """Says so where a generator's vision tower is not a CLIP's, as of those that trained theirs along."""
     tower = getattr(getattr(model, "model", model), "vision_tower", None)
-    known = family_of(original).image
+    known = family_of(original).image_tower
     if isinstance(tower, known.encoders) and (name := different_weight(tower, original, known)):
         logger.warning(
             "The vision tower of %s is not that of --baseline %s ('%s' differs): the figures of the original are those "

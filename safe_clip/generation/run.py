@@ -18,10 +18,12 @@ from .. import __version__
 from ..config import changed
 from ..data.audit.classifiers import Classifier
 from ..embedding.embedder import PRECISIONS, Embedder
+from ..errors import UserError
 from ..evaluation.intervals import summarise
 from ..evaluation.report.strips import choose_rows
 from ..evaluation.run import Subject, alone_at_last
 from ..generation import figures, image_to_text, text_to_image
+from ..models.families import family_of
 from ..models.load import check_processor, load_clip, load_processor
 from ..models.merge import merge
 from ..names import redact_paths
@@ -160,6 +162,12 @@ def _images(task: Task, items: list[Item]) -> tuple[dict[str, dict], Image.Image
     args, generation, device = task.args, task.generation, task.accelerator.device
     original, processor = task.original(), load_processor(*task.names[0])
     check_processor(original, processor)
+    if processor.image_processor is None:
+        base = family_of(original).text.base(original.config)
+        raise UserError(
+            f"{task.names[0][0]} is a text encoder alone, and what is drawn is judged by a whole CLIP: name the one "
+            f"that it comes from with --baseline{f', most likely {base}' if base else ''}."
+        )
     pipeline = text_to_image.open_painter(task.generator, task.dtype, generation.generator_revision)
     check_text_to_image(pipeline, args.model, args.model_revision)  # now, not after all that the original draws
     if args.baseline:

@@ -122,7 +122,7 @@ def safe_image_to_text(
     writer = open_generator(generator, **options | _pinned(generator_revision))
     _check_writer(writer, clip, f"the vision tower of {_label(generator)}")
     owner = _owner(writer)
-    owner.vision_tower = _remade(cast(PreTrainedModel, owner.vision_tower), family_of(clip).image, clip)
+    owner.vision_tower = _remade(cast(PreTrainedModel, owner.vision_tower), family_of(clip).image_tower, clip)
     return writer
 
 
@@ -135,7 +135,7 @@ def check_image_to_text(
 
 def _check_writer(writer: PreTrainedModel, clip: PreTrainedModel, what: str) -> None:
     encoder = cast(PreTrainedModel, getattr(_owner(writer), "vision_tower", None))  # or none, as `_check_kind` says
-    tower = family_of(clip).image
+    tower = family_of(clip).image_tower
     _check_kind(what, encoder, clip, tower, "model", "vision_tower")
     _check_place(what, encoder)
     base = tower.base(encoder.config)
@@ -160,7 +160,7 @@ def open_generator(source: str | PathLike | PreTrainedModel, **options: Any) -> 
 def _open_clip(model: str | PathLike | PreTrainedModel, revision: str | None) -> PreTrainedModel:
     if isinstance(model, str | PathLike):
         return load_clip(str(model), revision)
-    if not isinstance(model, tuple(family.model for family in FAMILIES.values())):
+    if not isinstance(model, tuple(kind for family in FAMILIES.values() for kind in family.models)):
         raise UserError(
             f"the safe model is {_kind(model)}, not a {MODEL_NAMES}: of adapters, call `merge_and_unload()`."
         )

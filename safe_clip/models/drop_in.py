@@ -73,7 +73,8 @@ def save_processor(processor: ProcessorMixin, folder: Path, padded_length: int |
         backend.enable_padding(length=padded_length, **pad)
     processor.save_pretrained(folder)
     unset_padding(tokenizer)
-    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
+    if processor.image_processor is not None:
+        processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
     if "merges_file" in tokenizer.vocab_files_names:
         backend.model.save(str(folder))  # vocab.json, merges.txt
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}

@@ -1,4 +1,4 @@
-"""What there is to know of a family of models with an encoder of text and one of images; all else asks here.
+"""What there is to know of a family of models with an encoder of text, and mostly one of images; all else asks here.
 
 The families that there are stand in `families/`, one a file.
 """
@@ -13,9 +13,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from ..data.beginnings import beginnings
+from ..errors import UserError
 
 # Of a configuration: what says how large a layer is.
 LAYERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+USUAL_SCALE = 100.0  # to which CLIPs learn to scale cosines, and where it is held
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,7 +28,7 @@ class Tower:
         name: the attribute of a model that holds it.
         projection: the attribute of a model that holds the linear layer without bias after it; `None` where what the
             encoder pools is the embedding.
-        sub_config: the attribute of a model's configuration that describes it.
+        sub_config: the attribute of a model's configuration that describes it; `None` where all of it does.
         model_type: of the configuration of such an encoder alone.
         positive_ints: settings of `sub_config` that are whole numbers over 0.
         encoders: its classes in generators, the usual one first.
@@ -42,7 +44,7 @@ class Tower:
 
     name: str
     projection: str | None
-    sub_config: str
+    sub_config: str | None
     model_type: str
     positive_ints: tuple[str, ...]
     encoders: tuple[type[PreTrainedModel], ...]
@@ -64,7 +66,7 @@ class Tower:
 
     def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The part of a model's configuration that describes the encoder."""
-        return getattr(config, self.sub_config)
+        return config if self.sub_config is None else getattr(config, self.sub_config)
 
     def holds(self, name: str) -> bool:
         """Whether a weight of a model, by its name, belongs to the encoder or its projection."""
@@ -85,6 +87,10 @@ class Tower:
         encoder.register_forward_hook(_map_pooled)
 
 
+def _text_features(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
+    return model.get_text_features(**inputs)
+
+
 def _change_nothing(model: PreTrainedModel) -> None:
     pass
 
@@ -102,8 +108,10 @@ class Family:
         example: a checkpoint.
         model, config, processor: the classes of transformers.
         output: what `model.forward` gives: `text_embeds`, `image_embeds`, `text_model_output`, `vision_model_output`.
-        text, image: the two encoders.
-        logit_scale: the attribute of a model that holds the logarithm of the factor before cosines.
+        further_models: other classes that models with the same configuration may be of.
+        text, image: the two encoders; `image` is `None` for text encoders alone.
+        logit_scale: the attribute of a model that holds the logarithm of the factor before cosines; `None` where only
+            the whole model had one, which was 100 then.
         logit_bias: the attribute that holds what is added to scaled cosines before the sigmoid; `None` for models
             with a softmax over all.
         scalars: attributes that hold single weights, which objectives do not train, and which cannot be sharded.
@@ -116,6 +124,7 @@ class Family:
         fit_tokenizer: has a tokenizer end and pad captions as the text encoder reads them, whose configuration is the
             second argument; raises `UserError` where it cannot.
         fix_projection_dim: corrects a model's configuration where it does not say the true length of embeddings.
+        text_features: embeds captions, not yet at length 1, as `pooler_output`.
         sync_eos_token: has a model pool captions at the end token that its configuration names.
         lora_targets: `target_modules` of peft's `LoraConfig`.
         lora_excluded: `exclude_modules` likewise.
@@ -129,9 +138,10 @@ class Family:
     config: type[PreTrainedConfig]
     processor: type[ProcessorMixin]
     output: type[ModelOutput]
+    further_models: tuple[type[PreTrainedModel], ...] = ()
     text: Tower
-    image: Tower
-    logit_scale: str
+    image: Tower | None
+    logit_scale: str | None
     logit_bias: str | None = None
     scalars: tuple[str, ...]
     log_settings: tuple[str, ...] = ()
@@ -143,6 +153,7 @@ class Family:
     fit_tokenizer: Callable[[PreTrainedTokenizerBase, PreTrainedConfig], None]
     fix_projection_dim: Callable[[PreTrainedModel], None] = _change_nothing
     sync_eos_token: Callable[[PreTrainedModel], None] = _change_nothing
+    text_features: Callable[..., BaseModelOutputWithPooling] = _text_features
     lora_targets: tuple[str, ...]
     lora_excluded: tuple[str, ...] = ()
     exports: tuple[str, ...]
@@ -151,7 +162,28 @@ class Family:
     @property
     def towers(self) -> dict[str, Tower]:
         """The encoders by modality."""
-        return {"text": self.text, "image": self.image}
+        return {"text": self.text} | ({} if self.image is None else {"image": self.image})
+
+    @property
+    def image_tower(self) -> Tower:
+        """The encoder of images.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.image is None:
+            raise UserError(f"the model is a {self.name} alone, which sees no images; that requires a whole CLIP.")
+        return self.image
+
+    @property
+    def models(self) -> tuple[type[PreTrainedModel], ...]:
+        """All classes of transformers that models are of."""
+        return self.model, *self.further_models
+
+    def class_of(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """The class of a model, by its configuration."""
+        names = config.architectures or ()
+        return next((each for each in self.further_models if each.__name__ in names), self.model)
 
     def max_length(self, config: PreTrainedConfig) -> int:
         """Tokens that the text encoder takes, special ones included."""
@@ -177,11 +209,11 @@ class Family:
 
     def image_size(self, config: PreTrainedConfig) -> int:
         """Pixels on each side of the images that a model takes."""
-        return self.image.config_of(config).image_size
+        return self.image_tower.config_of(config).image_size
 
     def scale_of(self, model: PreTrainedModel) -> float:
         """What a model learned to multiply cosines by."""
-        return getattr(model, self.logit_scale).exp().item()
+        return USUAL_SCALE if self.logit_scale is None else getattr(model, self.logit_scale).exp().item()
 
     def bias_of(self, model: PreTrainedModel) -> float | None:
         """What a model learned to add to scaled cosines; `None` where it adds nothing."""

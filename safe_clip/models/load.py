@@ -20,6 +20,7 @@ from .families import CLIP, FAMILIES, MODEL_NAMES, family_named, family_of
 from .family import Family
 from .open_clip_format import CONFIG_FILE as OPEN_CLIP_CONFIG
 from .open_clip_format import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
+from .pipelines import fetch, split_name, text_encoders, tokenizer_folder, trainable
 from .pixel_range import check_pixels
 from .soundness import check_config, check_embeddings
 from .tokens import CURE
@@ -30,7 +31,10 @@ DEMO_DIR = Path(__file__).parents[1] / "demo" / "base"
 
 
 def resolve_model(name: str) -> str:
-    """The path behind `"demo"`, the bundled demo model; any other name as it is."""
+    """The path behind `"demo"`, the bundled demo model, and behind a part of a pipeline in a folder; any other name as
+    it is."""
+    if (part := split_name(name)) and Path(part[0]).is_dir():
+        return str(Path(*part))
     return str(DEMO_DIR) if name == DEMO else name
 
 
@@ -44,8 +48,12 @@ def public_name(name: str | None) -> str:
 def load_clip(name: str, revision: str | None = None, token: str | None = None) -> PreTrainedModel:
     """Loads a whole model, such as a `CLIPModel`, in float32 from safetensors weights, all of them and no others.
 
+    The text encoder of a diffusers pipeline is loaded on its own, as the `CLIPTextModel` or
+    `CLIPTextModelWithProjection` that it is there.
+
     Args:
-        name: `"demo"` for the bundled demo model, a Hub id, or a folder; also one in open_clip's format.
+        name: `"demo"` for the bundled demo model, a Hub id, or a folder; also one in open_clip's format. Of a pipeline
+            with `:text_encoder` or `:text_encoder_2` after it.
         revision: a branch, tag or commit of a Hub repository.
         token: a Hub token; the one stored by `hf auth login` by default.
 
@@ -53,8 +61,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         UserError: there is no such model, it is gated, it is not a CLIP, its weights are not safetensors, or not those
             of its configuration, or not numbers, it requires its own code, or the Hub cannot serve it just now.
     """
-    path = resolve_model(name)
-    where: dict[str, Any] = {"revision": revision, "token": token}
+    path, where = _place(name, revision, token)
     if Path(path).is_file():
         raise UserError(f"--model {name} is a file: name the folder that has config.json and model.safetensors in it.")
     settings, foreign = {}, None
@@ -72,7 +79,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         raise _unavailable(name, error, found=bool(settings or foreign)) from error
     if adapter:
         raise _adapter(name, path, adapter, whole=bool(settings and files))
-    family = CLIP if foreign else _check_settings(name, path, settings)
+    family = CLIP if foreign else _check_settings(name, path, settings, **where)
     if not files:
         if others := sorted(Path(path).glob("*.safetensors")):
             raise UserError(f"--model {name}: its weights are expected in {SAFE_WEIGHTS_NAME}, not {others[0].name}.")
@@ -100,16 +107,34 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         raise UserError(f"--model {name}: {error}") from error
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
         raise _unavailable(name, error, found=True) from error
-    model.name_or_path = model.config._name_or_path = path
+    model.name_or_path = model.config._name_or_path = name if split_name(name) else path
     if broken := broken_weights(model):
         raise UserError(f"--model {name}: {broken}. Whatever made it went wrong; take a checkpoint from before.")
     family.fix_projection_dim(model)
     return model
 
 
+def _place(name: str, revision: str | None, token: str | None) -> tuple[str, dict[str, Any]]:
+    """A folder or Hub id, and the revision and token that it requires; parts of pipelines are downloaded.
+
+    Raises:
+        UserError: there is no such part, or it is no text encoder of a CLIP's.
+    """
+    where: dict[str, Any] = {"revision": revision, "token": token}
+    part = split_name(name)
+    if part is None:
+        return resolve_model(name), where
+    try:
+        return str(fetch(*part, **where)), {"revision": None, "token": None}
+    except UserError as error:
+        raise UserError(f"--model {name}: {error}") from error
+    except Exception as error:
+        raise _unavailable(part[0], error) from error
+
+
 def _assemble(config: PreTrainedConfig, files: list[str], form: ModuleType | None) -> PreTrainedModel:
     """A model from files, in their own names for weights or in those of another form; raises `Misfit`."""
-    kind = family_of(config).model
+    kind = family_of(config).class_of(config)
     with torch.device("meta"):
         empty = kind(config)
     expected = own = empty.state_dict()
@@ -143,7 +168,7 @@ def _settings(path: str, **where: str | None) -> dict:
     return PreTrainedConfig.get_config_dict(path, **where)[0]
 
 
-def _check_settings(name: str, path: str, settings: dict) -> Family:
+def _check_settings(name: str, path: str, settings: dict, **where: str | None) -> Family:
     """The family that a `config.json` names.
 
     Raises:
@@ -151,6 +176,8 @@ def _check_settings(name: str, path: str, settings: dict) -> Family:
     """
     kind = settings.get("model_type")
     if not kind:
+        if encoders := _text_encoders(path, **where):
+            raise UserError(f"--model {name} is a pipeline of diffusers, not a CLIP. {trainable(name, encoders)}")
         parts = [file.parent.name for file in sorted(Path(path).glob(f"*/{CONFIG_NAME}"))]
         hint = f"; its folders {', '.join(parts)} have one: name the one that is a CLIP" if parts else ""
         if any(Path(path).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{ADAPTER_CONFIG}")):
@@ -161,13 +188,21 @@ def _check_settings(name: str, path: str, settings: dict) -> Family:
         family = family_named(kind)
     except UserError as error:
         raise UserError(f"--model {name} {error}") from None
-    parts = (settings, *(settings.get(tower.sub_config) for tower in family.towers.values()))
+    parts = (settings, *(settings.get(tower.sub_config or "") for tower in family.towers.values()))
     if any(isinstance(part, dict) and part.get("quantization_config") for part in parts):
         raise UserError(
             f"--model {name} is quantised (quantization_config in its {CONFIG_NAME}), and rounded weights cannot be "
             "trained nor compared. Name the checkpoint that it was made of."
         )
     return family
+
+
+def _text_encoders(path: str, **where: str | None) -> dict[str, str | None]:
+    """Those of a pipeline; none where it cannot be told."""
+    try:
+        return text_encoders(path, **where)
+    except Exception:  # what is wrong is said of the config.json that is missing
+        return {}
 
 
 def _find_adapter(path: str, **where: str | None) -> str | None:
@@ -214,10 +249,13 @@ def _has_safetensors(path: str, **where: Any) -> bool:
 
 
 def load_processor(name: str, revision: str | None = None, token: str | None = None) -> ProcessorMixin:
-    """Loads the processor (tokenizer and image processor) that belongs to a model, of a CLIP its `CLIPProcessor`."""
-    path = resolve_model(name)
-    where: dict[str, Any] = {"revision": revision, "token": token}
-    kind = _family_at(path, **where).processor
+    """Loads the processor (tokenizer and image processor) that belongs to a model, of a CLIP its `CLIPProcessor`.
+
+    That of a text encoder alone has a tokenizer, and `None` for its image processor.
+    """
+    path, where = _place(name, revision, token)
+    family = _family_at(path, **where)
+    kind, path = family.processor, path if family.image else tokenizer_folder(path)
     try:
         processor = kind.from_pretrained(path, **where, trust_remote_code=False)
         settings, _ = kind.get_processor_dict(path, **where)
@@ -227,7 +265,7 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
         if trouble := hub_trouble(error):
             raise UserError(f"--model {name}: {trouble}") from error
         raise UserError(
-            f"--model {name} has no usable tokenizer and image processor ({error}). "
+            f"--model {name} has no usable tokenizer{' and image processor' if family.image else ''} ({error}). "
             "Save them beside the weights with `processor.save_pretrained(folder)`."
         ) from error
     _refuse_code(name, settings, "processor's configuration")
@@ -278,7 +316,13 @@ def check_processor(model: PreTrainedModel, processor: ProcessorMixin, embed: bo
 
 def _check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     family = family_of(model)
-    if any(getattr(processor, part, None) is None for part in ("tokenizer", "image_processor")):
+    if family.image is None:
+        if not isinstance(processor, family.processor):
+            raise UserError(
+                f"processing_class is a {type(processor).__name__}, and the model a {family.name} alone, which takes "
+                "captions: pass what load_processor() gives for it."
+            )
+    elif any(getattr(processor, part, None) is None for part in ("tokenizer", "image_processor")):
         raise UserError(
             f"processing_class is a {type(processor).__name__}, not a {family.processor.__name__}: pass tokenizer "
             f"and image processor together, as load_processor() or {family.processor.__name__}(image_processor, "
@@ -289,6 +333,7 @@ def _check_processor(model: PreTrainedModel, processor: ProcessorMixin) -> None:
             f"the tokenizer is a {type(processor.tokenizer).__name__}, which is none of the tokenizers library nor of "
             f"SentencePiece's. {CURE}."
         )
-    check_pixels(processor.image_processor, family.image_size(model.config))
+    if family.image is not None:
+        check_pixels(processor.image_processor, family.image_size(model.config))
     family.fit_tokenizer(processor.tokenizer, family.text.config_of(model.config))
     family.sync_eos_token(model)

@@ -55,7 +55,7 @@ class _Vision(_Both):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
-        self.inputs, self.outputs = ("pixel_values",), (family_of(model).image.onnx_output,)
+        self.inputs, self.outputs = ("pixel_values",), (family_of(model).image_tower.onnx_output,)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixel_values).pooler_output

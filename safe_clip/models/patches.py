@@ -25,6 +25,7 @@ from .families import family_of
 from .family import Family
 
 STEEPNESS = 1.702
+TRAINERS = ("bos_token_id", "eos_token_id", "pad_token_id")  # settings that the Trainer takes from the tokenizer
 
 
 class QuickGELU(nn.Module):
@@ -105,7 +106,7 @@ def _forward(family: Family) -> Callable[..., ModelOutput]:
         **kwargs,
     ) -> ModelOutput:
         if pixel_values is None:
-            features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            features = family.text_features(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             _keep_last(features)
             return family.output(text_embeds=_normalized(features), text_model_output=features)
         if input_ids is None:
@@ -145,6 +146,9 @@ def training_patches(model: nn.Module, device: torch.device) -> Patches:
     # Where mixed precision is put around a model, there are these two.
     changes += [(model, "forward", Patches.MISSING)] if model is not base else []
     changes += [(model, "_original_forward", Patches.MISSING)]
+    # With which a text encoder does nothing, and which are to be in the end what they were.
+    text = family_of(base).text.config_of(base.config)
+    changes += [(text, name, vars(text).get(name, Patches.MISSING)) for name in TRAINERS]
     for module in model.modules():
         if isinstance(getattr(module, "activation_fn", None), QuickGELUActivation):
             changes.append((module, "activation_fn", QuickGELU()))

@@ -100,7 +100,8 @@ def train_towers(model: nn.Module, text: bool, image: bool) -> None:
         text, image: whether there are captions, and images.
     """
     family = family_of(model)
-    held = [tower for tower, trained in ((family.text, text), (family.image, image)) if not trained]
+    trained = {"text": text, "image": image}
+    held = [tower for name, tower in family.towers.items() if not trained[name]]
     for name, parameter in model.named_parameters():
         if any(tower.holds(name) for tower in held):
             parameter.requires_grad_(False)

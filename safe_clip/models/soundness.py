@@ -28,7 +28,7 @@ def check_config(config: PreTrainedConfig) -> None:
         value = getattr(config, name)
         _require(isinstance(value, int) and value > 0, name, config, "over 0")
     for tower in family.towers.values():
-        part, values = tower.sub_config, tower.config_of(config)
+        part, values = tower.sub_config or "", tower.config_of(config)
         values.return_dict = True
         for name in tower.positive_ints:
             value = getattr(values, name)
@@ -54,28 +54,32 @@ def _require(holds: bool, name: str, values: object, allowed: str, part: str = "
 
 @torch.no_grad()
 def check_embeddings(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Embeds two captions and two images that differ. Nothing is drawn from torch's generators.
+    """Embeds two captions that differ, and two images. Nothing is drawn from torch's generators.
 
     Raises:
         UserError: embeddings are not finite, or alike, so that there is nothing to compare with.
     """
     tokenizer = processor.tokenizer
     # One by one, so that captions need no padding but what the model is used to.
-    captions = [family_of(model).tokenize(tokenizer, [each], model.config) for each in two_captions(tokenizer)]
+    family = family_of(model)
+    captions = [family.tokenize(tokenizer, [each], model.config) for each in two_captions(tokenizer)]
     unset_padding(tokenizer)
-    pixels = processor.image_processor(_two_images(), return_tensors="pt")["pixel_values"]
     training = model.training
     model.eval()
     try:
         made = {
             "captions": torch.cat(
                 [
-                    model.get_text_features(**{name: ids.to(model.device) for name, ids in each.items()}).pooler_output
+                    family.text_features(
+                        model, **{name: ids.to(model.device) for name, ids in each.items()}
+                    ).pooler_output
                     for each in captions
                 ]
             ),
-            "images": model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)).pooler_output,
         }
+        if family.image is not None:
+            pixels = processor.image_processor(_two_images(), return_tensors="pt")["pixel_values"]
+            made["images"] = model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)).pooler_output
     finally:
         model.train(training)
     for kind, embeddings in made.items():

@@ -195,6 +195,8 @@ def broken_weights(model: PreTrainedModel) -> str | None:
     ]:
         return f"tensors hold nothing but zeros ({len(names)}): {_some(names)}"
     name = family_of(model).logit_scale
+    if name is None:
+        return None
     scale = getattr(model, name).item()
     if not -LARGEST_SCALE <= scale <= LARGEST_SCALE:
         return f"{name} is {scale:g}, the logarithm of a factor, which is 4.6 at most for other CLIPs"

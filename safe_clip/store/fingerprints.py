@@ -136,7 +136,7 @@ def processor_settings(processor: "ProcessorMixin") -> list[str]:
         tokenizer_settings(processor.tokenizer),
         processor.tokenizer.padding_side,
         type(image_processor).__name__,
-        json.dumps(image_processor.to_dict(), sort_keys=True, default=str),
+        json.dumps(image_processor and image_processor.to_dict(), sort_keys=True, default=str),
     ]
 
 

@@ -44,7 +44,8 @@ def _cache_images(
     """Has the training images decoded once, where that is asked for or costs nobody anything."""
     wanted, streamed = args.cache_images, isinstance(rows, QuadrupletStream)
     whole = not streamed and rows.layout is not None and rows.augment is None
-    shape = pixel_shape(processor.image_processor) if wanted != "off" and whole else None
+    sees = processor.image_processor is not None
+    shape = pixel_shape(processor.image_processor) if wanted != "off" and whole and sees else None
     if wanted == "on" and shape is None:
         raise UserError(
             "--cache_images on requires rows of a data set, no stream, no --random_crop, and an image processor "

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallba
 from ..config import suggest
 from ..data.augmentation import RandomCrop
 from ..data.captions import check_captions
-from ..data.collator import QuadrupletCollator
+from ..data.collator import QuadrupletCollator, check_sees
 from ..data.rows import QuadrupletRows
 from ..data.streams import QuadrupletStream
 from ..embedding.embedder import Embedder
@@ -151,13 +151,19 @@ def with_adapter(model: PreTrainedModel, peft_config: PeftConfig | str) -> PeftM
         raise UserError(f"peft_config does not fit the model: {first_line(error)}") from error
 
 
-def train_what_rows_show(model: PreTrainedModel | PeftModel, rows: Any, args: SafeCLIPTrainingArguments) -> bool:
+def train_what_rows_show(
+    model: PreTrainedModel | PeftModel, rows: Any, args: SafeCLIPTrainingArguments, processor: ProcessorMixin
+) -> bool:
     """Freezes a tower that no training row has items for.
 
     Args:
         model: with its adapter.
         rows: of the training, or `None`.
         args: which are told where processes have to look for weights without a gradient.
+        processor: the model's.
+
+    Raises:
+        UserError: there are images, and the model sees none.
 
     Returns:
         Whether a process may be dealt rows of one modality alone.
@@ -166,6 +172,8 @@ def train_what_rows_show(model: PreTrainedModel | PeftModel, rows: Any, args: Sa
         return False
     present, streamed = rows.layout.present, isinstance(rows, QuadrupletStream)
     text, image = present[:, :2].any(axis=1), present[:, 2:].any(axis=1)
+    if image.any():
+        check_sees(processor)
     train_towers(model, bool(text.any()), bool(image.any()))
     mixed = bool(text.any() and image.any() and (streamed or not (text & image).all()))
     if mixed and args.ddp_find_unused_parameters is None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def whole_model(
     if args.process_index != 0:
         return None
     with torch.random.fork_rng(devices=[]):
-        whole = family_of(model).model(copy.deepcopy(model.config))
+        whole = family_of(model).class_of(model.config)(copy.deepcopy(model.config))
         if isinstance(model, PeftModel):
             whole = PeftModel(whole, copy.deepcopy(model.active_peft_config), model.active_adapter)
     whole.load_state_dict(weights, assign=True)
@@ -91,7 +92,10 @@ def make_public(folder: Path) -> None:
 def explained(folder: str | Path) -> Iterator[None]:
     """Raises `UserError` where a folder cannot be written to its end: a full disk, no right to write."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of adapters, since PEFT knows no model by the name of a pipeline's part.
+            warnings.filterwarnings("ignore", "Could not find a config file in .*:text_encoder")
+            yield
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder} cannot be written ({error}). Make room there, or choose another --output_dir; "

@@ -103,7 +103,7 @@ class SafeCLIPTrainer(Trainer):
         check_plan(args, train_dataset, eval_dataset)
         model, processing_class, self.stored_dtype = construction.open_model(model, processing_class, peft_config, args)
         args = paced(args, model, train_dataset)
-        mixed = construction.train_what_rows_show(model, train_dataset, args)
+        mixed = construction.train_what_rows_show(model, train_dataset, args, processing_class)
         self.patches = training_patches(model, args.device)  # entered wherever the model is run, and left afterwards
         with self.patches:  # which a copy keeps
             self.reference = FrozenReference(model)

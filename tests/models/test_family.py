@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import CLIPTextConfig, Siglip2Config
+from transformers import CLIPVisionConfig, Siglip2Config
 
 from safe_clip import UserError, lora_config
 from safe_clip.models.export import FORMATS
@@ -70,14 +70,14 @@ def test_the_default_adapter_is_in_the_modules_that_are_named_and_in_no_others(m
 def test_an_unknown_family_is_one_line(model):
     models = "CLIPModel, MetaClip2Model or SiglipModel"
     whole = f"not a {models} (both encoders in one). Pass a {models}, a PeftModel of one, a folder or a Hub id."
-    alone = CLIP.text.encoders[0](model.config.text_config)
-    for given in (Siglip2Config(), CLIPTextConfig(), alone, None, "clip"):
+    alone = CLIP.image.encoders[0](model.config.vision_config)
+    for given in (Siglip2Config(), CLIPVisionConfig(), alone, None, "clip"):
         with pytest.raises(UserError) as error:
             family_of(given)
         assert str(error.value) == f"the model is a {type(given).__name__}, {whole}"
     checkpoint = f"Name a checkpoint of the {models} class, such as openai/clip-vit-base-patch32, "
     checkpoint += "facebook/metaclip-2-worldwide-b32 or google/siglip2-base-patch16-224."
-    for kind, part in (("blip", ""), ("clip_text_model", ", but one encoder of it")):
+    for kind, part in (("blip", ""), ("clip_vision_model", ", but one encoder of it")):
         with pytest.raises(UserError) as error:
             family_named(kind)
         assert str(error.value) == f"is a '{kind}' model, not a CLIP, MetaCLIP 2 or SigLIP{part}. {checkpoint}"

@@ -183,7 +183,7 @@ CONFIGURED = {
     "shorter embeddings": ({"projection_dim": 16}, r"of another shape \(2 of 78\)"),
     "one encoder": (
         {"model_type": "clip_text_model"},
-        "'clip_text_model' model, .*, but one encoder of it",
+        "its weights are not those of the CLIPTextModel that",
     ),
     "the other encoder": ({"model_type": "clip_vision_model"}, "not a CLIP, .*, but one encoder of it"),
     "SigLIP": (
