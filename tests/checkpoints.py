@@ -121,7 +121,7 @@ def save_pipeline(folder: Path, layers: int = 2) -> None:
             TEXTS, vocab_size=600, show_progress=False
         )
         if name == "text_encoder_2":
-            tokenizer.pad_token = "!"  # noqa: S105 (of captions)
+            tokenizer.pad_token = "!"
         torch.manual_seed(0)
         ends = {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
         config = CLIPTextConfig(

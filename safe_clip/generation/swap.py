@@ -279,6 +279,8 @@ def _check_projection(what: str, encoder: PreTrainedModel, clip: PreTrainedModel
     family = family_of(clip)
     if family.text.projection_of(encoder) is None:
         return
+    if family.text.projection_of(clip) is None:
+        raise UserError(f"{what} has a projection, but the safe model, a text encoder alone, none. {_cure(base)}")
     wanted, found = encoder.config.projection_dim, family.dimension(clip.config)
     if wanted != found:
         raise UserError(f"{what} has projection_dim {wanted}, but the safe model {found}. {_cure(base)}")

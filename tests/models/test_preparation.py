@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection, TrainerCallback
+from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, TrainerCallback
 
 from safe_clip import SafeCLIPTrainer, SafeCLIPTrainingArguments, UserError
 from safe_clip.models.families import CLIP
@@ -40,11 +40,14 @@ def test_models_that_cannot_be_trained(model, processor):
     quantised = build_model(processor)
     quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
     for given, said in (
-        (CLIPTextModel(model.config.text_config), "the model is a CLIPTextModel, not a CLIPModel"),
+        (CLIPVisionModel(model.config.vision_config), "the model is a CLIPVisionModel, not a CLIPModel"),
         (CLIPVisionModelWithProjection(model.config.vision_config), "is a CLIPVisionModelWithProjection, not a CLIP"),
         (processor.tokenizer, "the model is a CLIPTokenizer, not a CLIPModel"),
         (None, "the model is a NoneType, not a CLIPModel"),
-        (get_peft_model(CLIPTextModel(model.config.text_config), lora_config()), "is a CLIPTextModel, not a CLIPModel"),
+        (
+            get_peft_model(CLIPVisionModel(model.config.vision_config), lora_config()),
+            "is a CLIPVisionModel, not a CLIP",
+        ),
         (adapted.get_base_model(), "with an adapter in its layers: pass the PeftModel"),
         (empty, "78 tensors of the model have no values"),
         (broken, r"the model's tensors hold values that are not finite numbers \(1\): visual_projection.weight"),
@@ -86,7 +89,7 @@ def test_a_trainer_says_what_it_was_not_given(model, processor, tmp_path):
         ({"model_init": lambda: model}, "model_init is not supported: pass the model as `model`"),
         ({"model": model, "tokenizer": processor.tokenizer}, "tokenizer is not supported"),
         ({"model": model, "processing_class": processor.tokenizer}, "processing_class is a CLIPTokenizer"),
-        ({"model": CLIPTextModel(model.config.text_config)}, "the model is a CLIPTextModel"),
+        ({"model": CLIPVisionModel(model.config.vision_config)}, "the model is a CLIPVisionModel"),
     ):
         with pytest.raises(UserError, match=said):
             SafeCLIPTrainer(args=args, **given)
