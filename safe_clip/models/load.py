@@ -107,7 +107,10 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         raise UserError(f"--model {name}: {error}") from error
     except Exception as error:  # a broken file raises the format's own type, which is no OSError
         raise _unavailable(name, error, found=True) from error
-    model.name_or_path = model.config._name_or_path = name if split_name(name) else path
+    part = split_name(name)
+    model.name_or_path = model.config._name_or_path = name if part else path
+    if part and not Path(part[0]).is_dir():
+        model.config._commit_hash = Path(path).parent.name  # of the repository that it was downloaded from
     if broken := broken_weights(model):
         raise UserError(f"--model {name}: {broken}. Whatever made it went wrong; take a checkpoint from before.")
     family.fix_projection_dim(model)

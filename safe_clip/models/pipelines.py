@@ -71,7 +71,7 @@ def fetch(pipeline: str, part: str, **where: str | None) -> Path:
     if Path(pipeline).is_dir():
         return Path(pipeline, part)
     weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
-    patterns = [f"{part}/{name}" for name in (CONFIG_NAME, *weights)] + [f"{_tokenizer(part)}/*"]
+    patterns = [f"{part}/{name}" for name in (CONFIG_NAME, *weights)] + [f"{_tokenizer(part)}/*.{end}" for end in ("json", "txt")]
     return Path(snapshot_download(pipeline, allow_patterns=patterns, **where), part)
 
 

@@ -347,8 +347,8 @@ def test_what_is_no_pipeline_and_no_model(painter, safe, tmp_path):
         safe_text_to_image(tmp_path, safe)
     with pytest.raises(UserError, match=f"--model {tmp_path} cannot be opened"):
         safe_text_to_image(painter, tmp_path)
-    with pytest.raises(UserError, match="the safe model is a CLIPTextModel, not a CLIPModel"):
-        safe_text_to_image(painter, painter.text_encoder)
+    with pytest.raises(UserError, match="the safe model is a UNet2DConditionModel, not a CLIPModel"):
+        safe_text_to_image(painter, painter.unet)
     with pytest.raises(UserError, match="variant: only a pipeline that is opened by its name"):
         safe_text_to_image(painter, safe, variant="fp16")
 

@@ -30,7 +30,8 @@ from safe_clip.evaluation.quadruplets import embed_quadruplets
 from safe_clip.models.pipelines import split_name
 
 from ..checkpoints import save_pipeline
-from ..helpers import make_rows
+from ..helpers import ROOT, make_rows
+from ..hub import Hub
 from ..programs import run_python
 
 KINDS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
@@ -273,6 +274,41 @@ def test_what_is_no_text_encoder_of_a_clip_is_refused_with_what_to_name(name, sa
     with pytest.raises(UserError, match=said) as caught:
         load_clip(name.format(pipeline))
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_repository_the_encoder_and_its_tokenizer_are_downloaded_and_nothing_else(pipeline, tmp_path):
+    files = {str(path.relative_to(pipeline)): path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
+    files |= {"unet/model.safetensors": b"large", "text_encoder_2/model.fp16.safetensors": b"half"}
+    files |= {"text_encoder_2/pytorch_model.bin": b"a pickle", "tokenizer_2/evil.py": b""}
+    code = """if True:
+        import json
+        from safe_clip import UserError, load_clip, load_processor
+        model, processor = load_clip("you/tiny:text_encoder_2"), load_processor("you/tiny:text_encoder_2")
+        said = []
+        for name in ("you/tiny", "you/tiny:text_encoder_3", "you/none:text_encoder"):
+            try:
+                load_clip(name)
+            except UserError as error:
+                said.append(str(error))
+        config = model.config
+        print(json.dumps([type(model).__name__, processor.tokenizer.pad_token, config._name_or_path, said,
+                          config._commit_hash]))
+    """
+    with Hub() as hub:
+        repo = hub.create("you/tiny", files=files)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(str(tmp_path / "home"))}
+        done = run_python("-c", code, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    kind, pad, name, said, commit = json.loads(done.stdout.splitlines()[-1])
+    assert (kind, pad, name) == ("CLIPTextModelWithProjection", "!", "you/tiny:text_encoder_2")
+    assert commit == repo.refs["main"]
+    assert "you/tiny is a pipeline of diffusers, not a CLIP. Name you/tiny:text_encoder or " in said[0]
+    assert "T5EncoderModel, which is no CLIP's" in said[1]
+    assert "you/none was found neither as a folder nor at https://huggingface.co/you/none." in said[2]
+    (kept,) = (tmp_path / "home" / "hub" / "models--you--tiny" / "snapshots").iterdir()
+    expected = {"text_encoder_2/config.json", "text_encoder_2/model.safetensors", "model_index.json"}
+    expected |= {name for name in files if name.startswith("tokenizer_2/") and not name.endswith(".py")}
+    assert {str(path.relative_to(kept)) for path in kept.rglob("*") if not path.is_dir()} == expected
 
 
 def test_an_encoder_with_a_projection_is_not_replaced_by_one_without(pipeline):
