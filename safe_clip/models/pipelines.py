@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import UserError
@@ -36,7 +37,7 @@ def text_encoders(path: str, **where: str | None) -> dict[str, str | None]:
     index = find_file(path, INDEX, **where)
     try:
         parts = json.loads(Path(index).read_text(encoding="utf-8")) if index else {}
-        return {name: kind[1] for name, kind in parts.items() if re.fullmatch(PART, name)}
+        return {name: kind[1] if kind else None for name, kind in parts.items() if re.fullmatch(PART, name)}
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise Damaged(INDEX, f"does not say what the pipeline is made of ({error})") from error
 
@@ -71,15 +72,19 @@ def fetch(pipeline: str, part: str, **where: str | None) -> Path:
     if Path(pipeline).is_dir():
         return Path(pipeline, part)
     weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
-    patterns = [f"{part}/{name}" for name in (CONFIG_NAME, *weights)] + [f"{_tokenizer(part)}/*.{end}" for end in ("json", "txt")]
+    patterns = [f"{part}/{name}" for name in (CONFIG_NAME, *weights)] + [
+        f"{_tokenizer(part)}/*.{end}" for end in ("json", "txt")
+    ]
     return Path(snapshot_download(pipeline, allow_patterns=patterns, **where), part)
 
 
 def tokenizer_folder(path: str) -> str:
     """Where a text encoder's tokenizer lies: in a pipeline in a folder of its own, elsewhere beside the weights."""
-    beside = Path(path).parent / _tokenizer(Path(path).name)
-    in_pipeline = re.fullmatch(PART, Path(path).name) and Path(path).is_dir() and beside.is_dir()
-    return str(beside) if in_pipeline else path
+    folder = Path(path)
+    if not folder.is_dir() or not re.fullmatch(PART, folder.name) or (folder / TOKENIZER_CONFIG_FILE).exists():
+        return path
+    beside = folder.parent / _tokenizer(folder.name)
+    return str(beside) if beside.is_dir() else path
 
 
 def _tokenizer(part: str) -> str:
