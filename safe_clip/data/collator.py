@@ -23,7 +23,8 @@ def check_sees(processor: ProcessorMixin) -> None:
     if processor.image_processor is None:
         raise UserError(
             "the model is a text encoder alone, which sees no images: leave them out with "
-            """--column_mapping '{"safe_image": null, "unsafe_image": null}', in Python with rows.select_columns."""
+            """--column_mapping '{"safe_image": null, "unsafe_image": null}', in Python with rows.select_columns; of """
+            "safe-clip eval leave out the --tasks unsafe_gallery and zero_shot too, if there are any."
         )
 
 
