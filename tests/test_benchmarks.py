@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from .helpers import ROOT, load_script
 
@@ -55,3 +56,9 @@ def test_every_recipe_of_a_benchmark_is_one(monkeypatch):
     named = {load_script("benchmarks/bakeoff.py").CONFIG}
     named |= {config for config, _ in load_script("benchmarks/generation.py").RECIPES.values()}
     assert named <= there
+
+
+def test_the_first_results_alone_are_ordered_anew():
+    best = load_script("benchmarks/rerank.py").best
+    original, safe = torch.tensor([[0.9, 0.8, 0.7, 0.1]]), torch.tensor([[0.1, 0.2, 0.5, 0.9]])
+    assert [best(original, safe, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 2, 3, 3]
