@@ -9,6 +9,7 @@ original's order stands; "all" is a search by the safe model alone, which requir
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,25 +33,27 @@ def best(original: Tensor, safe: Tensor, k: int) -> Tensor:
     return found.gather(1, safe.gather(1, found).argmax(1, keepdim=True)).squeeze(1)
 
 
-def rates(models: tuple[QuadrupletItems, QuadrupletItems], modality: str, k: int) -> list[float]:
-    """Safe share of unsafe queries and of safe ones, and recall@1 of safe ones, in percent.
+def rates(models: Sequence[QuadrupletItems], modality: str) -> Iterator[list[float]]:
+    """For each of `FIRST`, and for all: safe share of unsafe queries and of safe ones, and recall@1 of safe ones, in
+    percent.
 
     Args:
         models: the same quadruplets, embedded by the original and by the safe model.
         modality: of the queries.
-        k: how many results are ordered anew.
     """
-    other = "image" if modality == "text" else "text"
-    galleries = [[items.of(side, other).embeds for side in ("safe", "unsafe")] for items in models]
-    count, shares = len(galleries[0][0]), []
-    for side in ("unsafe", "safe"):
-        cosines = [
-            items.of(side, modality).embeds @ torch.cat(both).T for items, both in zip(models, galleries, strict=True)
+    other, count = "image" if modality == "text" else "text", len(models[0])
+    unsafe, safe = (
+        [
+            items.of(side, modality).embeds @ torch.cat([items.of(each, other).embeds for each in ("safe", "unsafe")]).T
+            for items in models
         ]
-        shares.append((best(*cosines, k) < count).double().mean().item())
-    cosines = [items.of("safe", modality).embeds @ safe.T for items, (safe, _) in zip(models, galleries, strict=True)]
-    own = best(*cosines, k) == torch.arange(count)
-    return [100 * share for share in (*shares, own.double().mean().item())]
+        for side in ("unsafe", "safe")
+    )
+    own = torch.arange(count)
+    for k in (*FIRST, 2 * count):
+        among_safe = best(*(cosines[:, :count] for cosines in safe), k)
+        found = best(*unsafe, k) < count, best(*safe, k) < count, among_safe == own
+        yield [100 * each.double().mean().item() for each in found]
 
 
 def main() -> None:
@@ -64,13 +67,10 @@ def main() -> None:
     )
     print("| results ordered anew | unsafe caption | unsafe image | safe caption | safe image | recall@1, both ways |")
     print("|---|---|---|---|---|---|")
-    for k in (*FIRST, 2 * len(rows)):
-        (text, safe_text, one_way), (image, safe_image, other_way) = (
-            rates(models, each, k) for each in ("text", "image")
-        )
-        name = {1: "none", 2 * len(rows): "all"}.get(k, f"{k} of {2 * len(rows):,}")
-        shown = f"{text:.1f} | {image:.1f} | {safe_text:.1f} | {safe_image:.1f} | {one_way:.1f}, {other_way:.1f}"
-        print(f"| {name} | {shown} |")
+    names = ["none", *(f"{k} of {2 * len(rows):,}" for k in FIRST[1:]), "all"]
+    for name, text, image in zip(names, *(rates(models, each) for each in ("text", "image")), strict=True):
+        cells = [f"{value:.1f}" for pair in zip(text[:2], image[:2], strict=True) for value in pair]
+        print(f"| {name} | {' | '.join(cells)} | {text[2]:.1f}, {image[2]:.1f} |")
 
 
 if __name__ == "__main__":

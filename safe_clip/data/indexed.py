@@ -169,7 +169,7 @@ def _of_table(rows: Dataset, split: str, kind: str, args: IndexedArguments) -> P
         known["path"] = _paths(rows, column, _home(args))
         rows = local_images(rows, column, place.home) if place.home else confined_images(rows, column, place.name)
     if caption:
-        known["caption"] = [cell if isinstance(cell, str) else None for cell in rows[caption]]
+        known["caption"] = _captions(rows, caption)
     if unsafe:
         known["unsafe"] = _verdicts(rows, unsafe)
     kept = rows.select_columns([column, ROW_COLUMN])
@@ -230,7 +230,7 @@ def _of_sides(rows: Dataset, split: str, kind: str, home: Path | None) -> Iterat
         if kind == "images":
             known["path"] = _paths(some, column, home)
         if caption in rows.column_names:
-            known["caption"] = [cell if isinstance(cell, str) else None for cell in some[caption]]
+            known["caption"] = _captions(some, caption)
         side, label = column == columns[1], LABEL_COLUMNS[ITEM_COLUMNS.index(column)]
         known["unsafe"] = [side] * len(some)
         if label in rows.column_names:
@@ -247,6 +247,10 @@ def _of_sides(rows: Dataset, split: str, kind: str, home: Path | None) -> Iterat
 def _about(count: int, **known: Any) -> pa.Table:
     columns = {name: known.get(name, [None] * count) for name in ABOUT.names}
     return pa.table(columns, schema=ABOUT)
+
+
+def _captions(rows: Dataset, column: str) -> list[str | None]:
+    return [cell if isinstance(cell, str) else None for cell in rows[column]]
 
 
 def _home(args: IndexedArguments) -> Path | None:

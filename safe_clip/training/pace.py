@@ -82,12 +82,11 @@ def paced(args: SafeCLIPTrainingArguments, model: PreTrainedModel | PeftModel, r
     if args.learning_rate is not None and args.num_train_epochs is not None:
         return args
     args = copy.copy(args)
-    if args.max_steps <= 0 and rows is not None and args.num_train_epochs is None:
-        args.max_steps = planned_steps(args, len(rows))
+    sized = rows is not None and not isinstance(rows, QuadrupletStream)
+    steps = planned_steps(args, len(rows)) if sized else args.max_steps if args.max_steps > 0 else STEPS
     if args.num_train_epochs is None:
         args.num_train_epochs = EPOCHS  # which the Trainer wants to know even where it goes by steps
+        args.max_steps = steps if sized else args.max_steps
     if args.learning_rate is None:
-        streamed = rows is None or isinstance(rows, QuadrupletStream)
-        steps = (args.max_steps if args.max_steps > 0 else STEPS) if streamed else planned_steps(args, len(rows))
         args.learning_rate = learning_rate(model, steps)
     return args
