@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from .drop_in import save_drop_in, save_processor
 from .families import family_of
 from .onnx_format import export_onnx
-from .open_clip_format import CONFIG_FILE, WEIGHTS_FILE
+from .open_clip_format import WEIGHTS_FILE
+from .open_clip_inputs import CONFIG_FILE
 
 
 def export_open_clip(model: PreTrainedModel, processor: ProcessorMixin, output_dir: Path) -> None:

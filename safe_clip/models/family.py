@@ -129,7 +129,8 @@ class Family:
         lora_targets: `target_modules` of peft's `LoraConfig`.
         lora_excluded: `exclude_modules` likewise.
         exports: formats of `export.py` that models can be written in.
-        open_clip: where `exports` says open_clip, a module with `open_clip_config` and `to_open_clip`.
+        open_clip: where `exports` says open_clip, a module with `open_clip_config` and `to_open_clip`,
+            and what reads these, `read_config` and `from_open_clip`.
     """
 
     name: str

@@ -16,10 +16,10 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import UserError, first_line, hub_trouble, missing_tokenizer
 from ..names import redact_paths
-from .families import CLIP, FAMILIES, MODEL_NAMES, family_named, family_of
+from .families import CLIP, FAMILIES, MODEL_NAMES, SIGLIP, family_named, family_of
 from .family import Family
-from .open_clip_format import CONFIG_FILE as OPEN_CLIP_CONFIG
 from .open_clip_format import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
+from .open_clip_inputs import CONFIG_FILE as OPEN_CLIP_CONFIG
 from .pipelines import fetch, split_name, text_encoders, tokenizer_folder, trainable
 from .pixel_range import check_pixels
 from .soundness import check_config, check_embeddings
@@ -28,21 +28,27 @@ from .weights import Damaged, Misfit, broken_weights, find_file, fit, read, stor
 
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parents[1] / "demo" / "base"
+BUNDLED = {DEMO: DEMO_DIR, "demo-siglip": DEMO_DIR.with_name("siglip")}
 
 
 def resolve_model(name: str) -> str:
-    """The path behind `"demo"`, the bundled demo model, and behind a part of a pipeline in a folder; any other name as
-    it is."""
+    """The path behind `"demo"` or `"demo-siglip"`, which are bundled, and behind a part of a pipeline in a folder; any
+    other name as it is."""
     if (part := split_name(name)) and Path(part[0]).is_dir():
         return str(Path(*part))
-    return str(DEMO_DIR) if name == DEMO else name
+    return str(BUNDLED.get(name, name))
 
 
 def public_name(name: str | None) -> str:
     """What others may know a model by: of a path on this machine, its last part."""
-    if name == str(DEMO_DIR):
-        return DEMO
+    if known := bundled_name(name):
+        return known
     return redact_paths(name) if name else "a model of no stated name"
+
+
+def bundled_name(path: str | None) -> str | None:
+    """By which of the names of bundled models a path was found; `None` for any other."""
+    return next((name for name, folder in BUNDLED.items() if path == str(folder)), None)
 
 
 def load_clip(name: str, revision: str | None = None, token: str | None = None) -> PreTrainedModel:
@@ -52,8 +58,8 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
     `CLIPTextModelWithProjection` that it is there.
 
     Args:
-        name: `"demo"` for the bundled demo model, a Hub id, or a folder; also one in open_clip's format. Of a pipeline
-            with `:text_encoder` or `:text_encoder_2` after it.
+        name: `"demo"` for the bundled demo model, `"demo-siglip"` for the SigLIP of its size, a Hub id, or a folder;
+            also one in open_clip's format. Of a pipeline with `:text_encoder` or `:text_encoder_2` after it.
         revision: a branch, tag or commit of a Hub repository.
         token: a Hub token; the one stored by `hf auth login` by default.
 
@@ -79,7 +85,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         raise _unavailable(name, error, found=bool(settings or foreign)) from error
     if adapter:
         raise _adapter(name, path, adapter, whole=bool(settings and files))
-    family = CLIP if foreign else _check_settings(name, path, settings, **where)
+    family = _family_in_open_clip(foreign) if foreign else _check_settings(name, path, settings, **where)
     if not files:
         if others := sorted(Path(path).glob("*.safetensors")):
             raise UserError(f"--model {name}: its weights are expected in {SAFE_WEIGHTS_NAME}, not {others[0].name}.")
@@ -89,7 +95,7 @@ def load_clip(name: str, revision: str | None = None, token: str | None = None) 
         )
     try:
         if foreign and family.open_clip:
-            config = family.open_clip.clip_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
+            config = family.open_clip.read_config(json.loads(Path(foreign).read_text(encoding="utf-8")))
         else:
             config = family.config.from_pretrained(path, **where)
         family = family_of(config)
@@ -279,10 +285,22 @@ def load_processor(name: str, revision: str | None = None, token: str | None = N
 
 
 def _family_at(path: str, **where: str | None) -> Family:
-    """The family of a model by its `config.json`; a CLIP's where that does not say, as of one in open_clip's format."""
+    """The family of a model by its `config.json`, or by open_clip's; a CLIP's where these do not say."""
     try:
-        return FAMILIES.get(_settings(path, **where).get("model_type", ""), CLIP)
+        settings = _settings(path, **where) if find_file(path, CONFIG_NAME, **where) else {}
+        if kind := settings.get("model_type"):
+            return FAMILIES.get(kind, CLIP)
+        foreign = find_file(path, OPEN_CLIP_CONFIG, **where)
+        return _family_in_open_clip(foreign) if foreign else CLIP
     except Exception:  # what is wrong with it is said where the processor is opened
+        return CLIP
+
+
+def _family_in_open_clip(file: str) -> Family:
+    """The family that an `open_clip_config.json` describes: a CLIP, where it does not say that it is a SigLIP."""
+    try:
+        return SIGLIP if "init_logit_bias" in json.loads(Path(file).read_text(encoding="utf-8"))["model_cfg"] else CLIP
+    except Exception:  # what is wrong with it is said where it is read
         return CLIP
 
 

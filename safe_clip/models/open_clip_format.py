@@ -7,10 +7,9 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, MetaClip2Config, MetaClip2Model
 
 from ..errors import UserError
-from .open_clip_inputs import OPENAI_VOCABULARY, has_openai_tokens, preprocess_cfg
+from .open_clip_inputs import CONFIG_FILE, OPENAI_VOCABULARY, has_openai_tokens, preprocess_cfg
 from .tokens import LARGEST
 
-CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 OPENAI_END = OPENAI_VOCABULARY - 1
 EPSILON = 1e-5  # of open_clip's layer norms, unless a configuration says otherwise
@@ -133,7 +132,7 @@ def open_clip_config(model: CLIPModel | MetaClip2Model, processor: CLIPProcessor
     }
 
 
-def clip_config(settings: dict[str, Any]) -> CLIPConfig | MetaClip2Config:
+def read_config(settings: dict[str, Any]) -> CLIPConfig | MetaClip2Config:
     """The configuration of the model that an `open_clip_config.json` describes: what `open_clip_config` was given.
 
     Raises:
@@ -142,11 +141,6 @@ def clip_config(settings: dict[str, Any]) -> CLIPConfig | MetaClip2Config:
     try:
         model = settings["model_cfg"]
         vision, text = model["vision_cfg"], model["text_cfg"]
-        if "init_logit_bias" in model:
-            raise UserError(
-                f"its {CONFIG_FILE} describes a SigLIP, which is not read in open_clip's format: name one in that of "
-                "transformers, such as google/siglip2-base-patch16-224"
-            )
         for place, values in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text)):
             for name, value in values.items():
                 if value and name not in KNOWN[place] and value != DEFAULTS.get(name):

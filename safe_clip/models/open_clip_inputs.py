@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from ..errors import UserError
 from ..store.fingerprints import secure_digest
 
+CONFIG_FILE = "open_clip_config.json"
 OPENAI_VOCABULARY = 49408  # of the tokenizer that open_clip brings along
 OPENAI_TOKENS = "f3a512563cbc8e56c4c12aaed70f117e14aaf4753c84e7a56ae7c473d8bdbec7"
 INTERPOLATIONS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}

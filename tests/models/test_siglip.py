@@ -357,6 +357,29 @@ def test_open_clip_embeds_the_same(base_16, rows, tmp_path):
     torch.testing.assert_close(captions, stock_texts(str(base_16), texts), atol=1e-5, rtol=0)
     torch.testing.assert_close(images, stock_images(str(base_16), [image]), atol=1e-3, rtol=0)  # other pixels
     assert (theirs.logit_scale.item(), theirs.logit_bias.item()) == (2.5, -9.0)
+    again, before = load_clip(str(tmp_path / "made")), load_clip(str(base_16)).state_dict()
+    assert again.state_dict().keys() == before.keys()
+    assert [name for name, weight in again.state_dict().items() if not torch.equal(weight, before[name])] == []
+    ours = Embedder(again, load_processor(str(tmp_path / "made"))).texts(texts).embeds
+    torch.testing.assert_close(ours, stock_texts(str(base_16), texts), atol=1e-5, rtol=0)
+    _refuses_what_a_siglip_model_is_not(tmp_path / "made")
+
+
+def _refuses_what_a_siglip_model_is_not(folder: Path) -> None:
+    file = folder / "open_clip_config.json"
+    written = json.loads(file.read_text())
+    for part, change, said in (
+        ("text_cfg", {"no_causal_mask": False}, "a SigLIP that a SiglipModel is not: no_causal_mask"),
+        ("text_cfg", {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, "lies elsewhere .timm/ViT-B-16-SigLIP.: name the"),
+        ("vision_cfg", {"timm_pool": "avg"}, "a SigLIP that a SiglipModel is not: timm_pool"),
+        ("vision_cfg", {"timm_model_name": "resnet50"}, "does not describe a SigLIP"),
+        ("text_cfg", {"layers": 2}, r"missing .*text\.transformer\.resblocks\.1\."),
+    ):
+        changed = copy.deepcopy(written)
+        changed["model_cfg"][part].update(change)
+        file.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=said):
+            load_clip(str(folder))
 
 
 def test_sizes_that_open_clip_lacks_are_refused(folder, tmp_path):
