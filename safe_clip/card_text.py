@@ -10,6 +10,7 @@ from .names import TITLES
 
 # No mark may stand inside: one that a person removed must not take the text up to the next one along.
 BLOCK = re.compile(r"<!-- safe-clip: (\w+) -->((?:(?!<!-- /?safe-clip: ).)*?)<!-- /safe-clip: \1 -->", re.DOTALL)
+UNMARKED = re.compile(r"\\([_*\[\]])")  # what a code span shows as it is
 OF_WEIGHTS = ("about", "results", "worst", "training")  # parts that other weights make wrong
 NOT_KNOWN = "Not known yet of the weights that are here now."
 
@@ -31,6 +32,11 @@ def plain(text: object) -> str:
     """A name from elsewhere, so that it is text in a Markdown table and nothing else."""
     text = re.sub(r"[\x00-\x1f\x7f]+", " ", str(text))
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
+
+
+def code(text: object) -> str:
+    """As `plain`, in a code span, where a backslash before these marks would be shown."""
+    return "`" + UNMARKED.sub(r"\1", plain(text)) + "`"
 
 
 def is_ours(result: EvalResult) -> bool:

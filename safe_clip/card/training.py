@@ -18,12 +18,13 @@ from peft import PeftModel
 from transformers import ProcessorMixin, Trainer, TrainingArguments
 
 from .. import __version__
-from ..card_text import plain
+from ..card_text import code, plain
 from ..data.quadruplets import DEMO
 from ..data.streams import QuadrupletStream
 from ..evaluation.quadruplets import CATEGORY_COLUMN, MOST_CATEGORIES, cell_names
 from ..evaluation.unseen import CONCEPT_COLUMN
-from ..models.load import DEMO_DIR, public_name
+from ..models.families import family_of
+from ..models.load import bundled_name, public_name
 from ..models.pipelines import split_name
 from ..names import redact_paths
 
@@ -57,7 +58,7 @@ class Source:
 
     def summary(self) -> str:
         """In a sentence, in Markdown."""
-        name = f"[{self.name}](https://huggingface.co/{self.page})" if self.page else f"`{plain(self.name)}`"
+        name = f"[{self.name}](https://huggingface.co/{self.page})" if self.page else code(self.name)
         return (self.title or name) + (f" at commit `{self.revision}`" if self.revision else "")
 
 
@@ -65,8 +66,9 @@ def base_source(trainer: Trainer) -> Source:
     """The original model."""
     config = trainer.model.config
     name = config._name_or_path
-    if name == str(DEMO_DIR):
-        return Source(DEMO, "The bundled demo model of safe-clip", licence="Apache-2.0")
+    if known := bundled_name(name):
+        title = "demo model" if known == DEMO else family_of(config).name
+        return Source(known, f"The bundled {title} of safe-clip", licence="Apache-2.0")
     if not name:
         return Source("ORIGINAL", "A model that was given in Python and has no name")
     page = (split_name(name) or (name,))[0]  # of a text encoder, the pipeline that it lies in

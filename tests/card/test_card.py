@@ -20,7 +20,7 @@ from safe_clip import (
 )
 from safe_clip.card.results import combine, eval_results, results_section, worst_cases
 from safe_clip.card.training import unlearned
-from safe_clip.card_text import plain, read_blocks, replace_blocks
+from safe_clip.card_text import code, plain, read_blocks, replace_blocks
 from safe_clip.evaluation.quadruplets import LONGEST_NAME, row_categories
 from safe_clip.names import redact_paths
 
@@ -107,6 +107,7 @@ def test_only_what_stands_between_marks_is_replaced(end):
 def test_names_from_data_are_text_and_nothing_else():
     assert plain("a|b\n<script>`x`") == r"a\|b &lt;script&gt;\`x\`"
     assert "<!--" not in plain("<!-- safe-clip: results -->")
+    assert code("pipe:text_encoder") == "`pipe:text_encoder`" and code("a`b<!--") == r"`a\`b&lt;!--`"
 
 
 # ---- Results ----
