@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..data.arguments import DataArguments
 from ..errors import UserError
@@ -109,6 +109,11 @@ def of_the_demo_model(folder: Path) -> bool:
 
 def for_frozen_galleries(name: str, revision: str | None) -> bool:
     """Whether a model says that it was trained so, in its `training_args.json`."""
+    return training_arguments(name, revision).get("frozen_gallery") is True
+
+
+def training_arguments(name: str, revision: str | None) -> dict[str, Any]:
+    """What a model says of its training in its `training_args.json`; nothing where it does not."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     from ..models.load import resolve_model
@@ -125,8 +130,8 @@ def for_frozen_galleries(name: str, revision: str | None) -> bool:
             file=sys.stderr,
         )
     except Exception:  # what is wrong with the model is said where it is opened
-        return False
-    return isinstance(said, dict) and said.get("frozen_gallery") is True
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def sharing() -> "Accelerator":

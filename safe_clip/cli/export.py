@@ -9,12 +9,13 @@
 others, for `"hf-hub:you/safe-clip"`. `onnx`: graphs for onnxruntime and transformers.js, of both encoders and of each.
 """
 
+import json
 from pathlib import Path
 
 from ..config import OneLineParser
 from ..errors import UserError
 from ..outputs import REPLACED, OutputFolder
-from .compared import for_frozen_galleries
+from .compared import TRAINING_ARGUMENTS, training_arguments
 from .help import usage
 
 FORMATS = ("transformers", "open_clip", "onnx")  # of `models.export`, which is slow to import
@@ -74,8 +75,11 @@ def main(argv: list[str]) -> None:
     if args.strength is not None:
         model = merge(args.baseline, model, args.strength, args.baseline_revision)
     check_processor(model, processor)
+    trained_by = training_arguments(args.model, args.revision)
     with output.staged() as stage:
         WRITERS[args.format](model, processor, stage)
+        if queries_alone := trained_by.get("frozen_gallery") is True:  # by which `safe-clip embed` refuses the copy too
+            (stage / TRAINING_ARGUMENTS).write_text(json.dumps(trained_by, indent=2) + "\n", encoding="utf-8")
     print(f"{args.model} is in {output_dir}/ for {args.format}.")
-    if for_frozen_galleries(args.model, args.revision):  # which the copy does not say of itself
+    if queries_alone:
         print("It was trained with --frozen_gallery: it is for queries alone, and nothing is to be indexed with it.")

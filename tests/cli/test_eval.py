@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from safe_clip import UserError, evaluate_quadruplets, load_clip, load_processor, load_quadruplets
 from safe_clip.cli import eval as script
+from safe_clip.cli.compared import for_frozen_galleries
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.robustness import embed_variants, robustness
 from safe_clip.evaluation.summary import embed_rows, summary_figures
@@ -231,6 +232,7 @@ def test_a_model_for_a_frozen_gallery_is_judged_by_it_and_says_what_it_is_for(mo
         export = ["export", "--model", model, "--format", "transformers", "--output_dir", f"copy-{told}"]
         done = run_python("-m", "safe_clip", *export, cwd=tmp_path)
         assert done.returncode == 0 and ("it is for queries alone" in done.stdout) == told, done.stderr
+        assert for_frozen_galleries(str(tmp_path / f"copy-{told}"), None) == told
     done = run_eval("--model", "out", "--dataset", dataset_dir, cwd=tmp_path)
     assert done.returncode == 1 and "name that model with --baseline" in done.stderr
     other = DatasetDict(test=load_quadruplets(dataset_dir)["test"].select_columns(["safe_caption", "unsafe_caption"]))
