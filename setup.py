@@ -57,7 +57,7 @@ setup(
     package_data={
         "safe_clip": ["py.typed", "configs/*.yaml", "configs/accelerate/*.yaml"],
         "safe_clip.data": ["*.yaml", "audit/*.html"],
-        "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*", "models/*/*"],
+        "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*", "siglip/*", "models/*/*"],
         "safe_clip.evaluation": ["*.yaml", "report/*.html"],
         "safe_clip.metrics": ["*/*.py"],
     },

@@ -74,8 +74,8 @@ class ScriptArguments(DataArguments):
     model: str = field(
         default="demo",
         metadata={
-            "help": "The CLIP, MetaCLIP 2 or SigLIP to make safe: a Hub id, a folder, or 'demo' for the bundled one. "
-            "PIPELINE:text_encoder is that of a diffusers pipeline, which captions alone train."
+            "help": "The CLIP, MetaCLIP 2 or SigLIP to make safe: a Hub id, a folder, or a bundled one, 'demo' or "
+            "'demo-siglip'. PIPELINE:text_encoder is that of a diffusers pipeline, which captions alone train."
         },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
