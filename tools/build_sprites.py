@@ -56,7 +56,7 @@ def _sprite(members: dict[str, bytes], pattern: str, emoji: str, size: int, enco
 
 
 def fetch(package: str, folder: Path) -> Path:
-    """The archive of an npm package, such as `"name@1.0.0"`, in a folder, into which it is fetched where it is not there.
+    """The archive of an npm package, such as `"name@1.0.0"`, in a folder; it is fetched where it is not there.
 
     npm checks it against the registry's digest, and it takes its name only when it is whole.
     """
