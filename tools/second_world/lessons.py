@@ -20,7 +20,7 @@ from transformers import CLIPProcessor
 # Shares of the kinds of texts, by the pools of `Meanings`.
 SHARES = {"lemma": 0.2, "common": 0.2, "gloss": 0.25, "keyword": 0.15, "name": 0.1, "caption": 0.1}
 TOKENS = 40  # of a text, at most: a gloss that is longer is cut
-TEXTS = 4  # of English beside each scene
+TEXTS = 2  # of English beside each scene
 EASY = 0.2  # share of the scenes, the first, that show one or two things only
 
 
