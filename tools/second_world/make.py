@@ -21,7 +21,7 @@ from words import fetched, teacher_folder
 sys.path.append(str(Path(__file__).parent.parent))
 from build_sprites import PACKAGES, pack
 
-from safe_clip.errors import run
+from safe_clip.errors import UserError, run
 
 SPRITE = 56  # pixels, of 64 that the art has
 SMOKE_TEXTS = {"captions": 200, "most": 300}
@@ -39,8 +39,16 @@ def make(folder: Path, smoke: bool = False, workers: int = 1) -> None:
         folder: of this world alone.
         smoke: tiny sizes, to see that all parts work together.
         workers: processes that make batches.
+
+    Raises:
+        UserError: the folder has a world of the other kind, or something cannot be fetched.
     """
+    marker = folder / "made-by-smoke"
+    if (folder / "sprites.parquet").exists() and marker.exists() != smoke:
+        raise UserError(f"{folder} has a world made {'without' if smoke else 'with'} --smoke: name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    if smoke:
+        marker.touch()
     packages, sprites, taught = folder / "packages", folder / "sprites.parquet", folder / "meanings.safetensors"
     if not sprites.exists():
         said(1, "Emoji art")

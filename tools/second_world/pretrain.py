@@ -181,20 +181,34 @@ def run_stage(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
 
 
-def pretrain(folder: Path, shape: Shape, stages: tuple[Stage, ...], workers: int = 1, seed: int = 0) -> None:
-    """Trains the base of `folder`/meanings.safetensors and `folder`/sprites.parquet, and writes `folder`/base."""
+def pretrain(
+    folder: Path, shape: Shape, stages: Sequence[Stage], workers: int = 1, seed: int = 0, into: Path | None = None
+) -> None:
+    """Trains a base and writes it.
+
+    Args:
+        folder: has `meanings.safetensors` and `sprites.parquet`.
+        shape, stages: of the model, and how it is trained.
+        workers: processes that make batches.
+        seed: of its first weights.
+        into: gets `base`, `tokenizer` and `checkpoints`; by default, `folder`.
+
+    Raises:
+        UserError: what is to be taught is missing.
+    """
+    into = into or folder
     for name in ("meanings.safetensors", "sprites.parquet"):
         if not (folder / name).exists():
             raise UserError(f"{folder / name} is missing: python tools/second_world/make.py --output_dir {folder}")
     torch.manual_seed(seed)
     meanings = Meanings.load(folder / "meanings.safetensors")
-    tokenizer = load_tokenizer(folder / "tokenizer", meanings, shape.tokens)
+    tokenizer = load_tokenizer(into / "tokenizer", meanings, shape.tokens)
     processor = build_processor(tokenizer)
     clip = build_model(tokenizer, shape)
     print(f"{clip.num_parameters():,} parameters, {len(tokenizer):,} tokens, {len(meanings.texts):,} texts", flush=True)
     learner = Learner(clip, meanings.things)
     for stage in stages:
-        done = folder / "checkpoints" / f"{stage.name}.pt"
+        done = into / "checkpoints" / f"{stage.name}.pt"
         if done.exists():
             learner.load_state_dict(torch.load(done, weights_only=True))
             continue
@@ -205,10 +219,10 @@ def pretrain(folder: Path, shape: Shape, stages: tuple[Stage, ...], workers: int
         else:
             data = Scenes(count, stage.name, meanings if captions else None)
             collator = SceneCollator(processor, folder / "sprites.parquet", captions)
-        run_stage(stage, learner, data, collator, folder / "checkpoints" / stage.name, workers, seed)
+        run_stage(stage, learner, data, collator, into / "checkpoints" / stage.name, workers, seed)
         torch.save(learner.state_dict(), done.with_suffix(".part"))
         done.with_suffix(".part").rename(done)
-    write(clip, processor, folder / "base")
+    write(clip, processor, into / "base")
 
 
 def write(clip: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
@@ -226,12 +240,13 @@ def write(clip: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model, in FOLDER/smoke")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     shape, stages = SMOKE if args.smoke else (Shape(), STAGES)
-    pretrain(args.output_dir, shape, stages, args.workers, args.seed)
+    into = args.output_dir / "smoke" if args.smoke else None
+    pretrain(args.output_dir, shape, stages, args.workers, args.seed, into)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from scenery import HELD_OUT_STYLES, TRAINING_STYLES, Sprites, compose, compose_
 from things import FOLDS, Thing, categories, everyday_things, seen, unseen_category, unseen_concepts
 from tqdm.auto import tqdm
 
-from safe_clip.errors import run
+from safe_clip.errors import UserError, run
 
 FEATURES = Features(
     {
@@ -100,12 +100,20 @@ def write(sprites: Sprites, folder: Path, fold: int = 0, category: str = CATEGOR
 
     Args:
         sprites: the art.
-        folder: gets `data/SPLIT-00000-of-00001.parquet` and `objects/test.parquet`.
+        folder: gets `data/SPLIT.parquet`, with a `README.md` that names them, and `objects/test.parquet`.
         fold, category: what is left out of training.
         rows: of each split at most, for a quick look.
+
+    Raises:
+        UserError: the data there are of another fold or category.
     """
+    readme = folder / "data" / "README.md"
+    if readme.exists() and readme.read_text(encoding="utf-8") != card(fold, category):
+        raise UserError(f"{folder} has data of another fold or category: give these an --output_dir of their own.")
+    readme.parent.mkdir(parents=True, exist_ok=True)
+    readme.write_text(card(fold, category), encoding="utf-8")
     for name, split in splits(fold, category).items():
-        file = folder / "data" / f"{name}-00000-of-00001.parquet"
+        file = folder / "data" / f"{name}.parquet"
         if file.exists():
             continue
         split = split if rows is None else Split(min(rows, split.count), split.styles, split.intruders)
@@ -115,6 +123,15 @@ def write(sprites: Sprites, folder: Path, fold: int = 0, category: str = CATEGOR
         _write(Dataset.from_list(made, features=FEATURES), file)
     if not (file := folder / "objects" / "test.parquet").exists():
         _write(objects(sprites), file)
+
+
+def card(fold: int, category: str) -> str:
+    """The head of a README, which says for `datasets` what each file is, and what the data are."""
+    files = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in splits(fold, category))
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\nQuadruplets of the second world, made by "
+        f"tools/second_world/rows.py --fold {fold} --category {category}.\n"
+    )
 
 
 def _write(rows: Dataset, file: Path) -> None:
