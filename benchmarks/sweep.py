@@ -46,10 +46,11 @@ def call(verb: str, flags: list[str]) -> None:
         sys.exit(f"safe-clip {verb} {shlex.join(flags)} failed:\n{done.stdout[-3000:]}")
 
 
-def run(config: str, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
-    """The results of one training run and its `folder`, from disk where it has been made before."""
-    command = [config, *flags, "--eval_splits", *splits, "--seed", str(seed)]
-    own = Path(config).read_bytes() if Path(config).is_file() else b""  # a recipe's name is among the sources
+def run(config: str | None, flags: list[str], splits: list[str], seed: int, runs: Path) -> dict:
+    """The results of one training run and its `folder`, from disk where it has been made before. Without a recipe or a
+    file of settings, of the defaults."""
+    command = [*([config] if config else []), *flags, "--eval_splits", *splits, "--seed", str(seed)]
+    own = Path(config).read_bytes() if config and Path(config).is_file() else b""  # recipes are of SOURCES
     folder = runs / hashlib.sha256(SOURCES + own + json.dumps(command).encode()).hexdigest()[:12]
     if not (folder / "results.json").exists():
         print("safe-clip train", *command, "->", folder, file=sys.stderr, flush=True)
