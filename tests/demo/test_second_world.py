@@ -1,51 +1,20 @@
 """The second world: its vocabulary, scenes and rows. `test_second_base.py` has how its base is made."""
 
 import importlib
-import io
 import re
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image, Value
-from PIL import Image as PILImage
 
 from safe_clip import load_quadruplets
 from safe_clip.data.classification import load_classification
 from safe_clip.errors import UserError
 
-from ..helpers import ROOT
-
-sys.path.append(str(ROOT / "tools" / "second_world"))
 things, wording, scenery, rows = map(importlib.import_module, ("things", "wording", "scenery", "rows"))
 
 STYLES = scenery.TRAINING_STYLES
 BY_NAME = {thing.name: thing for thing in things.load_things()}
-
-
-def colour(emoji):
-    return tuple(np.frombuffer(emoji.encode()[-3:], dtype=np.uint8).tolist())
-
-
-@pytest.fixture(scope="session")
-def sprites_file(tmp_path_factory):
-    """Squares of a colour of their own in place of all art."""
-    made = []
-    for thing in things.load_things():
-        buffer = io.BytesIO()
-        PILImage.new("RGBA", (4, 4), (*colour(thing.emoji), 255)).save(buffer, "PNG")
-        for style in (*STYLES, *scenery.HELD_OUT_STYLES):
-            made.append({"emoji": thing.emoji, "style": style, "sprite": {"bytes": buffer.getvalue(), "path": None}})
-    file = tmp_path_factory.mktemp("art") / "sprites.parquet"
-    features = Features({"emoji": Value("string"), "style": Value("string"), "sprite": Image()})
-    Dataset.from_list(made, features=features).to_parquet(file)
-    return file
-
-
-@pytest.fixture(scope="session")
-def sprites(sprites_file):
-    return rows.load_sprites(sprites_file)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +173,7 @@ def test_larger_things_are_drawn_larger(composed):
     assert all(low <= min(sizes[name]) and max(sizes[name]) <= high for name, (low, high) in ranges.items())
 
 
-def test_what_patches_show(sprites):
+def test_what_patches_show(sprites, colour):
     """A square of 16 pixels fills four patches; one that covers less than a quarter of a patch does not count."""
     scene = scenery.compose_single("single", BY_NAME["dog"], "noto")
     placed = scenery.Placed(BY_NAME["dog"], 16, 8, 16)

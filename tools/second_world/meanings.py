@@ -2,7 +2,7 @@
 
 A sentence encoder, the teacher, reads English. What a thing means is the sum of what it makes of the thing's names, of
 its keywords in Unicode CLDR and, by half, of the names of its kind. A keyword is drawn half-way to the things that it
-is said of, a caption to what its scene shows. All are centred by the mean everyday thing and turned to 192 dimensions.
+is said of, a name to its thing and a caption to what its scene shows. All are centred by the mean everyday thing and turned to 192 dimensions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -136,11 +136,6 @@ def thing_vectors(read: Read, words: Mapping[Thing, Sequence[str]]) -> Tensor:
     return normalize(torch.stack(sums), dim=1)
 
 
-def drawn(vectors: Tensor, towards: Tensor, weight: float) -> Tensor:
-    """Vectors that are drawn to others: N x dimensions, of length 1."""
-    return normalize(vectors + weight * towards, dim=1)
-
-
 def said_of(words: Mapping[Thing, Sequence[str]]) -> dict[str, list[int]]:
     """The places of the things that each keyword is said of."""
     places: dict[str, list[int]] = {}
@@ -199,11 +194,12 @@ def make(packages: Path, kept: Path, file: Path, captions: int = CAPTIONS, most:
 
     read = Teacher(teacher_folder(packages), kept)
     things, vectors, kept_vectors = thing_vectors(read, words), read(texts), read(kept_words)
-    drawn_to = {place[word]: things[of].mean(dim=0) for word, of in of_things.items() if word in place}
-    drawn_to = {number: DRAWN * towards for number, towards in drawn_to.items()}
-    drawn_to |= {place[text]: normalize(things[of].sum(0), dim=0) for text, of in zip(made, shown, strict=True)}
-    rows = torch.tensor(list(drawn_to))
-    vectors[rows] = drawn(vectors[rows], torch.stack(list(drawn_to.values())), 1)
+    towards = {place[word]: DRAWN * things[of].mean(dim=0) for word, of in of_things.items() if word in place}
+    named = {name: [number] for number, thing in enumerate(words) for name in thing.bare_names}
+    named |= dict(zip(made, shown, strict=True))
+    towards |= {place[text]: normalize(things[of].sum(dim=0), dim=0) for text, of in named.items()}
+    rows = torch.tensor(list(towards))
+    vectors[rows] = normalize(vectors[rows] + torch.stack(list(towards.values())), dim=1)
 
     centre = things[[t.category is None for t in load_things()]].mean(dim=0)
     turn = axes(vectors - centre, things - centre, DIMENSIONS)

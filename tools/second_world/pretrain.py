@@ -20,6 +20,7 @@ import torch
 from learner import Learner
 from lessons import English, EnglishCollator, SceneCollator, Scenes
 from meanings import DIMENSIONS, Meanings, has_amx
+from safetensors.torch import load_model, save_model
 from scenery import IMAGE_SIZE, PATCH
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
@@ -208,9 +209,9 @@ def pretrain(
     print(f"{clip.num_parameters():,} parameters, {len(tokenizer):,} tokens, {len(meanings.texts):,} texts", flush=True)
     learner = Learner(clip, meanings.things)
     for stage in stages:
-        done = into / "checkpoints" / f"{stage.name}.pt"
+        done = into / "checkpoints" / f"{stage.name}.safetensors"
         if done.exists():
-            learner.load_state_dict(torch.load(done, weights_only=True))
+            load_model(learner, done)
             continue
         print(f"Stage {stage.name}: {stage.steps:,} steps of {stage.batch}", flush=True)
         count, captions = stage.steps * stage.batch, stage.name == "scenes"
@@ -220,7 +221,7 @@ def pretrain(
             data = Scenes(count, stage.name, meanings if captions else None)
             collator = SceneCollator(processor, folder / "sprites.parquet", captions)
         run_stage(stage, learner, data, collator, into / "checkpoints" / stage.name, workers, seed)
-        torch.save(learner.state_dict(), done.with_suffix(".part"))
+        save_model(learner, str(done.with_suffix(".part")))
         done.with_suffix(".part").rename(done)
     write(clip, processor, into / "base")
 
