@@ -2,7 +2,8 @@
 
 A sentence encoder, the teacher, reads English. What a thing means is the sum of what it makes of the thing's names, of
 its keywords in Unicode CLDR and, by half, of the names of its kind. A keyword is drawn half-way to the things that it
-is said of, a name to its thing and a caption to what its scene shows. All are centred by the mean everyday thing and turned to 192 dimensions.
+is said of, a name to its thing and a caption to what its scene shows. All are centred by the mean everyday thing and
+turned to 192 dimensions.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -64,7 +64,7 @@ class Stage:
 
 STAGES = (
     Stage("english", 3500, 256, 1e-3),
-    Stage("images", 2000, 64, 1e-3),
+    Stage("images", 1500, 64, 1e-3),
     Stage("scenes", 5000, 64, 6e-4),
 )
 SMOKE = (Shape(32, 2, 1, 1, 600), tuple(replace(stage, steps=4, batch=8) for stage in STAGES))
