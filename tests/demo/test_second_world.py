@@ -109,7 +109,7 @@ def test_captions_by_hand():
 
 def test_names_category_is_what_the_text_says(composed):
     words = {kind for thing in things.stand_ins() for kind in thing.kinds}
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, words | set(map(things.plural, words))))})\b")
     for made in composed:
         assert made.unsafe.names_category == bool(pattern.search(made.unsafe.caption)), made.unsafe.caption
         assert not made.safe.names_category and not pattern.search(made.safe.caption)

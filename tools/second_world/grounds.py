@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from safe_clip.demo.vocabulary import with_article
+
 Colour = tuple[int, int, int]
 
 COLOURS: dict[str, Colour] = {
@@ -100,7 +102,7 @@ def choose_ground(rng: random.Random) -> Ground:
         wordings = (f"on a background that fades from {one} to {other}", f"on {one} and {other}")
         return Ground(kind, (colour, _near(rng, COLOURS[other])), wordings)
     if kind == "plain":
-        wordings = (f"on a {one} background", f"on {one}", f"in front of a {one} wall")
+        wordings = (f"on {with_article(one)} background", f"on {one}", f"in front of {with_article(one)} wall")
         return Ground(kind, (colour,), wordings)
     pattern = rng.choice(PATTERNS)
     shade = -SHADE if sum(colour) > 384 else SHADE

