@@ -61,7 +61,13 @@ def splits(fold: int, category: str) -> dict[str, Split]:
 
 @cache
 def load_sprites(file: Path) -> Sprites:
-    """`{(emoji, style): RGBA image}` of a file that `build_sprites.pack` wrote."""
+    """`{(emoji, style): RGBA image}` of a file that `build_sprites.pack` wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not file.exists():
+        raise UserError(f"there is no {file}: make.py makes it, and --sprites names it elsewhere.")
     table = Dataset.from_parquet(str(file), keep_in_memory=True).cast_column("sprite", Image(decode=False))
     return {
         (row["emoji"], row["style"]): PILImage.open(io.BytesIO(row["sprite"]["bytes"])).convert("RGBA") for row in table
