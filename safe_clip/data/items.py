@@ -25,8 +25,8 @@ EMPTY = "row {} is empty: it has neither captions nor images. Fill it or remove 
 SAFE, UNSAFE, UNKNOWN = 1, 0, -1
 NOWHERE = -1
 # How a label may be written.
-TRUTHS = dict.fromkeys(("true", "t", "1", "1.0", "safe"), SAFE)
-TRUTHS |= dict.fromkeys(("false", "f", "0", "0.0", "unsafe"), UNSAFE)
+TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0", "safe"), SAFE)
+TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0", "unsafe"), UNSAFE)
 LONGEST_LABEL = 40  # characters of a cell that an error shows
 
 

@@ -1,6 +1,7 @@
 """Writing an index in shards, so that what is held does not grow with it, and nothing is embedded twice."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,7 +59,12 @@ def index_facts(embedder: Embedder, parts: list[Part], **named: Any) -> dict[str
 
 
 def check_same(folder: Path, facts: dict[str, Any]) -> None:
-    """Raises `UserError` where a folder holds an index, whole or begun, that is another than the facts describe."""
+    """Raises `UserError` where a folder holds a whole index that is another than the facts describe.
+
+    One that was only begun is taken anew: what was embedded is kept elsewhere, known by its content and its model.
+    """
+    if not any(os.path.lexists(folder / name) for name in (TABLE, FAISS)):
+        return
     try:
         known = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         differ = [what for name, what in SAME.items() if known[name] != facts[name]]

@@ -166,6 +166,9 @@ def test_labels_are_read_as_they_are_written(photos, model_dir):
     Path("rows.csv").write_text("image,nsfw\nphotos/00.png,1\nphotos/02.png,0\n")
     found = embed(model_dir, "rows.csv", "--unsafe_column", "nsfw", out="x")["unsafe"].to_pylist()
     assert found == [True, False]
+    Path("rows.csv").write_text("image,nsfw\nphotos/00.png,Yes\nphotos/02.png,no\nphotos/04.png,\nphotos/06.png,n\n")
+    found = embed(model_dir, "rows.csv", "--unsafe_column", "nsfw", out="w")["unsafe"].to_pylist()
+    assert found == [True, False, None, False]
     Path("rows.csv").write_text("image,nsfw\nphotos/00.png,maybe\n")
     with pytest.raises(UserError, match="row 0, column 'nsfw': a label must be true, false or empty, not 'maybe'"):
         embed(model_dir, "rows.csv", "--unsafe_column", "nsfw", out="y")
@@ -228,6 +231,31 @@ def test_a_folder_of_another_index_is_refused(what, photos, dataset_dir, model_d
         embed(*given, *(["--items", "captions"] if what == "--items" else []))
     assert "\n" not in str(error.value) and Path("index/index.parquet").read_bytes() == before
     embed(model_dir, dataset_dir)  # the same is none other
+
+
+def test_an_index_that_was_only_begun_is_taken_anew(photos, model_dir, other_dir, monkeypatch):
+    monkeypatch.setattr(embedder_module, "CHUNK", 4)
+    monkeypatch.setattr(indexing, "SHARD", 8)
+    lines = ["image,caption", *(f"photos/{number:02}.png,number {number}" for number in range(0, 24, 2))]
+    Path("photos/20.png").write_text("no image")
+    Path("rows.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"photos/20\.png.*the image cannot be read"):
+        embed(model_dir, "rows.csv")
+    assert [path.name for path in Path("index").glob("index.*")] == ["index.json"]
+    Path("rows.csv").write_text("\n".join(line for line in lines if "20" not in line) + "\n")  # as the message says
+    PILImage.new("RGB", (16, 16), "navy").save("photos/00.png")  # and another image by a name that was embedded
+    table = embed(model_dir, "rows.csv")
+    images = [PILImage.open(path).convert("RGB") for path in table["path"].to_pylist()]
+    assert len(table) == 11 and table["caption"].to_pylist() == [
+        line.split(",")[1] for line in lines[1:] if "20" not in line
+    ]
+    assert (vectors(table) - stock_images(model_dir, images)).abs().max() < 1e-5
+    assert json.loads(Path("index/index.json").read_text())["whole"]
+    Path("index/index.parquet").unlink()
+    assert (vectors(embed(other_dir, "rows.csv")) - stock_images(other_dir, images)).abs().max() < 1e-5
+    Path("index/index.parquet").rename("index/index.faiss")  # of an index that somebody may still search
+    with pytest.raises(UserError, match="with another model: name another folder"):
+        embed(model_dir, "rows.csv")
 
 
 # ---- What cannot be used ----
