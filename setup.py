@@ -22,6 +22,8 @@ CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
 SIGLIP = ["sentencepiece>=0.2", "protobuf>=4"]
 # The documentation site.
 DOCS = ["zensical>=0.0.50", "mkdocstrings-python>=2"]
+# What the notebook is run by, and a vector store that an index is loaded into.
+RUN_IN_TESTS = ["nbclient>=0.10.1", "ipykernel>=6.29", "qdrant-client>=1.15"]
 # What some of the package does only where it is there.
 OPTIONAL = ["torchvision>=0.26", "faiss-cpu>=1.9", "concept-erasure>=0.2", "codecarbon>=3", "tensorboard>=2.19"]
 
@@ -101,6 +103,7 @@ setup(
             "pyrefly>=1.5",
             "selenium>=4.11",
             "setuptools>=77.0.3",
+            *RUN_IN_TESTS,
             *OPTIONAL,
             *CONSUMERS,
             *SIGLIP,

@@ -62,3 +62,50 @@ def test_the_first_results_alone_are_ordered_anew():
     best = load_script("benchmarks/rerank.py").best
     original, safe = torch.tensor([[0.9, 0.8, 0.7, 0.1]]), torch.tensor([[0.1, 0.2, 0.5, 0.9]])
     assert [best(original, safe, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 2, 3, 3]
+
+
+# An index of what it is told, in chunks; SPOILT makes it depend on whether it was stopped.
+FAKE_EMBED = """
+import sys, time
+from pathlib import Path
+words = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+images = sorted(Path(words["--dataset"]).iterdir())
+cache, index = Path(words["--cache_dir"]), Path(words["--output_dir"])
+cache.mkdir(exist_ok=True)
+index.mkdir(exist_ok=True)
+resumed = any(cache.iterdir())
+for number in range(0, len(images), 3):
+    if not (cache / f"{number:07}.safetensors").exists():
+        time.sleep(0.1)
+        (cache / f"{number:07}.safetensors").write_text("a chunk")
+(index / "index.json").write_text("facts")
+(index / "index.parquet").write_bytes(b"".join(image.read_bytes() for image in images) + b"x" * (resumed and SPOILT))
+"""
+
+
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_an_index_that_was_stopped_is_compared_byte_for_byte(spoilt, tmp_path, monkeypatch, capsys):
+    script, fake = load_script("benchmarks/embed.py"), tmp_path / "fake.py"
+    fake.write_text(FAKE_EMBED.replace("SPOILT", str(spoilt)))
+    monkeypatch.setattr(script, "COMMAND", [sys.executable, str(fake)])
+    monkeypatch.setattr(sys, "argv", ["embed.py", "--images", "15"])
+    if spoilt:
+        with pytest.raises(SystemExit, match="index.parquet of the run that was stopped is not that of the whole run"):
+            script.main()
+        return
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    runs = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines[2:5]}
+    assert int(runs["whole"][2]) == 5 == int(runs["killed"][2]) + int(runs["again"][2]) and int(runs["killed"][2]) >= 3
+    assert all(float(run[4].strip(" |").replace(",", "")) > 1 for run in runs.values())  # MB, of any Python
+    assert lines[5].startswith("15 images in 5 chunks; both indexes have the same")
+
+
+def test_images_to_embed_are_drawn_the_same_each_time(tmp_path):
+    draw = load_script("benchmarks/embed.py").draw
+    draw(tmp_path / "one", 5)
+    draw(tmp_path / "other", 5)
+    files = [
+        [(file.name, file.read_bytes()) for file in sorted((tmp_path / name).iterdir())] for name in ("one", "other")
+    ]
+    assert files[0] == files[1] and len({content for _, content in files[0]}) == 5

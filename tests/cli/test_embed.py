@@ -406,13 +406,13 @@ def test_faiss_finds_the_same(dataset_dir, model_dir):
 
 
 def test_a_vector_store_finds_the_same_ten(tmp_path, model_dir, processor):
-    qdrant = pytest.importorskip("qdrant_client")
+    from qdrant_client import QdrantClient
     from qdrant_client.models import Distance, PointStruct, VectorParams
 
     rows = Dataset.from_dict(make_rows(64), features=FEATURES)
     rows.save_to_disk("data")
     table = embed(model_dir, "data")
-    client = qdrant.QdrantClient(":memory:")
+    client = QdrantClient(":memory:")  # its local mode
     client.create_collection("images", VectorParams(size=24, distance=Distance.COSINE))
     points = [PointStruct(id=row.pop("id"), vector=row.pop("embedding"), payload=row) for row in table.to_pylist()]
     client.upsert("images", points)

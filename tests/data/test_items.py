@@ -93,7 +93,7 @@ def test_rows_give_what_they_have_and_labels_move_it():
 
 
 def test_a_label_that_is_none_is_named():
-    rows = gappy().add_column("safe_image_is_safe", ["yes"] * 12)
+    rows = gappy().add_column("safe_image_is_safe", ["maybe"] * 12)
     with pytest.raises(
         UserError, match="row 0, column 'safe_image_is_safe': a label must be true, false or empty, not"
     ):
