@@ -19,7 +19,7 @@ GENERATION = ["diffusers>=0.36", "torchmetrics>=1.7", "pycocoevalcap>=1.2"]
 # Tools that read the models, and what the tests look at them with.
 CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
 # For the first SigLIP's tokenizer; SigLIP 2's needs neither.
-SIGLIP = ["sentencepiece>=0.2", "protobuf>=4"]
+SIGLIP = ["sentencepiece>=0.2", "protobuf>=4.25.1"]
 # The documentation site.
 DOCS = ["zensical>=0.0.50", "mkdocstrings-python>=2"]
 # What the notebook is run by, and a vector store that an index is loaded into.
