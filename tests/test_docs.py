@@ -1,6 +1,8 @@
 """README, CONTRIBUTING and docs/: what they tell people to type, their links and their site."""
 
 import argparse
+import ast
+import operator
 import os
 import re
 import shlex
@@ -185,3 +187,44 @@ def test_the_site_builds_strictly(tmp_path):
     assert built.returncode == 0, built.stdout + built.stderr
     pages = {page.stem for page in PAGES if page.parent != ROOT} - {"index"}
     assert {folder.name for folder in (tmp_path / "site").iterdir() if (folder / "index.html").exists()} >= pages
+
+
+# ---- The errors of docs/faq.md ----
+
+
+def templates() -> list[list[str]]:
+    """The constant parts, one after the other, of each text of the package that a message may be made of."""
+    found = []
+    for file in (ROOT / "safe_clip").rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                found.append([part.value for part in node.values if isinstance(part, ast.Constant)])
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+                found.append(node.value.split("{}"))
+    return [parts for parts in found if max(map(len, parts), default=0) >= 12]
+
+
+def unexplained(line: str, known: list[list[str]]) -> float:
+    """The share of an error's line that no text of the package says; what stands in quotes and brackets, and so may be
+    anything, is not counted."""
+    spoken, counted = bytearray(len(line)), bytearray(b"\1" * len(line))
+    for parts in known:
+        if all(part in line for part in parts):
+            fit = re.search(".*?".join(f"({re.escape(part)})" for part in parts), line)
+            for start, end in fit.regs[1:] if fit else ():
+                spoken[start:end] = b"\1" * (end - start)
+    for anything in re.finditer(r"'[^']*'|\([^)]*\)", line):
+        counted[anything.start() : anything.end()] = bytes(len(anything.group()))
+    return 1 - sum(map(operator.and_, spoken, counted)) / sum(counted)
+
+
+def test_errors_of_the_faq_are_those_that_the_package_prints():
+    lines = [block.strip() for block in blocks(ROOT / "docs" / "faq.md", "text")]
+    assert len(lines) >= 15 and all(line.startswith("error: ") and "\n" not in line for line in lines)
+    known = templates()
+    for line in lines:
+        assert unexplained(line.removeprefix("error: "), known) < 0.4, f"the package does not say: {line}"
+    for reworded in ("--dataset rows.csv has just train, no part 'test'.", "--index index lacks an index.parquet."):
+        assert unexplained(reworded, known) > 0.6
