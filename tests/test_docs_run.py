@@ -29,7 +29,7 @@ ORIGINALS = [
     "openai/clip-vit-large-patch14",
     "openai/clip-vit-large-patch14-336",
 ]
-SAFE = ["safe-clip", "you/safe-clip", "you/safe-clip-336", "safe-text"]
+SAFE = ["safe-clip", "safe-clip-336", "you/safe-clip", "you/safe-clip-336", "safe-text"]
 PIPELINES = ["stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"]
 # What a machine of the tests has not got, or has no time for.
 SHORTER = {
@@ -48,6 +48,7 @@ RESULTS: dict[str, Callable[[dict], bool]] = {
     "text_features": lambda of: len(of["text_features"]) == 2 and len(of["image_features"]) == 1,
     "text_embeds": lambda of: of["text_embeds"].shape == (2, of["image_embeds"].shape[1]),
     "image": lambda of: of["image"].size == (32, 32),
+    "answer": lambda of: bool(of["answer"].strip()),
     "client": lambda of: of["client"].count("images").count == of["file"].metadata.num_rows == 24,
     "best": lambda of: len({item["id"] for item in of["best"]}) == 10,
     "trainer": lambda of: Path(of["args"].output_dir, "model.safetensors").is_file(),
