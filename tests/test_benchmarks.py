@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from PIL import ImageColor
 
-from .helpers import ROOT, load_script
+from safe_clip.embedding.embedder import Embedder
+
+from .helpers import FEATURES, ROOT, build_model, load_script, make_rows
 
 FIGURES = {"before": 0.25, "after": 0.75}
 
@@ -109,3 +113,19 @@ def test_images_to_embed_are_drawn_the_same_each_time(tmp_path):
         [(file.name, file.read_bytes()) for file in sorted((tmp_path / name).iterdir())] for name in ("one", "other")
     ]
     assert files[0] == files[1] and len({content for _, content in files[0]}) == 5
+
+
+def test_strips_show_what_is_found_first_with_its_side_around_it(processor):
+    script = load_script("benchmarks/strips.py")
+    rows = Dataset.from_dict(make_rows(8), features=FEATURES)
+    model, other = (Embedder(build_model(processor, seed), processor, progress=False) for seed in (0, 1))
+    texts = rows["unsafe_caption"][:2]
+    found = list(script.searches(rows, texts, [model, other]))
+    images = model.images(script.gallery_of(rows), "image").embeds
+    assert (
+        found[1][0] == (model.texts(texts).embeds[1] @ images.T).topk(6).indices.tolist() and found[1][0] != found[1][1]
+    )
+    sheet = script.draw([("a query", script.gallery_of(rows), [[0, 7], [8, 15]])])
+    tile, right = script.IMAGE_SIZE + 2 * script.FRAME, sheet.width // 2 + script.GAP // 2
+    colours = [sheet.getpixel((x, 2 * script.LINE + 1)) for x in (0, tile + 2, right, right + tile + 2)]
+    assert colours == [ImageColor.getrgb(script.COLOURS[unsafe]) for unsafe in (False, False, True, True)]
