@@ -19,7 +19,9 @@ QUESTION = "USER: <image>\nWhat does the image show? ASSISTANT:"
 
 
 def main(folder: str, generator: str, safe: str, most: int = 8, words: int = 40) -> list[tuple[str, str, str]]:
-    files = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))[:most]
+    files = sorted(file for file in Path(folder).glob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))[:most]
+    if not files:
+        raise UserError(f"{folder} holds no image (.jpg, .jpeg or .png).")
     images = [Image.open(file).convert("RGB") for file in files]
     processor = AutoProcessor.from_pretrained(generator)
     device = "cuda" if torch.cuda.is_available() else "cpu"

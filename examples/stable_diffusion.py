@@ -2,8 +2,9 @@
 
 python examples/stable_diffusion.py captions.csv stable-diffusion-v1-5/stable-diffusion-v1-5 "a dog on a sofa"
 
-The table has the columns safe_caption and unsafe_caption. drawn.png gets what the prompt gives from the same noise: on
-the left with the pipeline's own encoder, on the right with the safe one.
+It requires `pip install 'safe-clip[generation]'`. The table has the columns safe_caption and unsafe_caption. drawn.png
+gets what the prompt gives from the same noise: on the left with the pipeline's own encoder, on the right with the safe
+one.
 """
 
 import sys

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from transformers import CLIPModel, CLIPTextModel
 
-from safe_clip import SafeCLIPTrainer, load_clip, open_index
+from safe_clip import SafeCLIPTrainer, UserError, load_clip, open_index
 from safe_clip.cli.embed import main as embed
 
 from .generation.conftest import build_llava, build_pipeline, build_safe
@@ -75,6 +75,8 @@ def test_a_llava_says_something_else_with_a_safe_tower(table, processor, capsys)
     assert [name for name, _, _ in said] == ["0.png", "1.png", "10.png"]
     assert any(before != after for _, before, after in said) and said[2][2] in capsys.readouterr().out
     assert all(before == after for _, before, after in script.main("unsafe", "llava", "same", most=3, words=5))
+    with pytest.raises(UserError, match="nowhere holds no image"):
+        script.main("nowhere", "llava", "same")
 
 
 def test_queries_are_trained_for_an_index_that_stays(table, model_dir, capsys):
