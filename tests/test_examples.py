@@ -21,7 +21,7 @@ from .helpers import ROOT, build_model, load_script, make_rows
 EXAMPLES = ROOT / "examples"
 SETTINGS = {"max_steps": 2, "per_device_train_batch_size": 8, "report_to": "none", "disable_tqdm": True}
 FAR = {"max_steps": 6, "learning_rate": 2e-2}  # in few steps
-SHORTER = {"STEPS = 200": "STEPS = 2", "range(3000)": "range(64)", "range(300)": "range(24)"}
+SHORTER = {"STEPS = 200": "STEPS = 2", "range(3000)": "range(64)", "range(300)": "range(40)"}
 
 
 @pytest.fixture(autouse=True)
