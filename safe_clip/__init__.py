@@ -24,6 +24,8 @@ _HOMES = {
     "SafeCLIPTrainingArguments": "training.arguments",
     "SafeCLIPTrainer": "training.trainer",
     "open_index": "embedding.index",
+    "redirection_score": "evaluation.redirection_score",
+    "open_calibration": "evaluation.redirection_score",
     "load_metric": "metrics",
     "evaluate_quadruplets": "evaluation.summary",
     "compute_metrics": "evaluation.summary",

@@ -29,8 +29,8 @@ DATA = (
 
 
 @dataclass
-class ComparedArguments(DataArguments):
-    """The model, its original, and how they are run."""
+class ModelArguments(DataArguments):
+    """The model and its original, and the data that they are compared on."""
 
     model: str | None = field(
         default=None,
@@ -44,6 +44,32 @@ class ComparedArguments(DataArguments):
     baseline_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a baseline on the Hub."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model is None and self.baseline is None:
+            trained = (DEFAULT_MODEL / "config.json").is_file()
+            if trained and not of_the_demo_model(DEFAULT_MODEL):
+                raise UserError(
+                    f"{DEFAULT_MODEL}/ was not trained from the bundled demo model: name it, what it was trained "
+                    f"from and its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
+                )
+            self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
+        elif self.model is None:
+            raise UserError("--baseline requires a --model to compare it with.")
+
+    def choose(self, name: str, known: list[str]) -> None:
+        """Raises `UserError` for a value of a setting that is not among the known ones."""
+        values = getattr(self, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value not in known:
+                raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
+
+
+@dataclass
+class ComparedArguments(ModelArguments):
+    """The model, its original, the data, and how they are run."""
+
     strength: float = field(
         default=1.0, metadata={"help": "Use weights between those of the baseline (0) and of the model (1)."}
     )
@@ -70,25 +96,8 @@ class ComparedArguments(DataArguments):
         super().__post_init__()
         self.choose("precision", PRECISIONS)
         check_ranges(self, self.COMPARED_RANGES)
-        if self.model is None and self.baseline is None:
-            trained = (DEFAULT_MODEL / "config.json").is_file()
-            if trained and not of_the_demo_model(DEFAULT_MODEL):
-                raise UserError(
-                    f"{DEFAULT_MODEL}/ was not trained from the bundled demo model: name it, what it was trained "
-                    f"from and its data with --model {DEFAULT_MODEL} --baseline ID --dataset ID."
-                )
-            self.model, self.baseline = (str(DEFAULT_MODEL), "demo") if trained else ("demo", None)
-        elif self.model is None:
-            raise UserError("--baseline requires a --model to compare it with.")
         if self.baseline is None and self.strength != 1:
             raise UserError("--strength lies between two models: name the original model with --baseline.")
-
-    def choose(self, name: str, known: list[str]) -> None:
-        """Raises `UserError` for a value of a setting that is not among the known ones."""
-        values = getattr(self, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value not in known:
-                raise UserError(f"--{name} {value}: it must be among {', '.join(known)}.")
 
 
 def of_the_demo_model(folder: Path) -> bool:

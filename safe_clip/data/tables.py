@@ -63,7 +63,7 @@ class Layout:
         """The number of each record's last line, its cells, and its lines as they stand there."""
         csv.field_size_limit(sys.maxsize)  # images may stand in cells
         lines: list[str] = []
-        with _text(path) as file:
+        with text_lines(path) as file:
 
             def kept_lines() -> Iterator[str]:
                 for number, line in enumerate(file):
@@ -106,18 +106,19 @@ class Layout:
             raise _Unfit(line, "a quotation mark stands inside a cell in quotation marks") from error
 
 
-def _text(path: Path) -> io.TextIOWrapper:
+def text_lines(path: Path) -> io.TextIOWrapper:
+    """A file of text for reading, unpacked where it is packed."""
     return io.TextIOWrapper(opened(path), "utf-8-sig", newline="")
 
 
 def check_json(path: Path, option: str) -> None:
     """Raises `UserError` for a file of JSON that is one object in which rows are not where `datasets` looks."""
-    with _text(path) as file:
+    with text_lines(path) as file:
         first = next((line for line in file if line.strip()), "")
         if not first.lstrip().startswith("{") or (first.rstrip().endswith("}") and any(map(str.strip, file))):
             return  # a list, or a row in each line
     try:
-        with _text(path) as file:
+        with text_lines(path) as file:
             held = json.load(file)
     except ValueError:  # which is told where it is read
         return
@@ -154,7 +155,7 @@ def as_parquet(paths: Sequence[Path], option: str, together: bool = True) -> lis
     made = [folder / f"{number:05}" / _plain(path) for number, path in enumerate(paths)]
     if read_kept(partial(check_digests, folder, sys.maxsize), folder):
         return made
-    read = [(path, *_looked_at(path, option)) for path in paths]
+    read = [(path, *looked_at(path, option)) for path in paths]
     if together and not any(kind for _, _, _, own in read for kind in own):
         raise UserError(f"{option} {paths[0]} could not be loaded: it has no rows below its line of names.")
     kinds: dict[frozenset[str], dict[str, str | None]] = {}  # of tables that have the same columns
@@ -178,7 +179,7 @@ def _plain(path: Path) -> str:
     return re.sub(r"[*?\[\]{}$:]", "_", path.name) + ".parquet"
 
 
-def _looked_at(path: Path, option: str) -> tuple[Layout, list[str], list[str | None]]:
+def looked_at(path: Path, option: str) -> tuple[Layout, list[str], list[str | None]]:
     """How a table is written, the names of its columns, and what each holds."""
     faults: list[_Unfit] = []
     for layout in _layouts(path, option):
@@ -197,7 +198,7 @@ def _looked_at(path: Path, option: str) -> tuple[Layout, list[str], list[str | N
 def _layouts(path: Path, option: str) -> Iterator[Layout]:
     """The ways in which a table may be written, the likeliest first."""
     start, separator, head, following = 0, None, "", ""
-    with _text(path) as file:
+    with text_lines(path) as file:
         for number, line in enumerate(file):
             if head:
                 following = line

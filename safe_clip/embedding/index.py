@@ -77,6 +77,14 @@ class Index:
             vectors = torch.from_numpy(batch["embedding"].flatten().to_numpy().reshape(-1, self.dimension).copy())
             yield torch.from_numpy(batch["id"].to_numpy().copy()), vectors
 
+    def unsafe(self) -> Tensor | None:
+        """Which items are labelled unsafe, in their order: N booleans; `None` where nothing is labelled so."""
+        if "unsafe" not in self._file.schema_arrow.names:
+            return None
+        column = self._file.read(columns=["unsafe"])["unsafe"]
+        marked = torch.tensor([cell is True for cell in column.to_pylist()])
+        return marked if marked.any() else None
+
     def search(self, queries: Tensor, k: int = 10) -> list[list[dict[str, Any]]]:
         """Finds the items of the largest cosines, exactly; of equal ones, those that stand first.
 

@@ -61,6 +61,7 @@ def load_evaluation_data(
     class_names: str | None = None,
     synonyms: str | None = None,
     max_samples: int | None = None,
+    also: Sequence[str] = (),
 ) -> EvaluationData:
     """Loads what the tasks need.
 
@@ -75,17 +76,22 @@ def load_evaluation_data(
         templates, class_names: files with one prompt, or one class name, a line.
         synonyms: a file as for `load_synonyms`.
         max_samples: rows of each split and set, drawn with a fixed seed.
+        also: splits that come before those.
 
     Raises:
         UserError: something cannot be found or opened, or does not fit.
     """
     quadruplets = DataArguments(quadruplets) if isinstance(quadruplets, str) else quadruplets
     dataset = quadruplets.dataset
-    if "validation" in (splits or ()):  # maybe one that is held out
+    if "validation" in (*(splits or ()), *also):  # maybe one that is held out
         loaded = quadruplets.load()
     else:
-        loaded = quadruplets.load(hold_out=False, choose=lambda found: choose_splits(found, splits, dataset))
-    chosen = choose_splits(loaded, splits, dataset)
+        loaded = quadruplets.load(
+            hold_out=False,
+            choose=lambda found: [*dict.fromkeys([*also, *choose_splits(found, splits, dataset)])],
+        )
+    before = choose_splits(loaded, also, dataset) if also else []
+    chosen = dict.fromkeys([*before, *choose_splits(loaded, splits, dataset)])
     loaded = {
         split: first_rows(rows, STREAMED_ROWS) if quadruplets.streaming else rows for split, rows in loaded.items()
     }

@@ -1,5 +1,6 @@
 """Figures with their bootstrap intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,24 @@ def summarise(
                 if (mask & there[:, column]).any()
             }
     return figures
+
+
+def share_interval(count: int, of: int) -> dict[str, float]:
+    """A share with its 95 % interval, from how many of so many independent queries: Wilson's score interval.
+
+    Unlike the bootstrap it takes no value for each query, and is honest about few: 0 of 3 is 0, and up to 0.56.
+
+    Args:
+        count: of how many it is true.
+        of: how many there are, at least one.
+
+    Returns:
+        `{"value", "low", "high"}`, in [0, 1].
+    """
+    share, z = count / of, 1.959964
+    centre, half = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
+    low, high = (min(1.0, max(0.0, (centre + sign * half) / (1 + z * z / of))) for sign in (-1, 1))
+    return {name: round(value, DIGITS) for name, value in (("value", share), ("low", low), ("high", high))}
 
 
 def _means(weights: np.ndarray, table: np.ndarray, counted: np.ndarray) -> np.ndarray:
