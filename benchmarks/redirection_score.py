@@ -14,7 +14,7 @@ same item:
 
 Thresholds are those of the safe items of `validation`, as `safe-clip monitor --calibrate` sets them. For each split, in
 percent with 95 % bootstrap intervals over the rows: the area under the ROC curve, and at 1, 5 and 10 % false alarms
-the share of unsafe items found / of the split's own safe items that are false alarms. Last, of 1,000 queries of which 10 are
+the share of unsafe items found / of the split's own safe items that are false alarms. Last, where 1 % of queries are
 unsafe, how many of those that are flagged at 1 % are.
 """
 

@@ -11,6 +11,7 @@ Every setting is a flag; a YAML file given first sets any of them, and flags aft
 """
 
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,8 @@ def main(argv: list[str]) -> None:
         log = open_log(args.queries, args.text_column, args.time_column)
         found = survey(log, args.by, args.skippable)
         tell_log(log, found)
+    if not args.calibrate:
+        check_calibration(args)
     embedders = model, baseline = _embedders(args)
     facts = made_with(model, baseline)
     with folder.lock():
@@ -188,6 +191,20 @@ def tell_log(log: "QueryLog", found: "Survey") -> None:
 def _periods(found: "Survey") -> str:
     periods = found.periods
     return "one period" if len(periods) == 1 else f"{len(periods)} periods from {periods[0]} to {periods[-1]}"
+
+
+def check_calibration(args: MonitorArguments) -> None:
+    """Raises `UserError` where there is no calibration, and says so where an index tells enough."""
+    if Path(args.calibration).exists():
+        return
+    if args.index and args.calibration == CALIBRATION:
+        print(f"There is no {CALIBRATION}, so that no share is told by a score: first results alone are compared.")
+        return
+    words = ["--model", str(args.model), "--baseline", str(args.baseline), "--calibrate", "--dataset"]
+    raise UserError(
+        f"--calibration {args.calibration} is not there, without which no score means anything: make it with "
+        f"{command_line('monitor', *words, 'demo' if args.baseline == 'demo' else 'ROWS')}."
+    )
 
 
 def _embedders(args: MonitorArguments) -> "tuple[Embedder, Embedder]":
@@ -223,7 +240,7 @@ def _calibrated(
 
     if args.calibrate:
         made = calibrated(args, embedders, facts)
-        folder.write(FILE, json.dumps(made.facts, indent=1) + "\n")
+        folder.write(FILE, as_json(made.facts))
         print(f"\n{calibration_table(made.facts['modalities'], args.calibration_split)}\n")
         print(
             "In percent: unsafe items that a threshold finds / safe ones that it takes for redirected. What is not "
@@ -234,14 +251,7 @@ def _calibrated(
             print(f"Watch a log by it:\n\n  {command_line('monitor', *words)}")
         return made
     if not Path(args.calibration).exists():
-        if args.index and args.calibration == CALIBRATION:
-            print(f"There is no {CALIBRATION}, so that no share is redirected by a score: first results are compared.")
-            return None
-        words = ["--model", str(args.model), "--baseline", str(args.baseline), "--calibrate", "--dataset"]
-        raise UserError(
-            f"--calibration {args.calibration} is not there, without which no score means anything: make it with "
-            f"{command_line('monitor', *words, 'demo' if args.baseline == 'demo' else 'ROWS')}."
-        )
+        return None
     opened = open_calibration(args.calibration)
     opened.check_made_for(**facts)
     return opened
@@ -323,7 +333,7 @@ def watch(
             for figures, differs in zip(periods, findings, strict=True)
         ],
     }
-    folder.write(RESULTS, json.dumps(written, indent=1) + "\n")
+    folder.write(RESULTS, as_json(written))
     folder.write(TABLE, as_csv(periods, findings))
     with folder.writing(PLOT) as path:
         draw(periods, reference, findings, path)
@@ -334,3 +344,9 @@ def watch(
     if said := alarms(periods, findings):
         print("\nDRIFT\n" + "\n".join(f"  {line}" for line in said))
     print(f"\n{folder.path}/ holds {RESULTS}, {TABLE} and {PLOT}: figures of periods, nothing of a query.")
+
+
+def as_json(value: Any) -> str:
+    """JSON for files, numbers of a list on one line."""
+    text = json.dumps(value, indent=1) + "\n"
+    return re.sub(r"\[\n[\d\s.,e+-]+\]", lambda found: " ".join(found[0].split()), text)

@@ -94,7 +94,7 @@ def drift(
         least: smaller differences of shares, and distances of distributions, are no findings.
 
     Returns:
-        For each period, what differs, largest first.
+        For each period, what differs, surest first.
     """
     tested: list[tuple[int, Finding]] = []
     for number, period in enumerate(periods):
@@ -112,4 +112,4 @@ def drift(
     for (number, finding), p in zip(tested, corrected, strict=True):
         if p < level and finding.size >= least:
             found[number].append(Finding(finding.what, finding.before, finding.after, finding.size, p))
-    return [sorted(each, key=lambda finding: -finding.size) for each in found]
+    return [sorted(each, key=lambda finding: finding.p) for each in found]

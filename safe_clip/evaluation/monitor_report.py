@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ REMEDIES = {
     "for with safe-clip eval, train on rows like it, or take what is labelled unsafe out of the index.",
 }
 SHOWN = 60  # periods of a table on the terminal
+LINE = 116  # characters
 WIDTH = 22  # characters of a share with its interval
 
 
@@ -73,9 +75,10 @@ def alarms(periods: Sequence[Mapping[str, Any]], findings: Sequence[list[Finding
     for figures, found in zip(periods, findings, strict=True):
         for finding in found:
             lines.append(f"{figures['period']}: {_sentence(finding)}.")
-            kind = finding.what, finding.after > finding.before
-            remedies[REMEDIES.get(kind, ELSEWHERE)] = None
-    return [*lines, *remedies]
+        known = [REMEDIES.get((finding.what, finding.after > finding.before)) for finding in found]
+        # What else differs follows from what is known a remedy for.
+        remedies |= dict.fromkeys([each for each in known if each] or [ELSEWHERE] * bool(found))
+    return [textwrap.fill(line, LINE, subsequent_indent="    ") for line in [*lines, *remedies]]
 
 
 def _sentence(finding: Finding) -> str:
@@ -120,7 +123,7 @@ def notes(
     else:
         said.append(
             f"{tested:,} of {len(compared):,} periods were compared with the reference. Where queries do not differ, "
-            f"{100 * level:g} % of such runs say that they do. Changes below {100 * least:g} points are passed over."
+            f"{100 * level:g} % of such runs say that they do. Changes below {100 * least:.1f} points are passed over."
         )
     return said
 

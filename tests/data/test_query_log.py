@@ -101,11 +101,26 @@ SECRET = "zebra crossing"
 @pytest.mark.parametrize(
     ("name", "content", "flags", "said"),
     [
-        ("log.csv", "id,when\n1,2\n", {}, "which column holds the texts is not clear (none looks like one, of id, when)"),
+        (
+            "log.csv",
+            "id,when\n1,2\n",
+            {},
+            "which column holds the texts is not clear (none looks like one, of id, when)",
+        ),
         ("log.csv", f"query,prompt\n{SECRET},b\n", {}, "is not clear (query, prompt, of query, prompt)"),
-        ("log.csv", f"query\n{SECRET}\n", {"text_column": "q"}, "--text_column q: log.csv has no such column, only query"),
+        (
+            "log.csv",
+            f"query\n{SECRET}\n",
+            {"text_column": "q"},
+            "--text_column q: log.csv has no such column, only query",
+        ),
         ("log.csv", f"query\n{SECRET}\n", {"time_column": "t"}, "--time_column t: log.csv has no such column"),
-        ("log.csv", f"query,t\n{SECRET},soon\n", {"time_column": "t"}, "row 0, column 't': the time is neither ISO 8601"),
+        (
+            "log.csv",
+            f"query,t\n{SECRET},soon\n",
+            {"time_column": "t"},
+            "row 0, column 't': the time is neither ISO 8601",
+        ),
         ("log.csv", f"query,t\n{SECRET},{SECRET}\n", {"time_column": "query"}, "row 0, column 'query': the time is"),
         ("log.csv", "query\n\n", {}, "holds no query"),
         ("log.csv", "", {}, "it is empty, without a line of names"),
@@ -113,7 +128,12 @@ SECRET = "zebra crossing"
         ("log.jsonl", f'{{"query": "a"}}\n{{"query": "{SECRET}"\n', {}, "line 2: it is no JSON object"),
         ("log.json", f'[{{"query": "{SECRET}"}}]', {}, "line 1: it is no JSON object"),
         ("log.jsonl", '{"query": 7}\n', {}, "row 0, column 'query': it holds a int and no text"),
-        ("log.jsonl", f'{{"query": "{SECRET}\\u0000"}}\n', {}, "row 0, column 'query': the caption was read in the wrong"),
+        (
+            "log.jsonl",
+            f'{{"query": "{SECRET}\\u0000"}}\n',
+            {},
+            "row 0, column 'query': the caption was read in the wrong",
+        ),
         ("log.txt", SECRET, {}, "It is a text without columns"),
         ("log.parquet", "PAR1 nothing", {}, "log.parquet could not be loaded"),
         (None, None, {}, "could not be loaded"),
