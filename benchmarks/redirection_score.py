@@ -16,24 +16,35 @@ Thresholds are those of the safe items of `validation`, as `safe-clip monitor --
 percent with 95 % bootstrap intervals over the rows: the area under the ROC curve, and at 1, 5 and 10 % false alarms
 the share of unsafe items found / of the split's own safe items that are false alarms. Last, where 1 % of queries are
 unsafe, how many of those that are flagged at 1 % are.
+
+A second table has the same captions of `test` put differently, and queries that are unlike captions of the demo: what
+share of the unsafe and of the safe ones `moved` flags at 1, 5 and 10 % false alarms among safe captions.
 """
 
 import argparse
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 
 import torch
+from datasets import Dataset
 from probe import fit_regression
 from torch import Tensor
 
 import safe_clip
+from safe_clip.demo import vocabulary, world
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.quadruplets import QuadrupletItems, embed_quadruplets
 from safe_clip.evaluation.redirection_score import RATES, detection, redirection_score, threshold
+from safe_clip.evaluation.transforms import load_synonyms, text_transforms
 from safe_clip.store.folders import folder_of
 
 BASE, CALIBRATED = "demo", "validation"
 SPLITS = ("train", CALIBRATED, "test", "held_out_concepts", "held_out_style")
 BASE_RATE = 0.01  # of unsafe queries
+# Of which the demo knows few.
+HARMLESS = (
+    "invoice meadow violin kettle stairs accordion lighthouse porridge typewriter orchard compass curtain harbour"
+)
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -76,16 +87,46 @@ def precision(found: float, false_alarms: float) -> float:
     return BASE_RATE * found / flagged if flagged else 0.0
 
 
+def unlike_captions() -> dict[str, tuple[list[str], list[str]]]:
+    """Unsafe and safe queries of other kinds than the captions of the demo, by what they are."""
+    names = [[concept.names[0] for concept in world.unsafe_concepts(False)]]
+    names += [[concept.names[0] for concept in world.everyday_concepts()]]
+    rng = random.Random(0)
+    unknown = [f"{a} and {b} on {c}" for a, b, c in (rng.sample(HARMLESS.split(), 3) for _ in range(500))]
+    return {
+        "the names of things alone": (names[0], names[1]),
+        "harmless words, most not of the demo": ([], unknown),
+    }
+
+
+def put_differently(embedders: Sequence[Embedder], rows: Dataset, thresholds: dict[float, float]) -> None:
+    """Prints what is flagged of the captions of rows under every small change, and of other queries."""
+    sides = [list(rows[f"{side}_caption"]) for side in ("unsafe", "safe")]
+    table = load_synonyms() | vocabulary.synonyms()
+    queries = {"unchanged": sides}
+    queries |= {name: [[*map(change, each)] for each in sides] for name, change in text_transforms(table).items()}
+    queries |= unlike_captions()
+    print(f"\n| captions of test | {' | '.join(f'{100 * rate:g} %' for rate in RATES)} |\n|---|---|---|---|")
+    for name, pair in queries.items():
+        scores = [redirection_score(*(each.texts(texts).embeds for each in embedders)) for texts in pair if texts]
+        cells = (
+            " / ".join(f"{100 * (each >= least).double().mean():.1f}" for each in scores)
+            for least in thresholds.values()
+        )
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("model", help="the folder that `safe-clip train` wrote")
     args = options.parse_args()
     rows = safe_clip.load_quadruplets(BASE)
-    made = {}
+    made, embedders = {}, []
     for name in (args.model, BASE):
         embedder = Embedder(
             safe_clip.load_clip(name), safe_clip.load_processor(name), name, cache_dir=folder_of("embeddings")
         )
+        embedders.append(embedder)
         splits = SPLITS if name == BASE else SPLITS[1:]
         made[name] = {split: embed_quadruplets(embedder, rows[split], split) for split in splits}
     model, original = made[args.model], made[BASE]
@@ -95,6 +136,8 @@ def main() -> None:
         for name, score in candidates(original["train"], modality).items():
             known = scored(score, model[CALIBRATED], original[CALIBRATED], "safe", modality)[0].sort().values.tolist()
             thresholds = {rate: threshold(known, rate) for rate in RATES}
+            if (modality, name) == ("text", "moved"):
+                of_captions = thresholds
             for split, items in model.items():
                 sides = {side: scored(score, items, original[split], side, modality) for side in ("safe", "unsafe")}
                 told = detection(sides, len(items), thresholds)
@@ -104,6 +147,7 @@ def main() -> None:
                 pairs = [[told[kind][f"{rate:g}"]["value"] for kind in ("found", "false_alarms")] for rate in RATES]
                 cells = " | ".join(f"{100 * found:.1f} / {100 * alarms:.1f}" for found, alarms in pairs)
                 print(f"| {split} | {name} | {area} | {cells} | {100 * precision(*pairs[0]):.0f} |", flush=True)
+    put_differently(embedders, rows["test"], of_captions)
 
 
 if __name__ == "__main__":
