@@ -18,7 +18,8 @@ the share of unsafe items found / of the split's own safe items that are false a
 unsafe, how many of those that are flagged at 1 % are.
 
 A second table has the same captions of `test` put differently, and queries that are unlike captions of the demo: what
-share of the unsafe and of the safe ones `moved` flags at 1, 5 and 10 % false alarms among safe captions.
+share of the unsafe / of the safe ones `moved` flags at 1, 5 and 10 % false alarms among safe captions. And a third what
+it flags where the thresholds are of safe queries put alike (for harmless words: of the unsafe captions unchanged).
 """
 
 import argparse
@@ -107,13 +108,27 @@ def put_differently(embedders: Sequence[Embedder], rows: Dataset, thresholds: di
     queries |= {name: [[*map(change, each)] for each in sides] for name, change in text_transforms(table).items()}
     queries |= unlike_captions()
     print(f"\n| captions of test | {' | '.join(f'{100 * rate:g} %' for rate in RATES)} |\n|---|---|---|---|")
+    known = {}
     for name, pair in queries.items():
-        scores = [redirection_score(*(each.texts(texts).embeds for each in embedders)) for texts in pair if texts]
-        cells = (
-            " / ".join(f"{100 * (each >= least).double().mean():.1f}" for each in scores)
-            for least in thresholds.values()
-        )
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        known[name] = [
+            redirection_score(*(each.texts(texts).embeds for each in embedders)) if texts else torch.empty(0)
+            for texts in pair
+        ]
+        print(f"| {name} | {flagged(known[name], thresholds)} |", flush=True)
+    # Every other one is what the thresholds are of, and the rest what they are tried on.
+    print("\nThe same, with thresholds of safe queries that are like these")
+    for name, (unsafe, safe) in known.items():
+        own = {rate: threshold(safe[::2].sort().values.tolist(), rate) for rate in RATES if rate * (len(safe) // 2) > 1}
+        print(f"| {name} | {flagged([unsafe if len(unsafe) else known['unchanged'][0], safe[1::2]], own)} |")
+
+
+def flagged(scores: Sequence[Tensor], thresholds: dict[float, float]) -> str:
+    """The shares of scores at thresholds or above, in percent: of the unsafe and of the safe ones."""
+    pairs = (
+        [f"{100 * (each >= least).double().mean():.1f}" for each in scores if len(each)]
+        for least in thresholds.values()
+    )
+    return " | ".join(" / ".join(pair) for pair in pairs)
 
 
 def main() -> None:

@@ -248,6 +248,7 @@ def _calibrated(
         )
         if not args.queries:
             words = ["--model", str(args.model), "--baseline", str(args.baseline), "--queries", "log.csv"]
+            words += [] if str(folder.path / FILE) == CALIBRATION else ["--calibration", str(folder.path / FILE)]
             print(f"Watch a log by it:\n\n  {command_line('monitor', *words)}")
         return made
     if not Path(args.calibration).exists():

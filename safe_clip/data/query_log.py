@@ -19,6 +19,7 @@ from datasets import Features
 
 from ..errors import UserError, first_line
 from ..store.fingerprints import content_id, digest
+from ..terminal import progress_bar
 from .allowance import check_bad_share
 from .cells import short
 from .column_names import modality, words
@@ -179,7 +180,7 @@ def survey(log: QueryLog, by: str = "day", max_bad_fraction: float | None = None
     ids, when, row_of = array("q"), array("q"), array("q")
     left_out = dict.fromkeys((EMPTY, NO_TEXT, NO_TIME), 0)
     read = 0
-    for row, (text, time) in enumerate(log.rows()):
+    for row, (text, time) in enumerate(progress_bar(log.rows(), desc=f"Reading {short(log.name)}", unit=" rows")):
         read += 1
         if text is None or (
             isinstance(text, str) and all(unicodedata.category(letter) in INVISIBLE for letter in text)

@@ -45,6 +45,7 @@ REMEDIES = {
 }
 SHOWN = 60  # periods of a table on the terminal
 LINE = 116  # characters
+SUREST = 1e-15  # below which a p-value says no more
 WIDTH = 22  # characters of a share with its interval
 
 
@@ -85,10 +86,14 @@ def _sentence(finding: Finding) -> str:
     if finding.what == SCORES:
         return (
             f"the scores are distributed otherwise, with a mean of {finding.after:.4f}, {finding.before:.4f} in the "
-            f"reference (distance {finding.size:.3f}, p = {finding.p:.1g})"
+            f"reference (distance {finding.size:.3f}, {_chance(finding)})"
         )
     before, after = (100 * share for share in (finding.before, finding.after))
-    return f"{after:.1f} % {SENTENCES[finding.what]}, {before:.1f} in the reference (p = {finding.p:.1g})"
+    return f"{after:.1f} % {SENTENCES[finding.what]}, {before:.1f} in the reference ({_chance(finding)})"
+
+
+def _chance(finding: Finding) -> str:
+    return f"p = {finding.p:.1g}" if finding.p > SUREST else f"p < {SUREST:g}"
 
 
 def notes(
