@@ -127,9 +127,11 @@ class MonitorArguments(ModelArguments):
         if not self.queries and not self.calibrate:
             raise UserError("nothing is to be done: name a log with --queries, or calibrate with --calibrate.")
         if self.baseline is None:
-            raise UserError(
-                f"what is watched is compared with its original: name it with --baseline, beside --model {self.model}."
-            )
+            here = "there is no safe-clip/ here: make one with safe-clip train, or name a safe model with --model and"
+            beside = f"--model {self.model} is compared with"
+            raise UserError(f"{here if self.model == 'demo' else beside} its original, with --baseline.")
+        if self.by != "day" and self.queries and not self.time_column:
+            raise UserError(f"--by {self.by} requires a column of times: name it with --time_column.")
         if self.calibrate and self.dataset == "demo" and self.baseline != "demo":
             raise UserError(f"--calibrate requires data like what {self.model} is asked: name them with --dataset.")
         if self.baseline_index and not self.index:
@@ -304,7 +306,7 @@ def watch(
     made_by = facts | {
         "score": SCORE,
         "threshold": None if least is None else {"false_alarm_rate": args.threshold, "score": least},
-        "index": None if index is None else {name: index.facts[name] for name in ("weights", "data")},
+        "index": [{name: each.facts[name] for name in ("weights", "data")} for each in (index, other) if each],
     }
     earlier = earlier_reference(args.reference, made_by) if args.reference else None
     look, shares = looker(*embedders, least, first)
@@ -341,7 +343,7 @@ def watch(
     queries = int(tally.queries.sum())
     print(f"{queries / max(seconds, 1e-9):,.0f} queries a second.\n\n{table(periods, reference, findings)}\n")
     rate = args.threshold if calibration else None
-    print("\n".join(notes(periods, compared, tally.minors, rate, args.level, args.least_change)))
+    print("\n".join(notes(periods, compared, reference, tally.minors, rate, args.level, args.least_change)))
     if said := alarms(periods, findings):
         print("\nDRIFT\n" + "\n".join(f"  {line}" for line in said))
     print(f"\n{folder.path}/ holds {RESULTS}, {TABLE} and {PLOT}: figures of periods, nothing of a query.")

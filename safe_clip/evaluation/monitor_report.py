@@ -99,6 +99,7 @@ def _chance(finding: Finding) -> str:
 def notes(
     periods: Sequence[Mapping[str, Any]],
     compared: Sequence[Mapping[str, Any]],
+    reference: Mapping[str, Any],
     minors: int,
     rate: float | None,
     level: float,
@@ -109,6 +110,7 @@ def notes(
     Args:
         periods: all of them.
         compared: those that were compared with the reference.
+        reference: what they were compared with.
         minors: queries that were refused.
         rate: of false alarms, at which a query counts as redirected; `None` where no score is told.
         level, least: as of `drift`.
@@ -123,6 +125,10 @@ def notes(
     tested = sum(each["queries"] >= FEWEST for each in compared)
     if not compared:
         said.append("Nothing is compared yet: name what this run writes as the --reference of the next log.")
+    elif reference["queries"] < FEWEST:
+        said.append(
+            f"Nothing is compared: the reference has fewer than {FEWEST} queries. Name more --reference_periods."
+        )
     elif not tested:
         said.append(f"Nothing is compared: no other period has {FEWEST} queries. Try --by week or --by month.")
     else:

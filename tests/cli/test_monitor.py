@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import random
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from datasets import Dataset, DatasetDict
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from safe_clip import UserError
+from safe_clip import UserError, open_index
 from safe_clip.cli.embed import main as embed_verb
 from safe_clip.cli.monitor import main as monitor
-from safe_clip.evaluation import monitoring
+from safe_clip.evaluation import monitor_report, monitoring
 from safe_clip.evaluation.monitoring import EDGES, Tally
-from safe_clip.store.folders import folder_of
 
-from ..helpers import COLOURS, FEATURES, build_model, make_rows
+from ..helpers import FEATURES, build_model, make_rows
 
 SAFE = make_rows(64)["safe_caption"]
 UNSAFE = make_rows(64)["unsafe_caption"]
@@ -30,6 +28,17 @@ UNSAFE = make_rows(64)["unsafe_caption"]
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def plot():
+    """Has `monitor.png` be drawn, which takes as long as all else."""
+
+
+@pytest.fixture(autouse=True)
+def without_plots(request, monkeypatch):
+    if "plot" not in request.fixturenames:
+        monkeypatch.setattr(monitor_report, "draw", lambda *what: what[-1].write_bytes(b""))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,13 @@ def write_log(name: str, days: list[list[str]]) -> str:
     return name
 
 
+def third_model(models) -> str:
+    processor = CLIPProcessor.from_pretrained(models[0])
+    build_model(processor, seed=5).save_pretrained("third")
+    processor.save_pretrained("third")
+    return "third"
+
+
 def _rows(name: str) -> list[dict[str, str]]:
     with open(name) as file:
         return list(csv.DictReader(file))
@@ -103,7 +119,7 @@ def stock_embeddings(folder: str, texts: list[str]) -> torch.Tensor:
 # ---- Figures ----
 
 
-def test_figures_are_those_of_stock_libraries(models, calibrated):
+def test_figures_are_those_of_stock_libraries(models, calibrated, plot):
     days = [drawn(60, 0.2, 1), [*drawn(40, 0.5, 2), ""]]
     results = run(
         models,
@@ -159,8 +175,6 @@ def test_first_results_in_an_index_by_hand(models, data, calibrated):
             ["--model", model, "--dataset", data, "--splits", "test", "--output_dir", out, "--cache_dir", "kept"]
         )
     log = write_log("log.csv", [drawn(50, 0.5, 1)])
-    from safe_clip import open_index
-
     texts = [row["query"] for row in _rows(log)]
     queries = [stock_embeddings(folder, texts) for folder in models]
     for flags, searched in (
@@ -179,8 +193,9 @@ def test_first_results_in_an_index_by_hand(models, data, calibrated):
         counts = results["periods"][0]["counts"]
         assert {name: counts[name] for name in expected} == expected
         assert 0 < expected["first_changed"] < 50
-    alone = run(models, "--queries", log, "--index", "safe", calibration=calibrated)
-    assert alone["periods"][0]["counts"].keys() == {"redirected", "first_unsafe_after"}
+    alone = run(models, "--queries", log, "--index", "safe", calibration=None)  # which an index can do without
+    assert alone["periods"][0]["counts"] == {"first_unsafe_after": counts["first_unsafe_after"]}
+    assert alone["made_by"]["threshold"] is None
     for flags, said in (
         (("--index", "safe", "--baseline_index", "safe"), "--baseline_index safe was not made by --baseline"),
         (("--index", "original", "--baseline_index", "original"), "--index is of the original"),
@@ -188,80 +203,45 @@ def test_first_results_in_an_index_by_hand(models, data, calibrated):
         with pytest.raises(UserError, match=said):
             run(models, "--queries", log, *flags, calibration=calibrated)
     with pytest.raises(UserError, match="--index safe was made by neither"):
-        run(
-            (models[1], str(calibrated_elsewhere(models))),
-            "--queries",
-            log,
-            "--index",
-            "safe",
-            "--calibrate",
-            "--dataset",
-            data,
-            calibration=None,
-        )
-
-
-def calibrated_elsewhere(models) -> Path:
-    """A third model."""
-    folder = Path("third").absolute()
-    processor = CLIPProcessor.from_pretrained(models[0])
-    build_model(processor, seed=5).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+        run((models[1], third_model(models)), "--queries", log, "--index", "safe", calibration=None)
 
 
 # ---- Nothing of a query is kept ----
 
 
-def holding(word: str, *folders: str | Path) -> list[str]:
-    """The files below folders in which a word stands, in their names or anywhere in their bytes."""
-    found = []
-    for folder in folders:
-        for path, _, names in os.walk(folder):
-            for name in names:
-                file = Path(path, name)
-                if file.is_file() and (word in name or word.encode() in file.read_bytes()):
-                    found.append(str(file))
-    return found
+def holding(word: str, folder: str) -> list[str]:
+    """The files below a folder in which a word stands, in their names or anywhere in their bytes."""
+    return [str(file) for file in files_below(folder) if word in file.name or word.encode() in file.read_bytes()]
 
 
-def test_no_file_holds_anything_of_a_query(models, data, calibrated, monkeypatch, capfd):
-    caches = [datasets.config.HF_DATASETS_CACHE, folder_of("embeddings").parent, folder_of("tables").parent]
+def test_no_file_holds_anything_of_a_query(models, data, plot, monkeypatch, capfd):
+    for name in ("HF_CACHE_HOME", "HF_DATASETS_CACHE"):  # all that is kept anywhere lies here then
+        monkeypatch.setattr(datasets.config, name, Path("cache", name).absolute())
     Path("in").mkdir()
     log = write_log("in/log.csv", [[f"a quokka {number} in a red square" for number in range(20)]])
     assert holding("quokka", ".") == ["in/log.csv"]  # what finds nothing elsewhere finds it here
-    embed_verb(
-        ["--model", models[1], "--dataset", data, "--splits", "test", "--output_dir", "index", "--cache_dir", "kept"]
-    )
-    before = {file for cache in caches for file in Path(cache).rglob("*") if file.is_file()}
+    embed_verb(["--model", models[1], "--dataset", data, "--splits", "test", "--output_dir", "index"])
+    run(models, "--calibrate", "--dataset", data, "--splits", "test", calibration=None)
+    kept = files_below("cache")
+    assert any(file.suffix == ".safetensors" for file in kept)  # embeddings of data sets are
     capfd.readouterr()
 
     monkeypatch.setattr(monitoring, "BLOCK", 8)
     monkeypatch.setattr(monitoring, "SAVE", -1.0)
+    flags = ("--queries", log, "--index", "index", "--time_column", "at")
     with interrupted_at(monkeypatch, 2):
-        run(
-            models,
-            "--queries",
-            log,
-            "--index",
-            "index",
-            "--calibrate",
-            "--dataset",
-            data,
-            "--cache_dir",
-            "kept",
-            calibration=None,
-        )
-    assert Path("out/monitor.part.json").is_file()
-    assert holding("quokka", ".", *caches) == ["in/log.csv"]
-    run(models, "--queries", log, "--index", "index", calibration="out/calibration.json")
-    assert holding("quokka", ".", *caches) == ["in/log.csv"]
-    assert "quokka" not in "".join(capfd.readouterr())
-    # Nor an embedding: what the package's caches got is nothing at all.
-    assert {file for cache in caches for file in Path(cache).rglob("*") if file.is_file()} - before == set()
-    assert sorted(file.name for file in Path("out").iterdir() if not file.name.startswith(".")) == [
-        "calibration.json", "monitor.csv", "monitor.json", "monitor.png", "safe_clip.json",
-    ]  # fmt: skip
+        run(models, *flags, calibration="out/calibration.json")
+    assert Path("out/monitor.part.json").is_file() and holding("quokka", ".") == ["in/log.csv"]
+    run(models, *flags, calibration="out/calibration.json")
+    assert holding("quokka", ".") == ["in/log.csv"] and "quokka" not in "".join(capfd.readouterr())
+    assert files_below("cache") == kept  # nor an embedding of a query
+    assert {file.name for file in files_below("out")} == {
+        ".safe_clip.lock", "calibration.json", "monitor.csv", "monitor.json", "monitor.png", "safe_clip.json",
+    }  # fmt: skip
+
+
+def files_below(folder: str) -> set[Path]:
+    return {file for file in Path(folder).rglob("*") if file.is_file()}
 
 
 class interrupted_at:
@@ -359,7 +339,7 @@ def test_an_earlier_run_is_the_reference_unless_anything_else_differs(models, ca
     assert "1 of 3 periods have fewer than 30 queries" in capsys.readouterr().out
     with pytest.raises(UserError, match="with another --threshold or calibration, so that nothing can be compared"):
         run(models, *with_reference, "--threshold", "0.1", calibration=calibrated)
-    other = models[0], str(calibrated_elsewhere(models))
+    other = models[0], third_model(models)
     with pytest.raises(UserError, match="with other weights, so that nothing can be compared"):
         made = (*with_reference, "--calibrate", "--dataset")
         Dataset.from_dict({"safe_caption": SAFE, "unsafe_caption": UNSAFE}).to_csv("rows.csv")
@@ -384,6 +364,7 @@ def test_an_earlier_run_is_the_reference_unless_anything_else_differs(models, ca
         (["--queries", "empty.csv"], "holds no query"),
         (["--queries", "log.csv", "--time_column", "query"], "row 0, column 'query': the time is neither"),
         (["--queries", "log.csv"], "--calibration calibration.json is not there, .* monitor --model .* --calibrate"),
+        (["--queries", "log.csv", "--by", "week"], "--by week requires a column of times"),
         (["--queries", "log.csv", "--baseline_index", "x"], "--baseline_index is compared with an index of the safe"),
         (["--queries", "log.csv", "--calibration", "log.csv"], "log.csv is no calibration"),
         (["--calibrate"], "--calibrate requires data like what"),
@@ -401,6 +382,5 @@ def test_models_that_cannot_be_compared_are_refused(models, calibrated):
     write_log("log.csv", [SAFE[:3]])
     with pytest.raises(UserError, match="have the same weights, so that no query is moved"):
         run((models[1], models[1]), "--queries", "log.csv", calibration=calibrated)
-    with pytest.raises(UserError, match="is compared with its original: name it with --baseline"):
+    with pytest.raises(UserError, match="--model .* is compared with its original, with --baseline"):
         monitor(["--model", models[0], "--queries", "log.csv"])
-    assert COLOURS[0] in SAFE[0]
