@@ -134,7 +134,8 @@ def notes(
     else:
         said.append(
             f"{tested:,} of {len(compared):,} periods were compared with the reference. Where queries do not differ, "
-            f"at most {100 * level:g} % of such runs say that they do. Changes below {100 * least:.1f} points are passed over."
+            f"at most {100 * level:g} % of such runs say that they do. Changes below {100 * least:.1f} points are "
+            "passed over."
         )
     return said
 
