@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from safe_clip.cli.embed import main as embed
 from safe_clip.cli.export import main as export
+from safe_clip.cli.monitor import main as monitor
 from safe_clip.models.onnx_format import GRAPHS
 from safe_clip.objectives import OBJECTIVES
 
@@ -25,6 +26,7 @@ BLOCKS = [
 ]
 ORIGINALS = [
     "demo",
+    "original",
     "openai/clip-vit-base-patch32",
     "openai/clip-vit-large-patch14",
     "openai/clip-vit-large-patch14-336",
@@ -42,7 +44,10 @@ SHORTER = {
 }
 # What must come of what a block computes, by the name that it gives it.
 RESULTS: dict[str, Callable[[dict], bool]] = {
-    "scores": lambda of: len(of["scores"]) in (1, 2) if "classifier" in of else of["scores"].shape == (2, 1),
+    "scores": lambda of: (
+        len(of["scores"]) in (1, 2) if {"classifier", "rates"} & of.keys() else of["scores"].shape == (2, 1)
+    ),
+    "rates": lambda of: ((of["rates"] > 0) & (of["rates"] <= 1)).tolist() == [True, True],
     "similarities": lambda of: of["similarities"].shape == (2, 1),
     "probabilities": lambda of: abs(of["probabilities"].sum().item() - 1) < 1e-4,
     "text_features": lambda of: len(of["text_features"]) == 2 and len(of["image_features"]) == 1,
@@ -73,6 +78,7 @@ class StandIns:
             "onnx": ["safe-clip-onnx"],
             "index": ["index", "index-safe"],
             "photos": ["photos"],
+            "calibration": ["monitoring"],
         }
         written = re.findall(r'SafeCLIPTrainingArguments\("([^"]+)"', block)
         for kind, names in kinds.items():
@@ -108,7 +114,7 @@ class StandIns:
             part.save_pretrained(folder)
 
     def make_quadruplets(self, folder: Path) -> None:
-        parts = {name: Dataset.from_dict(make_rows(16), features=FEATURES) for name in ("train", "validation")}
+        parts = {name: Dataset.from_dict(make_rows(40), features=FEATURES) for name in ("train", "validation")}
         DatasetDict(parts).save_to_disk(folder)
 
     def make_photos(self, folder: Path) -> None:
@@ -119,6 +125,11 @@ class StandIns:
     def make_index(self, folder: Path) -> None:
         words = ["--model", str(self.of("original")), "--dataset", str(self.of("photos")), "--output_dir", str(folder)]
         embed([*words, "--cache_dir", str(self.folder / "kept")])
+
+    def make_calibration(self, folder: Path) -> None:
+        named = {"model": "safe", "baseline": "original", "dataset": "quadruplets"}
+        words = [word for flag, kind in named.items() for word in (f"--{flag}", str(self.of(kind)))]
+        monitor(["--calibrate", *words, "--output_dir", str(folder), "--cache_dir", str(self.folder / "kept")])
 
     def make_open_clip(self, folder: Path) -> None:
         export(["--model", str(self.of("safe")), "--format", "open_clip", "--output_dir", str(folder)])
