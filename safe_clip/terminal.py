@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -100,6 +100,30 @@ def phase(desc: str, total: int, disable: bool = False) -> Iterator[None]:
             whole.update(max(0, total - whole.n))
         finally:
             _phases.pop()
+
+
+@contextmanager
+def told(total: int, tell: Callable[[int, int], None]) -> Iterator[None]:
+    """As `phase`, for what is shown elsewhere than here: `tell(done, total)` is called as each `bar` inside moves on."""
+    if _phases:
+        yield
+        return
+    _phases.append(_Told(total, tell))
+    try:
+        yield
+    finally:
+        _phases.pop()
+
+
+class _Told:
+    """What stands for the bar of a phase that is shown elsewhere."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]):
+        self.n, self.total, self.tell = 0, total, tell
+
+    def update(self, count: int) -> None:
+        self.n += count
+        self.tell(self.n, self.total)
 
 
 class _Part:

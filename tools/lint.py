@@ -36,6 +36,7 @@ ROOMS = [
     "card",
     "training",
     "generation",
+    "app",
     "export",
     "cli",
     "__main__",

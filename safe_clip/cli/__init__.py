@@ -13,6 +13,7 @@ VERBS = {
     "embed": "embed a folder of images, or a data set, into an index",
     "search": "search an index by a text or an image",
     "generate": "see what Stable Diffusion draws, or LLaVA says, with a safe CLIP in it",
+    "app": "try a safe model beside its original, in the browser",
     "monitor": "watch what a safe model does with the queries of a log",
     "audit": "look at data before anything is trained on them",
     "fetch": "fetch the images behind a column of addresses",

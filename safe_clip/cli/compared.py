@@ -30,7 +30,7 @@ DATA = (
 
 @dataclass
 class ModelArguments(DataArguments):
-    """The model and its original, and the data that they are compared on."""
+    """The model, its original, the data that they are compared on, and how they embed."""
 
     model: str | None = field(
         default=None,
@@ -44,9 +44,15 @@ class ModelArguments(DataArguments):
     baseline_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a baseline on the Hub."}
     )
+    batch_size: int = field(default=128, metadata={"help": "Items that each process embeds at a time, at most 256."})
+    precision: str = field(
+        default="auto", metadata={"help": "What is computed in: auto, float32, bfloat16 or float16."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        self.choose("precision", PRECISIONS)
+        check_ranges(self, {"batch_size": COUNT})
         if self.model is None and self.baseline is None:
             trained = (DEFAULT_MODEL / "config.json").is_file()
             if trained and not of_the_demo_model(DEFAULT_MODEL):
@@ -68,7 +74,7 @@ class ModelArguments(DataArguments):
 
 @dataclass
 class ComparedArguments(ModelArguments):
-    """The model, its original, the data, and how they are run."""
+    """How strong the model is, what it is measured on, and where results go."""
 
     strength: float = field(
         default=1.0, metadata={"help": "Use weights between those of the baseline (0) and of the model (1)."}
@@ -80,21 +86,16 @@ class ComparedArguments(ModelArguments):
     show_unsafe: bool = field(
         default=False, metadata={"help": "Show unsafe images and captions in what is written; hidden by default."}
     )
-    batch_size: int = field(default=128, metadata={"help": "Items that each process embeds at a time, at most 256."})
-    precision: str = field(
-        default="auto", metadata={"help": "What is computed in: auto, float32, bfloat16 or float16."}
-    )
     output_dir: str = field(default="evaluation", metadata={"help": "The folder that results are written into."})
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Write even if files of other programs are in the way; these are moved into replaced/."},
     )
 
-    COMPARED_RANGES: ClassVar[dict[str, Range]] = {"strength": SHARE, "max_samples": COUNT, "batch_size": COUNT}
+    COMPARED_RANGES: ClassVar[dict[str, Range]] = {"strength": SHARE, "max_samples": COUNT}
 
     def __post_init__(self):
         super().__post_init__()
-        self.choose("precision", PRECISIONS)
         check_ranges(self, self.COMPARED_RANGES)
         if self.baseline is None and self.strength != 1:
             raise UserError("--strength lies between two models: name the original model with --baseline.")

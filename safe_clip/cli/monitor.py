@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..outputs import OutputFolder
 from ..ranges import COUNT, SHARE, Range, check_ranges
 from ..terminal import command_line, quiet_libraries
-from .compared import PRECISIONS, ModelArguments
+from .compared import ModelArguments
 from .help import Help, settings_of
 
 if TYPE_CHECKING:
@@ -100,10 +100,6 @@ class MonitorArguments(ModelArguments):
             "queries nothing is kept."
         },
     )
-    batch_size: int = field(default=128, metadata={"help": "Items embedded at a time, at most 256."})
-    precision: str = field(
-        default="auto", metadata={"help": "What is computed in: auto, float32, bfloat16 or float16."}
-    )
     output_dir: str = field(default="monitoring", metadata={"help": "The folder that gets what is written."})
     overwrite_output_dir: bool = field(
         default=False,
@@ -116,13 +112,11 @@ class MonitorArguments(ModelArguments):
         "level": Range(0, 1, above=True, below=True),
         "least_change": SHARE,
         "max_samples": COUNT,
-        "batch_size": COUNT,
     }
 
     def __post_init__(self):
         super().__post_init__()
         self.choose("by", PERIODS)
-        self.choose("precision", PRECISIONS)
         check_ranges(self, self.RANGES)
         if not self.queries and not self.calibrate:
             raise UserError("nothing is to be done: name a log with --queries, or calibrate with --calibrate.")

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,14 +74,33 @@ def open_image(value: Any, row: int | str, column: str) -> Image.Image:
     value = stored(value)
     if value is None:
         raise UserError(f"{where}: there is no image. Fill the cell or remove the row.")
+    try:
+        return decoded(value)
+    except UserError as error:
+        name = f" ({short(os.fspath(value))})" if isinstance(value, str | os.PathLike) else ""
+        raise UserError(
+            f"{where}{name}: the image cannot be read ({error}). Replace the file or remove the row."
+        ) from error
+
+
+def decoded(value: Any, check: Callable[[Image.Image], None] = lambda image: None) -> Image.Image:
+    """An image as `open_image` gives it, of which nobody knows a place.
+
+    Args:
+        value: as for `cells.content`.
+        check: raises `UserError` for what the header of an image says, before it is decoded.
+
+    Raises:
+        UserError: why it cannot be read.
+    """
     found = None
     try:
         image = look_at(found := content(value))
         _check(image)
+        check(image)
         return _rgb(_upright(image))
     # Pillow raises many types for broken files: OSError, SyntaxError, ValueError, its own.
     except Exception as error:
-        name = f" ({short(os.fspath(value))})" if isinstance(value, str | os.PathLike) else ""
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, UserError):  # of what the image is, not yet where
             reason = str(error)
@@ -88,9 +108,7 @@ def open_image(value: Any, row: int | str, column: str) -> Image.Image:
             reason = f"{type(error).__name__}: it is {_looks_like(found)}"
         elif isinstance(error, OSError) and error.filename:  # which may be a long text that is no name
             reason = f"{type(error).__name__}: {error.strerror}"
-        raise UserError(
-            f"{where}{name}: the image cannot be read ({reason}). Replace the file or remove the row."
-        ) from error
+        raise UserError(reason) from error
 
 
 def look_at(value: Any) -> Image.Image:

@@ -9,11 +9,12 @@ THUMBNAIL = 128  # pixels of the longer side
 HIDDEN_PIXELS = 8  # what a hidden image is reduced to before it is enlarged again: nothing can be made out
 
 
-def data_url(image: Image.Image, hidden: bool) -> str:
-    """A small copy of an image inside a URL; a hidden one is blurred beyond recognition."""
+def data_url(image: Image.Image, hidden: bool, longest: int = THUMBNAIL) -> str:
+    """A small copy of an image, its longer side of at most so many pixels, inside a URL; a hidden one is blurred beyond
+    recognition."""
     image = image.copy()
     image.info = {}  # comments, which would be saved along
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((longest, longest))
     if hidden:
         tiny = image.resize((HIDDEN_PIXELS, HIDDEN_PIXELS), Image.Resampling.BOX)
         image = tiny.filter(ImageFilter.GaussianBlur(1)).resize(image.size, Image.Resampling.BICUBIC)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 from transformers import (
     AutoModelForImageTextToText,
     PreTrainedConfig,
@@ -23,15 +22,12 @@ from ..errors import UserError, first_line, hub_trouble
 from ..models.families import FAMILIES, MODEL_NAMES, family_of
 from ..models.family import Tower
 from ..models.load import DEMO, _has_safetensors, load_clip, load_processor, public_name
+from ..models.merge import SAME_BASE, table_cosine
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
-
-# Mean cosine: adapters leave embedding tables alone and full fine-tuning hardly moves them, while those of two CLIPs
-# have next to nothing in common.
-SAME_BASE = 0.9
 
 
 def safe_text_to_image(
@@ -299,10 +295,8 @@ def _check_tokenizer(painter: "DiffusionPipeline", label: str, name: str, revisi
         )
 
 
-@torch.no_grad()
 def _check_base(what: str, theirs: list[Tensor], ours: list[Tensor], base: str | None) -> None:
-    rows = [cosine_similarity(a.float().cpu(), b.float().cpu()) for a, b in zip(theirs, ours, strict=True)]
-    cosine = torch.cat(rows).mean().item()
+    cosine = table_cosine(theirs, ours)
     if not cosine >= SAME_BASE:
         raise UserError(
             f"{what} has the safe model's shape but comes from another CLIP: the mean cosine of their embedding tables "

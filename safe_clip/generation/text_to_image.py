@@ -110,7 +110,7 @@ def paint(
     return [image.convert("RGB") for image in made.images]
 
 
-def _quiet() -> None:
+def quiet_diffusers() -> None:
     """Keeps diffusers from printing what it cuts off of a long prompt, which may be unsafe."""
     from diffusers.utils import logging
 
@@ -245,7 +245,7 @@ def paint_all(
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.register_modules(safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    _quiet()
+    quiet_diffusers()
     steps = [generation.generation_seed, generation.num_inference_steps, generation.guidance_scale]
     steps += [generation.flag_threshold]  # which says what is kept blurred
     drawn = [pipeline_digest(pipeline), pipeline.device.type, *steps, generation.negative_prompt]
