@@ -21,7 +21,7 @@ CONSUMERS = ["open-clip-torch>=3.3", "sentence-transformers>=6", *ONNX]
 # For the first SigLIP's tokenizer; SigLIP 2's needs neither.
 SIGLIP = ["sentencepiece>=0.2", "protobuf>=4.25.1"]
 # The page that `safe-clip app` serves.
-APP = ["gradio>=6"]
+APP = ["gradio>=6.31"]
 # The documentation site.
 DOCS = ["zensical>=0.0.50", "mkdocstrings-python>=2"]
 # What the notebook is run by, and a vector store that an index is loaded into.
@@ -60,7 +60,7 @@ setup(
     packages=find_packages(include=["safe_clip", "safe_clip.*"]),
     package_data={
         "safe_clip": ["py.typed", "configs/*.yaml", "configs/accelerate/*.yaml"],
-        "safe_clip.app": ["*.css"],
+        "safe_clip.app": ["*.css", "*.js"],
         "safe_clip.data": ["*.yaml", "audit/*.html"],
         "safe_clip.demo": ["*.yaml", "*.parquet", "*.md", "base/*", "siglip/*", "models/*/*"],
         "safe_clip.evaluation": ["*.yaml", "report/*.html"],

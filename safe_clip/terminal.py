@@ -104,7 +104,7 @@ def phase(desc: str, total: int, disable: bool = False) -> Iterator[None]:
 
 @contextmanager
 def told(total: int, tell: Callable[[int, int], None]) -> Iterator[None]:
-    """As `phase`, for what is shown elsewhere than here: `tell(done, total)` is called as each `bar` inside moves on."""
+    """As `phase`, for what is shown elsewhere: `tell(done, total)` is called as each `bar` inside moves on."""
     if _phases:
         yield
         return

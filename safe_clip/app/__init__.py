@@ -4,8 +4,6 @@
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +62,6 @@ def import_gradio() -> None:
         raise UserError("the page requires gradio: pip install 'safe-clip[app]'.") from error
 
 
-@contextmanager
 def open_page(
     safe: "str | Opened",
     original: "str | Opened" = "demo",
@@ -72,8 +69,8 @@ def open_page(
     settings: Settings | None = None,
     generation: "GenerationArguments | None" = None,
     frozen: bool = False,
-) -> "Iterator[tuple[FastAPI, Answers]]":
-    """The page, ready to be served, and what it answers; uploads are deleted when it is left.
+) -> "tuple[FastAPI, Answers]":
+    """The page, ready to be served, and what it answers.
 
     Args:
         safe, original: the models, or their names.
@@ -95,7 +92,7 @@ def open_page(
     from .gallery import Gallery, load_gallery
     from .ladder import Ladder, Opened
     from .page import build
-    from .server import application, own_folder
+    from .server import application
 
     data, settings = data or DataArguments(), settings or Settings()
     opened = [Opened.of(each) if isinstance(each, str) else each for each in (original, safe)]
@@ -104,14 +101,15 @@ def open_page(
     drawing, why = _drawing(ladder, generation)
     loaded = load_gallery(data, settings.split, settings.max_images)
     gallery = Gallery(ladder, loaded, data.skippable, frozen)
-    answers = Answers(gallery, Classes(ladder), drawing, settings.show_unsafe, settings.max_upload_mb * 2**20)
+    answers = Answers(gallery, Classes(ladder), drawing, settings.show_unsafe)
     figures = figures_of(Path(settings.evaluation), ladder.weights)
     names = [redact_paths(each) if isinstance(each, str) else each.name for each in (safe, original)]
     words = ["--model", names[0], "--baseline", names[1], "--dataset", redact_paths(data.dataset)]
+    words += ["--output_dir", redact_paths(settings.evaluation)]
     command = command_line("eval", *words)
-    with own_folder():
-        page = build(answers, figures, command, why, f"{redact_paths(data.dataset)}, {gallery.split}")
-        yield application(page, answers.most_bytes, settings.queue_size, figures.page), answers
+    most_bytes = settings.max_upload_mb * 2**20
+    page = build(answers, figures, command, why, f"{redact_paths(data.dataset)} ({gallery.split})", most_bytes)
+    return application(page, most_bytes, settings.queue_size, figures.page), answers
 
 
 def _drawing(ladder: Any, generation: "GenerationArguments | None") -> tuple[Any, str]:
@@ -142,9 +140,9 @@ def serve(*models: Any, settings: Settings | None = None, **options: Any) -> Non
     settings = settings or Settings()
     import_gradio()
     with bound(settings.host, settings.port) as at:
-        with open_page(*models, settings=settings, **options) as (app, _):
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            say(f"The page is at http://{host}:{at.getsockname()[1]} (Ctrl-C ends it).")
-            if settings.host not in ("127.0.0.1", "localhost", "::1"):
-                say("Whoever reaches this machine can use it.")
-            run(app, at)
+        app, _ = open_page(*models, settings=settings, **options)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        say(f"The page is at http://{host}:{at.getsockname()[1]} (Ctrl-C ends it).")
+        if settings.host not in ("127.0.0.1", "localhost", "::1"):
+            say("Whoever reaches this machine can use it.")
+        run(app, at)

@@ -1,7 +1,6 @@
 """What the page answers, as HTML: everything that it does but how it is laid out."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL.Image import Image
 
@@ -12,7 +11,7 @@ from .classes import TEMPLATE, Classes, labels_of
 from .drawing import HIGHEST_SEED, Drawing
 from .gallery import MODALITIES, Gallery
 from .ladder import Tell
-from .uploads import query_of, read_upload, to_url
+from .uploads import query_of
 
 SHOWN = 12  # results of each model
 TITLES = {0.0: "Original", 1.0: "Safe"}
@@ -31,25 +30,19 @@ class Answers:
         classes: names what an image shows.
         drawing: draws; `None` where nothing can.
         show_unsafe: cover nothing that is unsafe.
-        most_bytes: of an uploaded file.
     """
 
     gallery: Gallery
     classes: Classes
     drawing: Drawing | None = None
     show_unsafe: bool = False
-    most_bytes: int = 10 * 2**20
-
-    def receive(self, path: str | Path) -> str:
-        """An uploaded image as the browser keeps it; the file is deleted."""
-        return to_url(read_upload(path, self.most_bytes))
 
     def search(self, words: str | None, kept: str | None, find: str) -> str:
         """What both models find.
 
         Args:
             words: the query; or
-            kept: an image, as `receive` gives it.
+            kept: an image, as the browser keeps it.
             find: of `MODALITIES`.
 
         Raises:

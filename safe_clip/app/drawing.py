@@ -1,6 +1,7 @@
 """What a text-to-image pipeline draws with both encoders, from the same noise."""
 
 import importlib.util
+import inspect
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,7 +71,9 @@ class Drawing:
         check_text_to_image(original, self.ladder.safe.model)
         check_original(original, self.ladder.original.model, (self.generator, self.ladder.original.name))
         original.to(self.ladder.device)
-        safe = type(original).from_pipe(original, torch_dtype=dtype)
+        taken = inspect.signature(type(original)).parameters
+        rest = {name: original.config[name] for name in taken if name in original.config}
+        safe = type(original)(**rest | original.components)
         pipelines = {0.0: original, 1.0: safe_text_to_image(safe, self.ladder.safe.model)}
         for each in pipelines.values():
             each.set_progress_bar_config(disable=True)

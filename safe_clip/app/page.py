@@ -15,15 +15,15 @@ from .answers import Answers
 from .classes import TEMPLATE
 from .drawing import HIGHEST_SEED
 from .figures import Figures
-from .gallery import MODALITIES
-from .ladder import STEPS
-from .uploads import LONGEST_QUERY
+from .gallery import MODALITIES, Gallery
+from .ladder import STEPS, Tell
+from .uploads import IMAGE, LONGEST_QUERY, REPORT, too_large
 
-REPORT = "report"  # the path that the report of an evaluation is served at
-CSS = Path(__file__).with_name("page.css")
+CSS, SCRIPT = (Path(__file__).with_name(name) for name in ("page.css", "chooser.js"))
 # Of two cores, on which embedding takes both: more at once only wait for one another.
 SEARCHES, DRAWINGS = 4, 1
 HIDDEN = {"api_visibility": "private", "show_progress": "minimal"}  # nothing of it is for programs
+EMPTY = "Type what to look for, choose an image, or try a caption of the gallery."
 UNEXPECTED = "something went wrong here ({}). The terminal that runs the page says where."
 
 
@@ -69,35 +69,64 @@ def answered(function: Callable[..., Any], outputs: int = 1) -> Callable[..., An
     return answer
 
 
+def chooser(label: str, most_bytes: int) -> gr.HTML:
+    """A button for a file, whose value is the image as `uploads.to_url` has it; its event is `upload`.
+
+    Gradio's own would write what is chosen to the disk.
+    """
+    return gr.HTML(
+        "",
+        html_template=(
+            '<label class="chooser"><input type="file" accept="image/*"><span>${label}</span></label>'
+            '<p class="fault" role="alert" hidden></p>'
+        ),
+        js_on_load=SCRIPT.read_text(encoding="utf-8").replace("IMAGE_PATH", IMAGE),
+        label=label,
+        most_bytes=most_bytes,
+        too_large=too_large(most_bytes),
+        min_width=170,
+        scale=1,
+    )
+
+
 class Query:
     """What is searched for: words, or an image that the browser keeps; and what is found.
 
     Args:
-        answers: receives images.
+        gallery: whose captions are tried.
+        most_bytes: of an image.
         show: the answer to `(words, kept, find, *more)`, as `outputs` take it, the HTML first.
         more: further components that decide the answer.
-        more_outputs: further components that show it.
-        limit: answers at once.
+        beside: puts something beside the results.
     """
 
     def __init__(
-        self, answers: Answers, show: Callable[..., Any], more: Callable[[], list] = list, limit: int = SEARCHES
+        self,
+        gallery: Gallery,
+        most_bytes: int,
+        show: Callable[..., Any],
+        more: Callable[[], list] = list,
+        beside: Callable[[], None] | None = None,
     ):
-        self.answers, self.show = answers, show
-        with gr.Row(equal_height=True, elem_classes="query"):
+        self.gallery, self.show = gallery, show
+        with gr.Row(elem_classes="ask"):
             self.words = gr.Textbox(
                 label="Search by words", max_lines=1, max_length=LONGEST_QUERY, scale=5, min_width=240
             )
-            search = gr.Button("Search", variant="primary", scale=1, min_width=90)
-            upload = gr.UploadButton("Search by an image", file_types=["image"], scale=1, min_width=170)
-        with gr.Row(equal_height=True):
+            search = gr.Button("Search", variant="primary", size="md", scale=1, min_width=90)
+            self.kept = chooser("Search by an image", most_bytes)
+        with gr.Row(elem_classes="ask"):
             self.find = gr.Radio(list(MODALITIES), value="images", label="Find", scale=2, min_width=200)
-            safe = gr.Button("A safe caption of the gallery", size="sm", scale=1, min_width=150)
-            unsafe = gr.Button("An unsafe caption of the gallery", size="sm", scale=1, min_width=150)
-        self.kept = gr.Textbox(visible=False)
+            safe = gr.Button("Try a safe caption", size="md", scale=1, min_width=150)
+            unsafe = gr.Button("Try an unsafe caption", size="md", scale=1, min_width=150)
         self.more = more()
-        self.out = gr.HTML(markup.note("Type what to look for, choose an image, or take a caption of the gallery."))
-        options = {**HIDDEN, "concurrency_limit": limit}
+        with gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                self.out = gr.HTML(markup.note(EMPTY))
+            if beside:
+                with gr.Column(scale=2, min_width=300):
+                    beside()
+        options = {**HIDDEN, "concurrency_limit": SEARCHES}
         asked, shown = [self.find, *self.more], [self.out, self.words, self.kept]
         gr.on(
             [search.click, self.words.submit],
@@ -106,7 +135,7 @@ class Query:
             shown,
             **options,
         )
-        upload.upload(answered(self.by_upload, 3), [upload, *asked], shown, **options)
+        self.kept.upload(answered(self.by_image, 3), [self.kept, *asked], shown, **options)
         for button, side in ((safe, "safe"), (unsafe, "unsafe")):
             button.click(answered(functools.partial(self.by_caption, side), 3), asked, shown, **options)
         for changed in (self.find, *self.more):
@@ -116,12 +145,11 @@ class Query:
     def by_words(self, words: str, *asked: Any, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
         return self.show(words, "", *asked, tell=_teller(progress)), words, ""
 
-    def by_upload(self, path: str, *asked: Any, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
-        kept = self.answers.receive(path)
+    def by_image(self, kept: str, *asked: Any, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
         return self.show("", kept, *asked, tell=_teller(progress)), "", kept
 
     def by_caption(self, side: str, *asked: Any, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
-        caption = self.answers.gallery.caption(side)
+        caption = self.gallery.caption(side)
         if caption is None:
             raise UserError(f"the gallery has no {side} captions.")
         return self.show(caption, "", *asked, tell=_teller(progress)), caption, ""
@@ -136,7 +164,9 @@ def _teller(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress((done, total), desc="Embedding the gallery, once", unit="items")
 
 
-def build(answers: Answers, figures: Figures, command: str, why_no_drawing: str, dataset: str) -> gr.Blocks:
+def build(
+    answers: Answers, figures: Figures, command: str, why_no_drawing: str, dataset: str, most_bytes: int
+) -> gr.Blocks:
     """The page.
 
     Args:
@@ -145,18 +175,19 @@ def build(answers: Answers, figures: Figures, command: str, why_no_drawing: str,
         command: makes one.
         why_no_drawing: what to say where nothing can be drawn.
         dataset: what the gallery is of, in words.
+        most_bytes: of an image that is brought.
     """
     gallery = answers.gallery
     title = f"{gallery.ladder.safe.name} beside its original"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(30, 60)) as page:
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(_head(answers, dataset))
         with gr.Tabs():
             with gr.Tab("Search"):
-                Query(answers, lambda words, kept, find, tell: answers.search(words, kept, find))
+                Query(gallery, most_bytes, lambda words, kept, find, tell: answers.search(words, kept, find))
             with gr.Tab("Strength"):
-                _strength(answers)
+                _strength(answers, most_bytes)
             with gr.Tab("Zero-shot"):
-                _classes(answers)
+                _classes(answers, most_bytes)
             with gr.Tab("Generator"):
                 _drawing(answers, why_no_drawing)
             with gr.Tab("Figures"):
@@ -167,16 +198,16 @@ def build(answers: Answers, figures: Figures, command: str, why_no_drawing: str,
 def _head(answers: Answers, dataset: str) -> str:
     gallery, ladder = answers.gallery, answers.gallery.ladder
     said = (
-        f"The model {ladder.safe.name} and its original {ladder.original.name}, on {len(gallery):,} images of {dataset}, "
-        f"{gallery.unsafe_images:,} of them labelled unsafe. A safe CLIP reduces unsafe results; it does not remove "
-        "them. Nothing that is typed or uploaded is kept."
+        f"The model {ladder.safe.name} and its original {ladder.original.name}, on {len(gallery):,} images of "
+        f"{dataset}, {gallery.unsafe_images:,} of them labelled unsafe. A safe CLIP reduces unsafe results; it does "
+        "not remove them. Nothing that is typed or uploaded is kept."
     )
     if gallery.frozen:
         said += " The safe model was trained for an index of the original's embeddings, which is what is searched."
     return f'<header class="app-head"><h1>A safe CLIP beside its original</h1><p>{markup.text(said)}</p></header>'
 
 
-def _strength(answers: Answers) -> None:
+def _strength(answers: Answers, most_bytes: int) -> None:
     def more() -> list:
         with gr.Row():
             slider = gr.Slider(
@@ -189,16 +220,16 @@ def _strength(answers: Answers) -> None:
             )
         return [slider]
 
-    with gr.Row():
-        with gr.Column(scale=3, min_width=300):
-            query = Query(
-                answers,
-                lambda words, kept, find, strength, tell: answers.at(words, kept, find, strength, tell),
-                more,
-                limit=SEARCHES,
-            )
-        with gr.Column(scale=2, min_width=300):
-            curve = gr.HTML(answers.curve(1.0))
+    def beside() -> None:
+        nonlocal curve
+        curve = gr.HTML(answers.curve(1.0))
+        gr.HTML(markup.note("The gallery is embedded at a step between the ends when that is first chosen."))
+
+    def show(words: str, kept: str, find: str, strength: float, tell: Tell) -> str:
+        return answers.at(words, kept, find, strength, tell)
+
+    curve: gr.HTML | None = None
+    query = Query(answers.gallery, most_bytes, show, more, beside)
 
     def draw(strength: float, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
         return answers.curve(strength, _teller(progress))
@@ -207,35 +238,33 @@ def _strength(answers: Answers) -> None:
     slider.change(answered(draw), [slider], [curve], trigger_mode="always_last", concurrency_limit=SEARCHES, **HIDDEN)
 
 
-def _classes(answers: Answers) -> None:
-    kept = gr.Textbox(visible=False)
-    with gr.Row(equal_height=True):
+def _classes(answers: Answers, most_bytes: int) -> None:
+    with gr.Row(elem_classes="ask"):
         labels = gr.Textbox(label="Labels, with commas between them", scale=4, min_width=240, max_length=6000)
         template = gr.Textbox(TEMPLATE, label="Sentence around a label", scale=2, min_width=200, max_length=100)
-    with gr.Row():
-        upload = gr.UploadButton("Choose an image", file_types=["image"], min_width=150)
-        compare = gr.Button("Compare", variant="primary", min_width=150)
+        kept = chooser("Choose an image", most_bytes)
+        compare = gr.Button("Compare", variant="primary", size="md", scale=1, min_width=110)
     out = gr.HTML(markup.note("Choose an image and type some labels."))
 
-    def received(path: str, labels: str, template: str) -> tuple:
-        image = answers.receive(path)
+    def chosen(kept: str, labels: str, template: str) -> str:
         if not (labels or "").strip():
-            return markup.note("The image is here. Type some labels."), image
-        return answers.classify(image, labels, template), image
+            return markup.note("The image is here. Type some labels.")
+        return answers.classify(kept, labels, template)
 
     options = {**HIDDEN, "concurrency_limit": SEARCHES}
-    upload.upload(answered(received, 2), [upload, labels, template], [out, kept], **options)
-    gr.on([compare.click, labels.submit], answered(answers.classify), [kept, labels, template], [out], **options)
+    asked = [kept, labels, template]
+    kept.upload(answered(chosen), asked, [out], **options)
+    gr.on([compare.click, labels.submit], answered(answers.classify), asked, [out], **options)
 
 
 def _drawing(answers: Answers, why_no_drawing: str) -> None:
     if answers.drawing is None:
         gr.HTML(markup.note(why_no_drawing))
         return
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(label="Prompt", max_lines=1, max_length=LONGEST_QUERY, scale=5, min_width=240)
         seed = gr.Number(0, label="Noise", precision=0, minimum=0, maximum=HIGHEST_SEED, scale=1, min_width=90)
-        draw = gr.Button("Draw", variant="primary", scale=1, min_width=90)
+        draw = gr.Button("Draw", variant="primary", size="md", scale=1, min_width=90)
     out = gr.HTML(
         markup.note(
             f"Drawn by {answers.drawing.name} with the original's text encoder and with the safe one, from the same "
@@ -252,5 +281,6 @@ def _figures(figures: Figures, command: str) -> str:
         return f"{markup.note(f'{figures.said} This command makes one:')}{made}"
     return (
         f'{markup.note(figures.said)}<p><a href="{REPORT}" target="_blank" rel="noopener">The report on a page of its '
-        f'own</a></p><iframe class="report" src="{REPORT}" loading="lazy" title="The report of safe-clip eval"></iframe>'
+        f'own</a></p><iframe class="report" src="{REPORT}" loading="lazy" title="The report of safe-clip eval">'
+        "</iframe>"
     )

@@ -1,22 +1,20 @@
-"""Serves the page: what may be sent, what is asked of others (nothing), and what is left when it ends (nothing)."""
+"""Serves the page: what may be sent, what is asked of others (nothing), and what is written (nothing)."""
 
-import os
-import shutil
 import socket
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, first_line
-from .uploads import too_large
+from .uploads import IMAGE, REPORT, small, to_url, too_large
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from gradio import Blocks
 
 PAGES = 100  # of which sessions are held in memory
+DECODED = 2  # images at a time, which may be large
 SLACK = 2**20  # bytes of a request around an upload
 # A browser is told to fetch nothing from elsewhere, whatever is on the page.
 POLICY = (
@@ -29,6 +27,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+UPLOAD = "/gradio_api/upload"  # gradio's own, which writes to the disk
 Message = dict[str, Any]
 
 
@@ -44,12 +43,14 @@ class Guard:
         self.app, self.most_bytes = app, most_bytes
 
     async def __call__(self, scope: Message, receive: Callable, send: Callable) -> None:
+        from starlette.responses import PlainTextResponse
+
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if scope["path"].endswith(UPLOAD):
+            return await PlainTextResponse("Nothing is stored here.", 403)(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.most_bytes + SLACK:
-            from starlette.responses import PlainTextResponse
-
             refusal = PlainTextResponse(too_large(self.most_bytes), 413, {"connection": "close"})
             return await refusal(scope, receive, send)
 
@@ -62,38 +63,38 @@ class Guard:
         await self.app(scope, receive, guarded)
 
 
-@contextmanager
-def own_folder() -> Iterator[Path]:
-    """A folder for uploads that nobody else may read, and that is gone afterwards."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    folder = Path(tempfile.mkdtemp(prefix="safe-clip-app-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            os.environ.pop("GRADIO_TEMP_DIR", None)
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = before
-
-
 def application(page: "Blocks", most_bytes: int, queue_size: int, report: Path | None) -> "FastAPI":
     """The page as an ASGI application.
 
     Args:
-        page: as `build` makes it, inside `own_folder`.
+        page: as `build` makes it.
         most_bytes: of an upload.
         queue_size: requests that wait, beyond which new ones are refused.
         report: the HTML file that is served at `REPORT`.
     """
     import gradio as gr
-    from fastapi import FastAPI
-    from fastapi.responses import FileResponse
+    from anyio import CapacityLimiter, to_thread
+    from fastapi import FastAPI, Request, Response
+    from fastapi.responses import FileResponse, PlainTextResponse
 
-    from .page import CSS, REPORT, theme
+    from .page import CSS, theme
 
+    decoding = CapacityLimiter(DECODED)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post(f"/{IMAGE}")
+    async def read_image(request: Request) -> Response:
+        content = bytearray()
+        async for part in request.stream():
+            content += part
+            if len(content) > most_bytes:
+                return PlainTextResponse(too_large(most_bytes), 413)
+        try:
+            kept = await to_thread.run_sync(lambda: to_url(small(bytes(content))), limiter=decoding)
+        except UserError as error:
+            return PlainTextResponse(str(error), 422)
+        return PlainTextResponse(kept)
+
     if report is not None:
 
         @app.get(f"/{REPORT}")
@@ -108,7 +109,6 @@ def application(page: "Blocks", most_bytes: int, queue_size: int, report: Path |
         path="/",
         footer_links=[],
         run_history=False,  # else the browser keeps what was asked
-        max_file_size=most_bytes,
         ssr_mode=False,
         mcp_server=False,
         pwa=False,

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from pathlib import Path
 
 from PIL import Image
 
@@ -11,29 +10,9 @@ from ..errors import UserError
 
 MOST_PIXELS = 50_000_000  # what the largest of telephones take; decoded, 150 MB
 SEEN = 640  # pixels of the longer side, beyond which no CLIP sees more
+IMAGE, REPORT = "image", "report"  # paths: where images are brought, and where the report of an evaluation is served
 LONGEST_QUERY = 1000  # characters
 PREFIX = "data:image/png;base64,"
-
-
-def read_upload(path: str | Path, most_bytes: int) -> Image.Image:
-    """The image in an uploaded file, which is deleted.
-
-    Returns:
-        RGB, of at most `SEEN` pixels on its longer side.
-
-    Raises:
-        UserError: it is too large, or no image that can be read.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > most_bytes:
-            raise UserError(too_large(most_bytes))
-        content = path.read_bytes()
-    except OSError:
-        raise UserError("the file did not arrive whole. Choose it again.") from None
-    finally:
-        path.unlink(missing_ok=True)
-    return small(content)
 
 
 def too_large(most_bytes: int) -> str:
@@ -42,7 +21,14 @@ def too_large(most_bytes: int) -> str:
 
 
 def small(content: bytes) -> Image.Image:
-    """The image in some bytes, as `read_upload`."""
+    """The image in some bytes.
+
+    Returns:
+        RGB, of at most `SEEN` pixels on its longer side.
+
+    Raises:
+        UserError: it is no image that can be read, or has too many pixels.
+    """
     try:
         image = decoded(content, _check_pixels)
     except UserError as error:

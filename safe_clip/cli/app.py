@@ -1,6 +1,6 @@
 """Shows a safe CLIP beside its original on a page in the browser: search, strength, zero-shot classes, a generator.
 
-  safe-clip app                                  the bundled demo, with the model that safe-clip train left in safe-clip/
+  safe-clip app                                  the bundled demo, and the model that safe-clip train left
   safe-clip app --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset you/quadruplets
   safe-clip app --model you/safe-clip --baseline openai/clip-vit-large-patch14 --dataset rows.csv --split validation
 
@@ -52,8 +52,8 @@ class AppArguments(ModelArguments):
     generator: str | None = field(
         default=None,
         metadata={
-            "help": "A diffusers pipeline that draws, which requires a GPU: a Hub id or a folder. By default, beside the "
-            "bundled original, the bundled one."
+            "help": "A diffusers pipeline that draws, which requires a GPU: a Hub id or a folder. By default, beside "
+            "the bundled original, the bundled one."
         },
     )
     generator_revision: str | None = field(
@@ -105,8 +105,8 @@ class AppArguments(ModelArguments):
         if self.baseline is None:
             what = f"--model {self.model}" if self.model != "demo" else "the bundled demo model"
             raise UserError(
-                f"{what} has nothing beside it: {command_line('train')} makes a safe model of the demo in {DEFAULT_MODEL}"
-                "/, or name the original with --baseline."
+                f"{what} has nothing beside it: {command_line('train')} makes a safe model of the demo in "
+                f"{DEFAULT_MODEL}/, or name the original with --baseline."
             )
 
 
