@@ -65,7 +65,8 @@ def _hit(number: int, hit: Hit, thing: Thing, show_unsafe: bool) -> str:
     covered = thing.unsafe and not show_unsafe
     label = f"Show result {number}, {'an' if kind == 'image' else 'a'} {kind} labelled unsafe"
     if thing.image:
-        shown = picture(thing.image, f"Image {number}, labelled unsafe" if thing.unsafe else thing.text)
+        about = f"Image {number}, labelled unsafe" if thing.unsafe else thing.text
+        shown = picture(thing.image, about or f"Image {number}, which has no caption")
     else:
         shown = f'<span class="thing">{text(thing.text)}</span>'
     return (

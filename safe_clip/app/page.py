@@ -78,7 +78,7 @@ def chooser(label: str, most_bytes: int) -> gr.HTML:
         "",
         html_template=(
             '<label class="chooser"><input type="file" accept="image/*"><span>${label}</span></label>'
-            '<p class="fault" role="alert" hidden></p>'
+            '<p class="fault chooser-fault" role="alert" hidden></p>'
         ),
         js_on_load=SCRIPT.read_text(encoding="utf-8").replace("IMAGE_PATH", IMAGE),
         label=label,

@@ -10,6 +10,7 @@ from ..errors import UserError, first_line
 from .uploads import IMAGE, REPORT, small, to_url, too_large
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
     from gradio import Blocks
 
@@ -28,6 +29,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 UPLOAD = "/gradio_api/upload"  # gradio's own, which writes to the disk
+UNTOLD = {"docs_url": None, "redoc_url": None, "openapi_url": None}  # it is a page, not an interface for programs
 Message = dict[str, Any]
 
 
@@ -80,7 +82,7 @@ def application(page: "Blocks", most_bytes: int, queue_size: int, report: Path |
     from .page import CSS, theme
 
     decoding = CapacityLimiter(DECODED)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(**UNTOLD)
 
     @app.post(f"/{IMAGE}")
     async def read_image(request: Request) -> Response:
@@ -108,6 +110,7 @@ def application(page: "Blocks", most_bytes: int, queue_size: int, report: Path |
         page,
         path="/",
         footer_links=[],
+        app_kwargs=UNTOLD,
         run_history=False,  # else the browser keeps what was asked
         ssr_mode=False,
         mcp_server=False,
@@ -139,12 +142,17 @@ def bound(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: "FastAPI", at: socket.socket) -> None:
-    """Serves until it is stopped, and logs nothing of what is asked."""
+def server_of(app: "FastAPI") -> "uvicorn.Server":
+    """What serves it, and logs nothing of what is asked."""
     import uvicorn
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False, ws="none"
     )
+    return uvicorn.Server(config)
+
+
+def run(app: "FastAPI", at: socket.socket) -> None:
+    """Serves until it is stopped."""
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[at])
+        server_of(app).run(sockets=[at])

@@ -2,9 +2,7 @@ import base64
 import functools
 import io
 import json
-import os
 import re
-import shutil
 import threading
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +20,7 @@ from safe_clip.evaluation.report.strips import Viewer, choose_rows, first_result
 from safe_clip.evaluation.suite import describe, embed_everything, measure
 from safe_clip.evaluation.table import results_table
 
+from ..browser import LUMINANCE, chromium, show
 from ..helpers import FEATURES, build_model, make_rows
 
 
@@ -205,28 +204,10 @@ def test_one_model_alone_and_rows_without_categories(processor, tmp_path):
     assert "redirection_original_gallery" not in results["models"]["model"]["splits"]["test"]
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
 @pytest.fixture(scope="module")
 def browser():
-    from selenium import webdriver
-
-    driver = shutil.which("chromedriver")
-    if not CHROMIUM or not driver:
-        if os.environ.get("CI"):
-            pytest.fail("CI must have Chromium and its driver")
-        pytest.skip("requires Chromium and its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "hide-scrollbars", "disable-sync"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-background-networking", "disable-component-update", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -241,23 +222,11 @@ def address(page):
     server.shutdown()
 
 
-LUMINANCE = """
-const parts = getComputedStyle(arguments[0])[arguments[1]].match(/[0-9.]+/g).map(Number);
-return (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255;
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_the_page_reads_on_phones_and_desktops_in_light_and_dark(browser, address, width, scheme):
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
+    show(browser, width, scheme == "dark")
     browser.get(address)
     browser.execute_script("document.querySelectorAll('details').forEach(part => part.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
