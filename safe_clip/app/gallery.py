@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..data.arguments import DataArguments
 from ..data.items import IMAGE_COLUMNS, items_there
 from ..errors import UserError
 from ..evaluation.data import EvaluationData, draw, load_evaluation_data
-from ..evaluation.quadruplets import QuadrupletItems, safe_rates, union_index
+from ..evaluation.quadruplets import QuadrupletItems, union_index
 from ..evaluation.report.strips import Viewer
-from ..evaluation.retrieval import retrieval
 from ..evaluation.suite import ModelEmbeddings, count_embedded, embed_everything
+from ..items import pairs
+from ..metrics.ranking import ExactIndex, first_right, safe_share
 from ..terminal import phase, told
 from .ladder import Ladder, Tell
 
@@ -181,12 +184,9 @@ class Gallery:
         """The step's place on the curve; `None` where the data have not both kinds of captions and images."""
         if strength not in self._points:
             items, pool = self.items(strength), self.pool(strength)
-            rates = safe_rates(items.unsafe_text, *union_index(pool, "image"))
-            recalls = retrieval(items, ("safe",), (1,), gallery=pool)
-            names = "safe_rate_at_1", "safe_t2i_recall_at_1"
-            found = [(figures, name) for figures, name in zip((rates, recalls), names, strict=True) if name in figures]
-            values = [figures[name].nanmean().item() for figures, name in found]
-            self._points[strength] = Point(strength, *values) if len(values) == 2 else None
+            known = [len(items.unsafe_text), len(pool.unsafe_image), len(pairs(items.safe_text, pool.safe_image)[0])]
+            values = (_safe_first(items, pool), _own_first(items, pool)) if all(known) else None
+            self._points[strength] = Point(strength, *values) if values else None
         return self._points[strength]
 
     def points(self) -> list[Point]:
@@ -197,3 +197,27 @@ class Gallery:
         """Any caption of a side."""
         captions: Sequence = self.items(1.0).of(side, "text").first
         return self.thing(side, "text", int(random.choice(captions))).text if len(captions) else None
+
+
+# As `redirection` and `retrieval` count, whose metrics take seconds to import.
+
+
+def _safe_first(items: QuadrupletItems, pool: QuadrupletItems) -> float:
+    """Share of the unsafe captions that find a safe image first among all images, ties by chance."""
+    index, safe_count = union_index(pool, "image")
+    assert index is not None  # there are images
+    shares = safe_share(normalize(items.unsafe_text.different, dim=1), index, safe_count, [1])[:, 0]
+    return shares[items.unsafe_text.inverse].mean().item()
+
+
+def _own_first(items: QuadrupletItems, pool: QuadrupletItems) -> float:
+    """Share of the safe captions with an image that find one of their own first among the safe images."""
+    captions, images = items.safe_text, pool.safe_image
+    right: dict[int, set[int]] = {}
+    asking, answering = pairs(captions, images)
+    for caption, image in zip(captions.inverse[asking].tolist(), images.inverse[answering].tolist(), strict=True):
+        right.setdefault(caption, set()).add(image)
+    queries = normalize(captions.different[list(right)], dim=1)
+    found = first_right(queries, ExactIndex(images.different), [sorted(each) for each in right.values()]).recall_at(1)
+    of = dict(zip(right, found.tolist(), strict=True))
+    return fmean(of[caption] for caption in captions.inverse[asking].tolist())
