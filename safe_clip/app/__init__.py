@@ -142,6 +142,7 @@ def serve(*models: Any, settings: Settings | None = None, **options: Any) -> Non
     with bound(settings.host, settings.port) as at:
         app, _ = open_page(*models, settings=settings, **options)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        at.listen()  # so that whoever reads the next line is let in
         say(f"The page is at http://{host}:{at.getsockname()[1]} (Ctrl-C ends it).")
         if settings.host not in ("127.0.0.1", "localhost", "::1"):
             say("Whoever reaches this machine can use it.")

@@ -12,5 +12,9 @@ from safe_clip.app.ladder import Opened
 
 adapter = Path(__file__).parent / "adapter"
 safe = PeftModel.from_pretrained(load_clip("demo"), adapter).merge_and_unload()
-host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-serve(Opened(safe, load_processor("demo"), "safe-clip"), "demo", settings=Settings(host=host, port=port))
+settings = Settings(
+    max_images=int(os.environ.get("MAX_IMAGES", "2000")),
+    host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+    port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+)
+serve(Opened(safe, load_processor("demo"), "safe-clip"), "demo", settings=settings)

@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
-from peft import PeftModel
 from PIL import Image as PILImage
 
-from safe_clip import load_clip, load_processor
 from safe_clip.app import Settings, open_page, server
-from safe_clip.app.ladder import Opened
 from safe_clip.data.arguments import DataArguments
 from safe_clip.demo import world
 from safe_clip.demo.dataset import FEATURES
@@ -24,6 +27,7 @@ from ..helpers import ROOT, load_script
 
 pytestmark = pytest.mark.slow
 
+SPACE = ROOT / "spaces" / "demo"
 RING = "figure.curve circle.here"
 
 
@@ -34,9 +38,12 @@ def served(tmp_path_factory):
     concepts = world.unsafe_concepts(held_out=False)
     drawn = [world.draw_quadruplet(f"test/{row}", world.TRAINING_STYLES, concepts) for row in range(60)]
     DatasetDict({"test": Dataset.from_list(drawn, FEATURES)}).save_to_disk(folder / "rows")
-    safe = PeftModel.from_pretrained(load_clip("demo"), ROOT / "spaces" / "demo" / "adapter").merge_and_unload()
+    with pytest.MonkeyPatch.context() as patched:
+        models = []
+        patched.setattr("safe_clip.app.serve", lambda *given, **options: models.extend(given))
+        runpy.run_path(str(SPACE / "app.py"))
     app, answers = open_page(
-        Opened(safe, load_processor("demo"), "safe-clip"),
+        *models,
         data=DataArguments(str(folder / "rows")),
         settings=Settings(cache_dir=str(folder / "kept"), evaluation=str(folder)),
         generation=GenerationArguments(num_inference_steps=2),
@@ -253,3 +260,31 @@ def test_nobody_else_was_asked_and_nothing_was_written(browser, served):
 
     folder = get_upload_folder()
     assert not os.path.exists(folder) or not any(files for _, _, files in os.walk(folder))
+
+
+def test_the_space_starts_and_answers(tmp_path):
+    environment = os.environ | {
+        "GRADIO_SERVER_PORT": "0",
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(tmp_path),
+        "MAX_IMAGES": "40",
+    }
+    command = [sys.executable, str(SPACE / "app.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as space:
+        try:
+            script = load_script("benchmarks/app.py")
+            address = next(filter(None, map(script.ADDRESS.search, space.stdout))).group()
+            (shown, *_) = script.ask(address, script.handlers(address)["by_words"], "a dog", "images")
+            assert shown.count('class="hit ') == 24 and "safe-clip" in shown
+        finally:
+            space.send_signal(signal.SIGINT)
+    assert space.returncode == 0
+
+
+def test_what_the_space_brings_is_small_and_named():
+    size = sum(file.stat().st_size for file in SPACE.rglob("*") if file.is_file())
+    assert size < 2_000_000 and not list(SPACE.rglob("*.bin"))
+    front = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
+    assert front["sdk"] == "gradio" and (SPACE / front["app_file"]).is_file() and len(front["short_description"]) <= 60
+    extras = re.fullmatch(r"safe-clip\[(.+)\]\n", (SPACE / "requirements.txt").read_text()).group(1).split(",")
+    assert all(f'"{extra}": ' in (ROOT / "setup.py").read_text() for extra in extras)

@@ -14,6 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from safe_clip import SafeCLIPTrainingArguments, UserError, __version__
 from safe_clip.cli import VERBS, main
+from safe_clip.cli import app as app_verb
 from safe_clip.cli import audit as audit_verb
 from safe_clip.cli import embed as embed_verb
 from safe_clip.cli import eval as eval_verb
@@ -32,6 +33,7 @@ DATACLASSES = {
     "eval": [eval_verb.EvaluationArguments],
     "embed": [embed_verb.EmbedArguments],
     "generate": [generate_verb.ComparedGenerators, GenerationArguments],
+    "app": [app_verb.AppArguments],
     "audit": [audit_verb.AuditArguments],
 }
 SLOW = ("torch", "transformers", "datasets", "numpy", "accelerate")
