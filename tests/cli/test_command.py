@@ -28,6 +28,7 @@ from safe_clip.generation.arguments import GenerationArguments
 from safe_clip.models.export import FORMATS
 
 ROOT = Path(__file__).parents[2]
+ALONE = ("audit", "app")  # which several processes cannot share
 DATACLASSES = {
     "train": [train_verb.ScriptArguments, SafeCLIPTrainingArguments],
     "eval": [eval_verb.EvaluationArguments],
@@ -64,7 +65,7 @@ def test_the_help_has_every_setting_with_the_default_that_the_parser_has(verb, c
     found = settings_in(printed(capsys, verb, "--help"))
     actions = settings_parser(DATACLASSES[verb])._actions
     real = {action.dest: action for action in reversed(actions) if action.dest != "help"}
-    others = set(launching.LAUNCH) if verb != "audit" else set()
+    others = set(launching.LAUNCH) if verb not in ALONE else set()
     assert found.keys() - others == real.keys() and others <= found.keys()
     # Of what is a switch, the parser's second flag, `--no_`, has the same default.
     assert {name: found[name] for name in real} == {name: default_words(real[name].default) for name in real}
@@ -99,9 +100,9 @@ def test_own_settings_come_first_and_all_of_them_stand_in_a_group(capsys):
     own = help_page.training_settings()[0].keys() | help_page.settings_of(train_verb.ScriptArguments).keys()
     grouped = {name for members in train_verb.GROUPS.values() for name in members.split()}
     assert own <= grouped
-    for verb in ("eval", "embed", "generate", "audit"):
+    for verb in ("eval", "embed", "generate", "audit", "app"):
         groups = importlib.import_module(f"safe_clip.cli.{verb}").GROUPS
-        settings = help_page.settings_of(*DATACLASSES[verb]).keys() | (set() if verb == "audit" else launching.LAUNCH)
+        settings = help_page.settings_of(*DATACLASSES[verb]).keys() | (set() if verb in ALONE else launching.LAUNCH)
         assert {name for members in groups.values() for name in members.split()} == settings
 
 
