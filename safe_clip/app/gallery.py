@@ -18,8 +18,8 @@ from ..data.items import IMAGE_COLUMNS, items_there
 from ..errors import UserError
 from ..evaluation.data import EvaluationData, draw, load_evaluation_data
 from ..evaluation.quadruplets import QuadrupletItems, union_index
-from ..evaluation.report.strips import Viewer
 from ..evaluation.suite import ModelEmbeddings, count_embedded, embed_everything
+from ..evaluation.viewer import Viewer
 from ..items import pairs
 from ..metrics.ranking import ExactIndex, first_right, safe_share
 from ..terminal import phase, told

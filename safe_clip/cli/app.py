@@ -103,10 +103,11 @@ class AppArguments(ModelArguments):
         super().__post_init__()
         check_ranges(self, self.RANGES)
         if self.baseline is None:
-            what = f"--model {self.model}" if self.model != "demo" else "the bundled demo model"
+            if self.model != "demo":
+                raise UserError(f"--model {self.model}: name the original that it was trained from with --baseline.")
             raise UserError(
-                f"{what} has nothing beside it: {command_line('train')} makes a safe model of the demo in "
-                f"{DEFAULT_MODEL}/, or name the original with --baseline."
+                f"the bundled demo model has nothing beside it: {command_line('train')} makes a safe one of it in "
+                f"{DEFAULT_MODEL}/, or name another with --model and --baseline."
             )
 
 

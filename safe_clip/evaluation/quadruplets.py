@@ -148,7 +148,9 @@ def embed_column(
     """The captions or images that a column has, changed if so asked."""
     there = items_there(rows, column).nonzero()[0]
     if column in CAPTION_COLUMNS:
-        cells, numbers = rows[column], rows[ROW_COLUMN] if ROW_COLUMN in rows.column_names else range(len(rows))
+        # As lists: of a column, each cell would be looked up on its own, in a millisecond.
+        cells = list(rows[column])
+        numbers = list(rows[ROW_COLUMN]) if ROW_COLUMN in rows.column_names else range(len(rows))
         captions = [check_caption(cells[row], numbers[row], column) for row in there.tolist()]
         items = embedder.texts(map(change, captions) if change else captions, desc)
     else:

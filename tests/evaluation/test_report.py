@@ -16,9 +16,10 @@ from safe_clip.data.thumbnails import data_url
 from safe_clip.embedding.embedder import Embedder
 from safe_clip.evaluation.data import EvaluationData, Sample
 from safe_clip.evaluation.report import Tile, write_report
-from safe_clip.evaluation.report.strips import Viewer, choose_rows, first_results
+from safe_clip.evaluation.report.strips import choose_rows, first_results
 from safe_clip.evaluation.suite import describe, embed_everything, measure
 from safe_clip.evaluation.table import results_table
+from safe_clip.evaluation.viewer import Viewer
 
 from ..browser import LUMINANCE, chromium, show
 from ..helpers import FEATURES, build_model, make_rows
