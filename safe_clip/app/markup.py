@@ -111,7 +111,12 @@ def probabilities(labels: Sequence[str], by: Mapping[str, Sequence[float]], quer
 
 
 def _bar(share: float) -> str:
-    return f'<td><span class="bar" style="width:{100 * share:.1f}%"></span><span>{100 * share:.1f} %</span></td>'
+    percent = 100 * share
+    if percent >= 0.1:
+        said = f"{percent:.1f} %"
+    else:  # as many of a SigLIP's are
+        said = f"{percent:.3f} %" if percent >= 0.001 else "under 0.001 %"
+    return f'<td><span class="bar" style="width:{percent:.1f}%"></span><span>{said}</span></td>'
 
 
 def drawings(titles: Iterable[str], drawn: Iterable[tuple[str, Drawn]], always: bool, show_unsafe: bool) -> str:

@@ -22,7 +22,11 @@ from .uploads import IMAGE, LONGEST_QUERY, REPORT, too_large
 CSS, SCRIPT = (Path(__file__).with_name(name) for name in ("page.css", "chooser.js"))
 # Of two cores, on which embedding takes both: more at once only wait for one another.
 SEARCHES, DRAWINGS = 4, 1
-HIDDEN = {"api_visibility": "private", "show_progress": "minimal"}  # nothing of it is for programs
+# Nothing of it is for programs. What may wait for a step to be embedded waits in a lane of its own.
+ASKED, STEPPED = (
+    {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": SEARCHES, "concurrency_id": lane}
+    for lane in ("searches", "steps")
+)
 EMPTY = "Type what to look for, choose an image, or try a caption of the gallery."
 UNEXPECTED = "something went wrong here ({}). The terminal that runs the page says where."
 
@@ -98,6 +102,7 @@ class Query:
         show: the answer to `(words, kept, find, *more)`, as `outputs` take it, the HTML first.
         more: further components that decide the answer.
         beside: puts something beside the results.
+        options: of its events.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class Query:
         show: Callable[..., Any],
         more: Callable[[], list] = list,
         beside: Callable[[], None] | None = None,
+        options: dict[str, Any] = ASKED,
     ):
         self.gallery, self.show = gallery, show
         with gr.Row(elem_classes="ask"):
@@ -126,7 +132,6 @@ class Query:
             if beside:
                 with gr.Column(scale=2, min_width=300):
                     beside()
-        options = {**HIDDEN, "concurrency_limit": SEARCHES}
         asked, shown = [self.find, *self.more], [self.out, self.words, self.kept]
         gr.on(
             [search.click, self.words.submit],
@@ -229,13 +234,13 @@ def _strength(answers: Answers, most_bytes: int) -> None:
         return answers.at(words, kept, find, strength, tell)
 
     curve: gr.HTML | None = None
-    query = Query(answers.gallery, most_bytes, show, more, beside)
+    query = Query(answers.gallery, most_bytes, show, more, beside, STEPPED)
 
     def draw(strength: float, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
         return answers.curve(strength, _teller(progress))
 
     (slider,) = query.more
-    slider.change(answered(draw), [slider], [curve], trigger_mode="always_last", concurrency_limit=SEARCHES, **HIDDEN)
+    slider.change(answered(draw), [slider], [curve], trigger_mode="always_last", **STEPPED)
 
 
 def _classes(answers: Answers, most_bytes: int) -> None:
@@ -251,10 +256,9 @@ def _classes(answers: Answers, most_bytes: int) -> None:
             return markup.note("The image is here. Type some labels.")
         return answers.classify(kept, labels, template)
 
-    options = {**HIDDEN, "concurrency_limit": SEARCHES}
     asked = [kept, labels, template]
-    kept.upload(answered(chosen), asked, [out], **options)
-    gr.on([compare.click, labels.submit], answered(answers.classify), asked, [out], **options)
+    kept.upload(answered(chosen), asked, [out], **ASKED)
+    gr.on([compare.click, labels.submit], answered(answers.classify), asked, [out], **ASKED)
 
 
 def _drawing(answers: Answers, why_no_drawing: str) -> None:

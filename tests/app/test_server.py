@@ -113,6 +113,11 @@ def test_text_is_neither_markup_nor_a_template():
     )
 
 
+def test_small_probabilities_are_told_apart():
+    text = markup.probabilities(["a", "b", "c"], {"Safe": [0.5, 0.0004, 1e-9]}, "data:,", True)
+    assert [said in text for said in ("50.0 %", "0.040 %", "under 0.001 %")] == [True] * 3
+
+
 WEIGHTS = {"model": "a", "baseline": "b"}
 
 
