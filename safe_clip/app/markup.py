@@ -112,10 +112,8 @@ def probabilities(labels: Sequence[str], by: Mapping[str, Sequence[float]], quer
 
 def _bar(share: float) -> str:
     percent = 100 * share
-    if percent >= 0.1:
-        said = f"{percent:.1f} %"
-    else:  # as many of a SigLIP's are
-        said = f"{percent:.3f} %" if percent >= 0.001 else "under 0.001 %"
+    digits = 1 if percent >= 0.1 else 3  # many of a SigLIP's are small
+    said = f"{percent:.{digits}f} %" if percent >= 0.001 else "under 0.001 %"
     return f'<td><span class="bar" style="width:{percent:.1f}%"></span><span>{said}</span></td>'
 
 
