@@ -39,7 +39,7 @@ class Tower:
         onnx_output: what transformers.js calls the embeddings in the graph of the encoder alone.
         base_by: settings of `sub_config` whose values are the keys of `bases`.
         bases: the checkpoint that most generators with these values were made with.
-        example: a generator with such an encoder; `None` where none is known.
+        example: a generator with such an encoder; `None` where none is known, and its hidden states are not trained.
     """
 
     name: str

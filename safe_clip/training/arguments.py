@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
@@ -277,12 +278,11 @@ class SafeCLIPTrainingArguments(TrainingArguments):
         given = cast(dict, self.loss_weights or {})  # a text only before `__post_init__`
         return (dict.fromkeys(HIDDEN_STATE_NEEDS, 0.0) if not self.hidden_state_terms else {}) | given
 
-    def make_objective(self, logit_scale: float, logit_bias: float | None = None) -> Objective:
-        """The objective that is asked for, with a model's factor before cosines and what it adds to them."""
-        options = cast(dict, self.objective_options or {})  # a text only before `__post_init__`
-        if self.frozen_gallery:
-            options = options | {"frozen_gallery": True}
-        return build_objective(self.objective, self.logit_scale or logit_scale, self.term_weights, options, logit_bias)
+    def make_objective(self, scale: float, bias: float | None = None, left_out: Iterable[str] = ()) -> Objective:
+        """The objective for cosines of this scale and bias; terms `left_out` have the weights that were given, or 0."""
+        options = cast(dict, self.objective_options or {}) | ({"frozen_gallery": True} if self.frozen_gallery else {})
+        weights = dict.fromkeys(left_out, 0.0) | self.term_weights
+        return build_objective(self.objective, self.logit_scale or scale, weights, options, bias)
 
     def __new__(cls, *_: Any, **settings: Any):
         known = [each.name for each in fields(cls) if each.init]

@@ -28,6 +28,7 @@ from ..models.load import check_processor, load_clip, load_processor
 from ..models.preparation import accept_sharding, check_adapters, lora_config, prepare_model, train_towers
 from ..models.reference import FrozenReference
 from ..objectives.base import Objective
+from ..objectives.hidden_states import HIDDEN_STATE_NEEDS
 from ..store.folders import folder_of
 from .arguments import SafeCLIPTrainingArguments
 from .plan import warn_of_terms_without_rows
@@ -179,6 +180,13 @@ def train_what_rows_show(
     if mixed and args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True
     return mixed
+
+
+def make_objective(args: SafeCLIPTrainingArguments, reference: FrozenReference) -> Objective:
+    """The objective, for a model's own factor before cosines, without hidden states that no generator reads."""
+    unread = [name for name, tower in reference.family.towers.items() if tower.example is None]
+    left_out = [term for term in HIDDEN_STATE_NEEDS if any(f"_{name}_" in term for name in unread)]
+    return args.make_objective(reference.logit_scale, reference.logit_bias, left_out)
 
 
 def count_term_rows(objective: Objective, rows: Any, args: SafeCLIPTrainingArguments) -> dict[str, int] | None:

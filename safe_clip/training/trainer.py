@@ -109,7 +109,7 @@ class SafeCLIPTrainer(Trainer):
             self.reference = FrozenReference(model)
         if args.strength != 1:
             self.reference.scalable(model)  # known before training, not after
-        self.objective = args.make_objective(self.reference.logit_scale, self.reference.logit_bias)
+        self.objective = construction.make_objective(args, self.reference)
         self.run = Run(args, lambda: facts_of(self), [self.reference.config._name_or_path or None])
         self.nothing_left, self.resumed_from, self._sides_checked = False, 0, False
         self.card_facts: dict[str, Any] = {}

@@ -37,10 +37,11 @@ from safe_clip.models.families.siglip import SIGLIP, tell_of_capitals
 from safe_clip.models.load import check_processor
 from safe_clip.objectives import OBJECTIVES, SafeCLIPLoss, build_objective
 from safe_clip.objectives.base import contrastive
+from safe_clip.objectives.hidden_states import HIDDEN_STATE_NEEDS
 from safe_clip.store.fingerprints import tokenizer_settings
 from safe_clip.store.known_files import WRITTEN, fits
 
-from ..checkpoints import BIAS, save_siglip, save_siglip_2
+from ..checkpoints import BIAS, save_clip, save_metaclip_2, save_siglip, save_siglip_2
 from ..helpers import FEATURES, make_rows
 from .test_families import make_trainer, stock_images, stock_texts
 
@@ -116,6 +117,18 @@ def test_every_objective_trains_every_adapter(objective, folder, rows, tmp_path)
     adapters = {name: weight for name, weight in trainer.model.state_dict().items() if "lora_B" in name}
     assert adapters and all(weight.any() for weight in adapters.values())
     assert trainer.data_collator([rows[index] for index in range(8)])["input_ids"].shape == (16, 64)
+
+
+def test_hidden_states_that_no_generator_reads_are_trained_only_where_they_are_named(folder, rows, tmp_path):
+    def terms(model, **settings):
+        return set(make_trainer(model, tmp_path, rows, **settings).objective.hidden_state_terms)
+
+    of_images = {"preservation_image_states", "redirection_image_states"}
+    assert terms(folder) == of_images and terms(folder, hidden_state_terms=False) == set()
+    assert terms(folder, loss_weights={"preservation_text_states": 5}) == of_images | {"preservation_text_states"}
+    save_metaclip_2(tmp_path / "metaclip")
+    save_clip(tmp_path / "clip")
+    assert terms(str(tmp_path / "metaclip")) == set() and terms(str(tmp_path / "clip")) == set(HIDDEN_STATE_NEEDS)
 
 
 def test_an_adapter_that_would_never_be_trained_is_refused(folder, rows, tmp_path):
