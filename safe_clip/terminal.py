@@ -48,7 +48,8 @@ def command_line(*words: str) -> str:
 
 def draws_bars() -> bool:
     """Whether bars can be drawn: on a terminal and in a notebook, not in a file."""
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    ipython = sys.modules.get("IPython")  # which libraries import outside notebooks too, as they do its kernel
+    return sys.stderr.isatty() or (ipython is not None and hasattr(ipython.get_ipython(), "kernel"))
 
 
 class _Lines:

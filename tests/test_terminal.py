@@ -1,10 +1,11 @@
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from safe_clip import terminal
-from safe_clip.terminal import coloured, command_line, in_colour, phase, progress_bar
+from safe_clip.terminal import coloured, command_line, draws_bars, in_colour, phase, progress_bar
 
 
 class Screen(io.StringIO):
@@ -33,6 +34,17 @@ def test_colours_are_for_terminals_alone_and_for_those_who_want_them(monkeypatch
     monkeypatch.setenv("NO_COLOR", "1")
     assert not in_colour(Screen())
     assert coloured("+1", "loss", True) == "\x1b[31m+1\x1b[0m" and coloured("+1", "loss", False) == "+1"
+
+
+def test_a_notebook_is_known_by_its_kernel_not_by_a_library_that_is_there(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    shells = [None, object(), SimpleNamespace(kernel=1)]  # plain Python, IPython on a terminal, a notebook
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    found = []
+    for shell in shells:
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        found.append(draws_bars())
+    assert found == [False, False, True]
 
 
 def test_a_phase_is_one_bar_and_in_a_file_one_line(stream):
