@@ -6,22 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_clip.demo.vocabulary import with_article
+from safe_clip.demo.world import GROUNDS as COLOURS
 
 Colour = tuple[int, int, int]
 
-COLOURS: dict[str, Colour] = {
-    "red": (214, 72, 66),
-    "orange": (240, 150, 60),
-    "yellow": (244, 220, 96),
-    "green": (110, 180, 96),
-    "blue": (88, 140, 220),
-    "purple": (150, 104, 196),
-    "pink": (244, 170, 196),
-    "brown": (150, 108, 78),
-    "gray": (158, 158, 158),
-    "white": (246, 246, 246),
-    "black": (34, 34, 38),
-}
 # What is above the horizon, fading down to it, what is below, and how captions put it.
 PLACES: dict[str, tuple[Colour, Colour, Colour, tuple[str, ...]]] = {
     "grass": ((120, 176, 236), (206, 228, 246), (116, 176, 92), ("on the grass", "in a meadow", "on a lawn")),

@@ -20,19 +20,10 @@ from scenery import HELD_OUT_STYLES, TRAINING_STYLES, Sprites, compose, compose_
 from things import FOLDS, Thing, categories, everyday_things, seen, unseen_category, unseen_concepts
 from tqdm.auto import tqdm
 
+from safe_clip.demo.dataset import FEATURES as QUADRUPLET
 from safe_clip.errors import UserError, run
 
-FEATURES = Features(
-    {
-        "safe_caption": Value("string"),
-        "safe_image": Image(),
-        "unsafe_caption": Value("string"),
-        "unsafe_image": Image(),
-        "category": Value("string"),
-        "concept": Value("string"),
-        "names_category": Value("bool"),
-    }
-)
+FEATURES = Features(QUADRUPLET | {"names_category": Value("bool")})
 OBJECT_COPIES = 2  # images of each everyday thing, one in each training style
 CATEGORY = "predators"  # that is left out by default
 
